@@ -1,0 +1,182 @@
+"""The command line. Heavy libraries are imported inside the commands: `dataworth --help` answers at once."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows.config import DemoConfig, FitConfig, IndexConfig, ValueConfig
+from flows.options import ConfiguredCommand, configuration, options
+from flows.terminal import passages, say, sentences_for_known_errors, table
+from storage.errors import DataworthError, InputError
+
+__all__ = ["main"]
+
+EXAMPLES = """\
+What is each document, and each source of documents, worth to a language model?
+
+\b
+  dataworth demo
+  dataworth value --model ./checkpoint --corpus docs.jsonl --queries q.jsonl --results out
+  dataworth top --results out --query ID
+"""
+
+
+@click.group(help=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="dataworth")
+def cli() -> None:
+    """The command group."""
+
+
+def _command(name: str, kind: type[Any], text: str) -> Callable[[Callable[[Any], None]], click.Command]:
+    """Register a command that takes one configuration."""
+
+    def register(run: Callable[[Any], None]) -> click.Command:
+        def callback(**given: Any) -> None:
+            run(configuration(kind, given))
+
+        command = ConfiguredCommand(name, params=options(kind), callback=callback, help=text, no_args_is_help=False)
+        cli.add_command(command)
+        return command
+
+    return register
+
+
+@_command("value", ValueConfig, "Value a corpus for some queries: gradients, curvature, scores, values, report.")
+def _value(config: ValueConfig) -> None:
+    _check_inputs(config.corpus.files, config.queries.file)
+    from flows.value_corpus import value_corpus
+
+    say_valuation(value_corpus(config))
+
+
+@_command("index", IndexConfig, "Store the projected gradients of a corpus.")
+def _index(config: IndexConfig) -> None:
+    _check_inputs(config.corpus.files)
+    from flows.index_corpus import index_corpus
+
+    say(f"gradient store: {index_corpus(config).location}")
+
+
+@_command("fit", FitConfig, "Fit bases and curvature of a model on a corpus.")
+def _fit(config: FitConfig) -> None:
+    _check_inputs(config.corpus.files)
+    from flows.fit_curvature import fit_curvature
+
+    fitted = fit_curvature(config)
+    say("curvature none: nothing to fit" if fitted is None else f"curvature store: {fitted.location}")
+
+
+@_command("demo", DemoConfig, "Train a small model on the documentation in Python's standard library and value it.")
+def _demo(config: DemoConfig) -> None:
+    from flows.demo import demo, demo_report
+
+    say(demo_report(demo(config)))
+
+
+@cli.command(help="The most valuable passages of one query of a valuation.")
+@click.option("--results", required=True, metavar="DIR", help="Folder of a valuation.")
+@click.option("--query", metavar="ID", default="*", show_default=True, help="Id of the query; * for all together.")
+@click.option("--count", type=click.IntRange(1), default=5, show_default=True, help="How many passages.")
+def top(results: str, query: str, count: int) -> None:
+    """Print the head of `documents.parquet` for one query."""
+    import pandas as pd
+
+    path = Path(results)
+    if not (path / "valuation.json").is_file():
+        raise InputError(f"--results {results}: holds no finished valuation (no valuation.json)")
+    rows = pd.read_parquet(path / "documents.parquet")
+    found = rows[rows["query_id"] == query]
+    if found.empty:
+        known = ", ".join(rows["query_id"].drop_duplicates().head(8).to_list())
+        raise InputError(f"--query {query}: not in this valuation, which has {known} …")
+    say(passages(found.head(count).to_dict("records")))
+
+
+@cli.command(help="Start Prefect server, MLflow and the flows on loopback; Ctrl-C ends them.")
+@click.option("--prefect-port", type=click.IntRange(0, 65535), default=4200, show_default=True)
+@click.option("--mlflow-port", type=click.IntRange(0, 65535), default=5000, show_default=True)
+def ui(prefect_port: int, mlflow_port: int) -> None:
+    """Bring up both UIs."""
+    from flows.servers import serve
+
+    serve(prefect_port, mlflow_port)
+
+
+@cli.command(help="What is installed, which device, which servers answer, what would fail.")
+def doctor() -> None:
+    """Print a line for everything a run needs; exit 1 if something is missing."""
+    from flows.doctor import checks
+
+    rows = checks()
+    say(table(["", "what", "found"], [["ok" if row.ok else "FAILS", row.what, row.found] for row in rows]))
+    if not all(row.ok for row in rows):
+        raise DataworthError("; ".join(f"{row.what}: {row.remedy}" for row in rows if not row.ok))
+
+
+def say_valuation(valuation: dict[str, Any]) -> None:
+    """The sources' table and where everything is."""
+    import pandas as pd
+
+    values = pd.read_parquet(Path(valuation["results"]) / "sources.parquet")
+    say(sources_table(values[values["query_id"] == "*"]))
+    say()
+    say(f"report   {valuation['results']}/report.html")
+    say(f"MLflow   {valuation['mlflow_url'] or valuation['mlflow_run_id'] + ' (dataworth ui shows it)'}")
+
+
+def sources_table(values: Any) -> str:
+    """Sources by value, for the terminal."""
+    rows = []
+    for row in values.sort_values("value", ascending=False, kind="stable").itertuples():
+        known = row.low == row.low
+        rows.append(
+            [
+                row.source,
+                "" if row.share != row.share else f"{row.share:.1%}",
+                f"{row.value:.4g}",
+                f"{row.low:.4g} … {row.high:.4g}" if known else "unknown",
+                f"{row.n_documents:,}",
+                f"{row.n_tokens:,}",
+            ]
+        )
+    return table(["source", "share", "value", "interval", "documents", "tokens"], rows)
+
+
+def _check_inputs(files: list[str], queries: str | None = None) -> None:
+    """Refuse files that are not there before anything heavy is started."""
+    for name in [*files, *([queries] if queries is not None else [])]:
+        if not name.startswith("hf:") and not Path(name).exists():
+            raise InputError(f"{name}: no such file")
+
+
+def main() -> None:
+    """Entry point: exit code 0 done, 1 failed, 2 bad input or options, 130 interrupted."""
+    sentences_for_known_errors()
+    sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    try:
+        code = cli.main(standalone_mode=False)
+    except (click.ClickException, InputError) as error:
+        return _complain(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
+    except DataworthError as error:
+        return _complain(str(error), 1)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted; what was finished is kept, the same command goes on from there", 130)
+    except OSError as error:
+        return _complain(str(error), 1)
+    except Exception as error:
+        if os.environ.get("DATAWORTH_TRACEBACK"):
+            raise
+        return _complain(f"{type(error).__name__}: {error} (DATAWORTH_TRACEBACK=1 shows where)", 1)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(sentence: str, code: int) -> int:
+    click.echo(f"dataworth: {' '.join(sentence.split())}", err=True)
+    return code

@@ -1,0 +1,51 @@
+"""The configuration of a run, composed of the rooms' own. One for every door: files, command line, form, MLflow."""
+
+from pydantic import Field
+
+from tasks.coalitions.config import SourcesConfig
+from tasks.configuration import Configuration
+from tasks.corpus.config import CorpusConfig, QueriesConfig
+from tasks.curvature.config import CurvatureConfig
+from tasks.gradients.config import GradientsConfig
+from tasks.model.config import ModelConfig
+from tasks.projection.config import ProjectionConfig
+from tasks.report.config import TrackingConfig
+from tasks.scoring.config import ClusterConfig, ScoringConfig
+
+__all__ = ["DemoConfig", "FitConfig", "IndexConfig", "ValueConfig"]
+
+STORE = "Folder of the stores, reused by later runs; default: $DATAWORTH_HOME/store, else ~/.dataworth/store."
+
+
+class IndexConfig(Configuration):
+    """Parameters of `index-corpus`."""
+
+    model: ModelConfig = Field(description="The model.")
+    corpus: CorpusConfig = Field(description="The documents.")
+    projection: ProjectionConfig = Field(default_factory=ProjectionConfig, description="Projection of gradients.")
+    gradients: GradientsConfig = Field(default_factory=GradientsConfig, description="Computing and storing gradients.")
+    store: str | None = Field(None, min_length=1, description=STORE)
+
+
+class FitConfig(IndexConfig):
+    """Parameters of `fit-curvature`."""
+
+    curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Curvature of the training loss.")
+
+
+class ValueConfig(FitConfig):
+    """Parameters of `value-corpus`."""
+
+    queries: QueriesConfig = Field(description="What is explained.")
+    results: str = Field(min_length=1, description="Folder for the valuation; an earlier one there is replaced.")
+    scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="Scores of documents.")
+    sources: SourcesConfig = Field(default_factory=SourcesConfig, description="Values of sources.")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster.")
+
+
+class DemoConfig(Configuration):
+    """Parameters of `demo`."""
+
+    results: str = Field("dataworth-demo", min_length=1, description="Folder for corpus, model and valuation.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the held-out passages, the model and its training.")

@@ -1,0 +1,111 @@
+"""The flow `demo`: a small model trained on Python's documentation, and what each package of it is worth."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+
+from flows.config import DemoConfig, ValueConfig
+from flows.terminal import passages, table
+from flows.value_corpus import value_corpus
+from storage.manifest import replace_file
+from tasks.corpus.config import CorpusConfig, QueriesConfig
+from tasks.corpus.stdlib import held_out, standard_library_documentation
+from tasks.curvature.config import CurvatureConfig
+from tasks.model.config import ModelConfig
+from tasks.model.task import train_small_model
+from tasks.model.training import SmallModel
+
+__all__ = ["demo", "demo_report"]
+
+QUERIES_PER_SOURCE = 6
+SHOWN_QUERIES = 3
+
+
+@task(name="write-demo-corpus", task_run_name="read the standard library's documentation")
+def write_demo_corpus(folder: str, seed: int) -> None:
+    """`corpus.jsonl`, `queries.jsonl` and `query_sources.json` in the folder."""
+    split = held_out(standard_library_documentation(), QUERIES_PER_SOURCE, seed)
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("corpus.jsonl", split.corpus), ("queries.jsonl", split.queries)):
+        replace_file(target / name, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+    replace_file(target / "query_sources.json", json.dumps(split.sources, indent=1).encode())
+
+
+@flow(name="demo", description="Trains a small model on Python's own documentation and values its packages.")
+def demo(config: DemoConfig) -> dict[str, Any]:
+    """Make the corpus, train the model, value the corpus for held-out passages.
+
+    Returns:
+        What `value-corpus` returns, and `folder`.
+    """
+    folder = Path(config.results).absolute()
+    write_demo_corpus(str(folder), config.seed)
+    corpus = CorpusConfig(files=[str(folder / "corpus.jsonl")], max_length=256)
+    settings = SmallModel(seed=config.seed)
+    model = train_small_model(str(folder / "model"), corpus, settings)
+    valuation = value_corpus(
+        ValueConfig(
+            model=ModelConfig(name=model, device="cpu"),
+            corpus=corpus,
+            queries=QueriesConfig(file=str(folder / "queries.jsonl")),
+            curvature=CurvatureConfig(fraction=0.5, seed=config.seed),
+            store=str(folder / "store"),
+            results=str(folder / "results"),
+        )
+    )
+    return {"folder": str(folder), **valuation}
+
+
+def demo_report(outcome: dict[str, Any]) -> str:
+    """What the demo prints: how often a query's own source comes first, the sources, three queries, and the places."""
+    import numpy as np
+    import pandas as pd
+
+    from flows.cli import sources_table
+    from storage.schema import ALL_QUERIES
+    from tasks.scoring.baselines import bm25_scores, first_rate, source_sums
+
+    folder = Path(outcome["folder"])
+    corpus = pd.read_json(folder / "corpus.jsonl", lines=True)
+    queries = pd.read_json(folder / "queries.jsonl", lines=True)
+    own_source = json.loads((folder / "query_sources.json").read_text())
+    own = [own_source[name] for name in queries["id"]]
+    values = pd.read_parquet(Path(outcome["results"]) / "sources.parquet")
+    documents = pd.read_parquet(Path(outcome["results"]) / "documents.parquet")
+    names = sorted(set(corpus["source"]))
+    matrix = values.pivot(index="query_id", columns="source", values="value").loc[queries["id"], names].to_numpy()
+    by_passage = documents[documents["rank"] == 1].set_index("query_id").loc[queries["id"], "source"]
+    bm25 = bm25_scores(corpus["text"].to_list(), (queries["prompt"] + queries["completion"]).to_list())
+    bm25_first = corpus["source"].to_numpy()[bm25.argmax(axis=1)]
+    sizes = corpus["text"].str.len().groupby(corpus["source"]).sum().loc[names].to_numpy(np.float64)
+    size_row = np.broadcast_to(sizes, (len(queries), len(names)))
+    rates = [
+        ("influence", first_rate(matrix, names, own), float(np.mean(by_passage.to_numpy() == own))),
+        ("BM25", first_rate(source_sums(bm25, corpus["source"], names), names, own), float(np.mean(bm25_first == own))),
+        ("largest source", first_rate(size_row, names, own), float("nan")),
+        ("chance", 1 / len(names), 1 / len(names)),
+    ]
+    cells = [[name, f"{value:.0%}", "" if passage != passage else f"{passage:.0%}"] for name, value, passage in rates]
+    blocks = [
+        f"{len(corpus):,} documents of {len(names)} sources, {len(queries)} held-out passages as queries",
+        "",
+        "How often a query's own source comes first",
+        table(["", "value of source", "best passage"], cells),
+        "",
+        "Sources, all queries together",
+        sources_table(values[values["query_id"] == ALL_QUERIES]),
+    ]
+    for row in queries.iloc[:: max(1, len(queries) // SHOWN_QUERIES)].head(SHOWN_QUERIES).itertuples():
+        best = documents[documents["query_id"] == row.id].head(3)
+        text = " ".join((row.prompt + "⟦" + row.completion + "⟧").split())
+        blocks += ["", f"Query {row.id}", f"  {text[:300]}", passages(best.to_dict("records"))]
+    blocks += [
+        "",
+        f"report   {outcome['results']}/report.html",
+        f"MLflow   {outcome['mlflow_url'] or outcome['mlflow_run_id'] + ' (dataworth ui shows it)'}",
+        f"store    {folder / 'store'}",
+    ]
+    return "\n".join(blocks)

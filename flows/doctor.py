@@ -1,0 +1,101 @@
+"""What a run needs, checked one by one."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from storage.locations import default_store, home
+
+__all__ = ["Check", "checks"]
+
+PACKAGES = ("torch", "transformers", "prefect", "mlflow", "zarr", "dask", "distributed", "fastapi", "sqlalchemy")
+LEAST_FREE_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor.
+
+    Args:
+        what: was looked at.
+        found: there.
+        ok: a run can do with it.
+        remedy: what to do if not.
+    """
+
+    what: str
+    found: str
+    ok: bool = True
+    remedy: str = ""
+
+
+def checks() -> list[Check]:
+    """Packages, device, folders and servers."""
+    return [*_packages(), _device(), _folder(), *_servers()]
+
+
+def _packages() -> list[Check]:
+    found = []
+    for name in PACKAGES:
+        try:
+            number = version(name)
+        except PackageNotFoundError:
+            found.append(Check(name, "not installed", False, f"pip install {name}"))
+            continue
+        release = tuple(int(part) for part in number.split("+")[0].split(".")[:2] if part.isdigit())
+        broken = (name == "fastapi" and release >= (0, 151)) or (name == "sqlalchemy" and release >= (2, 1))
+        remedy = "install fastapi<0.151" if name == "fastapi" else "install sqlalchemy<2.1"
+        found.append(Check(name, number, not broken, remedy if broken else ""))
+    return found
+
+
+def _device() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        return Check("device", f"{torch.cuda.get_device_name()} ({torch.cuda.device_count()} in all)")
+    return Check("device", f"CPU, {os.cpu_count()} cores")
+
+
+def _folder() -> Check:
+    folder = default_store()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Check("store", str(folder), False, f"cannot be written ({error.strerror}); set DATAWORTH_HOME")
+    enough = free >= LEAST_FREE_BYTES
+    return Check("store", f"{folder}, {free / 2**30:.1f} GiB free", enough, "" if enough else "free some space")
+
+
+def _servers() -> list[Check]:
+    found = []
+    for what, variable, path in (
+        ("Prefect", "PREFECT_API_URL", "/health"),
+        ("MLflow", "MLFLOW_TRACKING_URI", "/health"),
+    ):
+        address = os.environ.get(variable)
+        if not address or not address.startswith("http"):
+            found.append(Check(what, address or f"embedded ({variable} is not set)"))
+            continue
+        try:
+            with urlopen(address.rstrip("/") + path, timeout=5):
+                found.append(Check(what, f"{address} answers"))
+        except (URLError, OSError) as error:
+            found.append(Check(what, f"{address} does not answer", False, f"start it or unset {variable} ({error})"))
+    address = os.environ.get("DATAWORTH_DASK")
+    if not address:
+        return [*found, Check("Dask", f"local cluster (DATAWORTH_DASK is not set), MLflow and stores under {home()}")]
+    from distributed import Client
+
+    try:
+        with Client(address, timeout="5s", set_as_default=False) as client:
+            workers = len(client.scheduler_info()["workers"])
+    except (OSError, ValueError) as error:
+        return [*found, Check("Dask", f"{address} does not answer", False, f"start it or unset DATAWORTH_DASK ({error})")]
+    return [*found, Check("Dask", f"{address}, {workers} workers", workers > 0, "start a worker")]

@@ -1,0 +1,64 @@
+"""The flow `fit-curvature`: bases and curvature of a model on a corpus."""
+
+from pathlib import Path
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.config import FitConfig, IndexConfig
+from storage.locations import default_store
+from storage.ref import StoreRef
+from tasks.corpus.task import prepare_corpus
+from tasks.curvature.task import fit_fisher
+from tasks.progress import run_logger
+from tasks.projection.task import make_bases
+
+__all__ = ["Prepared", "fit_curvature", "prepared_stores", "store_folder"]
+
+
+class Prepared(BaseModel):
+    """Stores that a calling flow has made already."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: StoreRef = Field(description="The corpus, cut into windows.")
+    bases: StoreRef = Field(description="The bases of the projection.")
+
+
+def store_folder(config: IndexConfig) -> str:
+    """The folder of the stores, absolute, so that workers elsewhere on the machine find it."""
+    return str(Path(config.store or default_store()).absolute())
+
+
+def prepared_stores(config: IndexConfig) -> Prepared:
+    """Corpus and bases of a run, made where they are not there yet."""
+    store = store_folder(config)
+    return Prepared(
+        corpus=prepare_corpus(store, config.model, config.corpus),
+        bases=make_bases(store, config.model, config.projection),
+    )
+
+
+@flow(name="fit-curvature", description="Fits bases and curvature of a model on a corpus; kept, and reused.")
+def fit_curvature(config: FitConfig, prepared: Prepared | None = None) -> StoreRef | None:
+    """Fit the curvature of the training loss in the projected space.
+
+    Args:
+        config: model, corpus, projection and curvature.
+        prepared: stores a calling flow has made already; leave empty otherwise.
+
+    Returns:
+        The curvature's store; None for `kind: none`.
+    """
+    stores = prepared or prepared_stores(config)
+    if config.curvature.kind == "none":
+        run_logger().info("curvature none: nothing to fit")
+        return None
+    return fit_fisher(
+        store_folder(config),
+        config.model,
+        stores.corpus,
+        stores.bases,
+        config.curvature,
+        config.gradients.batch_tokens,
+    )

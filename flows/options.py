@@ -1,0 +1,139 @@
+"""Command-line options generated from the configuration models, and configuration files."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import click
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from storage.errors import InputError
+
+__all__ = ["ConfiguredCommand", "configuration", "options", "validated"]
+
+Config = TypeVar("Config", bound=BaseModel)
+
+# Stands for the dot in the names that click hands over, which must be Python identifiers.
+LEVEL = "__"
+
+# The frequent options, by their short names.
+SHORT = {
+    "model.name": "--model",
+    "corpus.files": "--corpus",
+    "queries.file": "--queries",
+    "projection.kind": "--projection",
+    "curvature.kind": "--curvature",
+    "scoring.kind": "--scoring",
+    "sources.game": "--game",
+}
+
+
+def _fields(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted names and fields of all leaves."""
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _option(name: str, field: FieldInfo) -> click.Option:
+    annotation = field.annotation
+    flags = [flag for flag in (SHORT.get(name), f"--{name}") if flag]
+    variable = name.replace(".", LEVEL)
+    default = field.get_default(call_default_factory=True, validated_data={})
+    described = field.description or ""
+    if not field.is_required() and default not in (None, [], False):
+        described += f" [default: {default}]"
+    if annotation is bool:
+        return click.Option([f"{flags[0]}/--no-{name}", variable], default=None, help=described)
+    kind = click.Choice(get_args(annotation)) if get_origin(annotation) is Literal else None
+    multiple = get_origin(annotation) is list
+    metavar = None if kind else ("TEXT…" if multiple else "TEXT")
+    return click.Option([*flags, variable], type=kind, multiple=multiple, metavar=metavar, help=described, default=None)
+
+
+def options(config: type[BaseModel]) -> list[click.Parameter]:
+    """One option for every field of a configuration, and --config."""
+    file = click.Option(["--config", "config_file"], metavar="FILE", help="YAML or TOML file with the same names.")
+    return [file, *(_option(name, field) for name, field in _fields(config))]
+
+
+class ConfiguredCommand(click.Command):
+    """A command whose list options take several words: `--corpus a.jsonl b.jsonl`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        several = {flag for option in self.params if getattr(option, "multiple", False) for flag in option.opts}
+        expanded: list[str] = []
+        flag = None
+        for word in args:
+            if word.startswith("-"):
+                flag = word if word in several else None
+            elif flag is not None and expanded[-1] != flag:
+                expanded.append(flag)
+            expanded.append(word)
+        return super().parse_args(ctx, expanded)
+
+
+def _file_content(name: str) -> dict[str, Any]:
+    path = Path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{name}: broken configuration ({' '.join(str(error).split())})") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{name}: expected names and values, got {type(content).__name__}")
+    return content
+
+
+def configuration(kind: type[Config], given: Mapping[str, Any]) -> Config:
+    """A configuration from the command line's values, over those of its --config file, over the defaults.
+
+    Args:
+        kind: which configuration.
+        given: option name → value, None or empty where the option was not used; `config_file` names the file.
+
+    Raises:
+        InputError: a value that cannot be used, in one line.
+    """
+    content = _file_content(given["config_file"]) if given.get("config_file") else {}
+    for name, value in given.items():
+        if name == "config_file" or value is None or value == ():
+            continue
+        *groups, leaf = name.split(LEVEL)
+        target = content
+        for group in groups:
+            inner = target.setdefault(group, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"{given['config_file']}, field {group!r}: expected a group of values, got {inner!r}")
+            target = inner
+        target[leaf] = list(value) if isinstance(value, tuple) else value
+    return validated(kind, content)
+
+
+def validated(kind: type[Config], content: Mapping[str, Any]) -> Config:
+    """A configuration, or an InputError that names every wrong field in one line."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        sentences = []
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
+            option = SHORT.get(name, f"--{name}")
+            if problem["type"] == "missing":
+                nested = [SHORT.get(leaf, f"--{leaf}") for leaf, field in _fields(kind)
+                          if leaf.startswith(f"{name}.") and field.is_required()]
+                sentences.append(f"{' and '.join(nested) or option} is required")
+            elif problem["type"] == "extra_forbidden":
+                sentences.append(f"{name}: no such option")
+            else:
+                sentences.append(f"{option}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}")
+        raise InputError("; ".join(dict.fromkeys(sentences))) from None

@@ -1,0 +1,66 @@
+"""What a command says to a person, and what it keeps quiet about."""
+
+import logging
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from storage.errors import DataworthError
+
+__all__ = ["passages", "say", "sentences_for_known_errors", "table"]
+
+
+def say(text: str = "") -> None:
+    """One line on standard output."""
+    print(text, flush=True)
+
+
+class _NoTraceback(logging.Filter):
+    """Errors that are a sentence are logged as that sentence."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, DataworthError | KeyboardInterrupt):
+            record.msg, record.args = "stopped: %s", (str(error) or type(error).__name__,)
+            record.exc_info = None
+            record.exc_text = None
+        return True
+
+
+def sentences_for_known_errors() -> None:
+    """Let Prefect log this project's own errors without their traceback."""
+    for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(entry, _NoTraceback) for entry in logger.filters):
+            logger.addFilter(_NoTraceback())
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Columns side by side; text to the left, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        aligned = [row[0].ljust(widths[0])]
+        aligned += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([line(cells[0]), line(["-" * width for width in widths]), *(line(row) for row in cells[1:])])
+
+
+def passages(rows: Iterable[dict[str, Any]], width: int = 100) -> str:
+    """Passages with their score, source and id, shortened to two lines each."""
+    blocks = []
+    for row in rows:
+        text = textwrap.shorten(_printable(row["text"]), 2 * width - 10, placeholder=" …")
+        wrapped = textwrap.fill(text, width, initial_indent="       ", subsequent_indent="       ")
+        blocks.append(
+            f"  {row['rank']:>3}. {row['score']:.4g}  {_printable(row['source'])}  "
+            f"{_printable(row['document_id'])}\n{wrapped}"
+        )
+    return "\n".join(blocks)
+
+
+def _printable(text: str) -> str:
+    """Text without control characters, which could write over the terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

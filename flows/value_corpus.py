@@ -1,0 +1,116 @@
+"""The flow `value-corpus`: from documents and queries to a valuation, a report and an MLflow run."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+
+from flows.config import FitConfig, IndexConfig, ValueConfig
+from flows.fit_curvature import fit_curvature, prepared_stores, store_folder
+from flows.index_corpus import index_corpus
+from tasks.coalitions.task import value_sources
+from tasks.corpus.task import prepare_queries
+from tasks.gradients.config import GradientsConfig
+from tasks.gradients.task import index_gradients
+from tasks.model.loading import load
+from tasks.report.summary import markdown_table
+from tasks.report.task import ValuationParts, log_valuation, publish_valuation, valuation_summary
+from tasks.scoring.task import score_corpus
+
+__all__ = ["value_corpus"]
+
+Narrow = TypeVar("Narrow", bound=IndexConfig)
+
+
+class _Timings(dict[str, float]):
+    """Seconds of each step."""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self[name] = round(time.monotonic() - start, 3)
+
+
+@flow(name="value-corpus", description="Values every document and source of a corpus for some queries.")
+def value_corpus(config: ValueConfig) -> dict[str, Any]:
+    """Find or build gradients and curvature, score, value the sources, publish and log.
+
+    Args:
+        config: everything.
+
+    Returns:
+        `results` (folder), `scores` and `values` (StoreRef as JSON), `mlflow_run_id`, `mlflow_url`.
+    """
+    store = store_folder(config)
+    results = str(Path(config.results).absolute())
+    seconds = _Timings()
+    with seconds.step("prepare"):
+        prepared = prepared_stores(config)
+        queries = prepare_queries(store, config.model, config.queries)
+    with seconds.step("fit"):
+        curvature = fit_curvature(_narrowed(config, FitConfig), prepared)
+    with seconds.step("index"):
+        gradients = index_corpus(_narrowed(config, IndexConfig), prepared)
+    with seconds.step("queries"):
+        precise = GradientsConfig(dtype="float32", batch_tokens=config.gradients.batch_tokens)
+        query_gradients = index_gradients(store, config.model, queries, prepared.bases, precise, what="the queries")
+    with seconds.step("score"):
+        scores = score_corpus(
+            store,
+            prepared.corpus,
+            gradients,
+            queries,
+            query_gradients,
+            curvature,
+            config.curvature.damping,
+            config.scoring,
+            config.cluster,
+        )
+    with seconds.step("value"):
+        values = value_sources(store, scores, config.sources)
+    parts = ValuationParts(
+        title=f"{Path(config.model.name).name} on {', '.join(Path(name).name for name in config.corpus.files)}",
+        parameters=config.model_dump(mode="json"),
+        corpus=prepared.corpus,
+        queries=queries,
+        gradients=gradients,
+        curvature=curvature,
+        scores=scores,
+        values=values,
+        model_name=config.model.name,
+        model_fingerprint=load(config.model).fingerprint,
+        timings=dict(seconds),
+        prefect_run=str(flow_run.id),
+        prefect_url=flow_run.ui_url,
+    )
+    publish_valuation(results, parts, config.sources.confidence)
+    logged = log_valuation(results, parts, config.tracking)
+    _artifact(results, parts, logged)
+    return {
+        "results": results,
+        "scores": scores.model_dump(),
+        "values": values.model_dump(),
+        "mlflow_run_id": logged["run_id"],
+        "mlflow_url": logged["url"],
+    }
+
+
+def _narrowed(config: ValueConfig, kind: type[Narrow]) -> Narrow:
+    """The part of a configuration that another flow takes."""
+    return kind.model_validate(config.model_dump(include=set(kind.model_fields)))
+
+
+def _artifact(results: str, parts: ValuationParts, logged: dict[str, str | None]) -> None:
+    """The headline in Prefect: the sources' table and where everything is."""
+    run = f"[{logged['run_id']}]({logged['url']})" if logged["url"] else f"`{logged['run_id']}`"
+    create_markdown_artifact(
+        key="sources",
+        markdown=f"{markdown_table(valuation_summary(parts).sources)}\n\nMLflow run: {run}\n\nResults: `{results}`\n",
+        description=f"What each source is worth: {parts.title}",
+    )

@@ -1,0 +1,1 @@
+"""Stores: arrays and tables on disk, and the guarantees they keep. Knows nothing of models."""

@@ -1,0 +1,200 @@
+"""The corpus store: documents, their tokens, and the windows that are the examples."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import StoreDamagedError
+from storage.manifest import is_complete, read_manifest, write_manifest, writer_lock
+from storage.ref import StoreRef
+from storage.schema import DOCUMENTS, TOKEN_DTYPE, WINDOWS
+
+__all__ = ["CorpusStore", "TokenisedDocument"]
+
+DOCUMENTS_PER_ROW_GROUP = 4096
+
+
+@dataclass(frozen=True)
+class TokenisedDocument:
+    """A document, its token ids and where it is cut.
+
+    Args:
+        document_id, source, text: as read.
+        tokens: (n_tokens,) int32 token ids of the windows that are kept.
+        windows: per window (first token, n_tokens, n_masked, first character, end character); the loss of the first
+            `n_masked` tokens of a window is not taken.
+        n_prompt_characters: length of the prompt at the start of `text`; 0 for documents of a corpus.
+    """
+
+    document_id: str
+    source: str
+    text: str
+    tokens: np.ndarray
+    windows: tuple[tuple[int, int, int, int, int], ...]
+    n_prompt_characters: int = 0
+
+    @property
+    def content(self) -> bytes:
+        """SHA-256 of what decides the gradients: token ids and masks."""
+        masks = np.asarray([window[2] for window in self.windows], TOKEN_DTYPE)
+        return hashlib.sha256(masks.tobytes() + self.tokens.astype(TOKEN_DTYPE).tobytes()).digest()
+
+
+class CorpusStore:
+    """Read access to a written corpus.
+
+    Raises:
+        StoreIncompleteError: the folder holds no finished store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_manifest(path)
+
+    @classmethod
+    def open(cls, ref: StoreRef) -> "CorpusStore":
+        return cls(ref.path)
+
+    @classmethod
+    def write(cls, root: Path, documents: Iterable[TokenisedDocument], attributes: dict[str, Any]) -> StoreRef:
+        """Stream documents into `root/<fingerprint>`; the fingerprint is that of content and attributes.
+
+        Nothing is left behind if `documents` raises. Writing the same corpus twice keeps the first.
+
+        Args:
+            root: folder of all corpora.
+            documents: in the order they are to be numbered.
+            attributes: JSON-serialisable; part of the fingerprint (tokeniser, window length).
+        """
+        root.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
+        try:
+            digest = hashlib.sha256(repr(sorted(attributes.items())).encode())
+            counts = _write_tables(staging, documents, digest)
+            name = digest.hexdigest()[:32]
+            write_manifest(staging, {"fingerprint": name, "attributes": attributes, **counts})
+            with writer_lock(root / name):
+                if not is_complete(root / name):
+                    os.replace(staging, root / name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return StoreRef(kind="corpus", location=str(root / name), fingerprint=name)
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def n_documents(self) -> int:
+        return int(self.manifest["n_documents"])
+
+    @property
+    def n_examples(self) -> int:
+        return int(self.manifest["n_examples"])
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.manifest["n_tokens"])
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of the documents' table."""
+        return pq.read_table(self.path / "documents.parquet", columns=[name]).column(0)
+
+    @cached_property
+    def windows(self) -> dict[str, np.ndarray]:
+        """The windows' table as arrays of length n_examples, in document order."""
+        table = pq.read_table(self.path / "windows.parquet")
+        return {name: table.column(name).to_numpy() for name in table.column_names}
+
+    @cached_property
+    def first_windows(self) -> np.ndarray:
+        """(n_documents + 1,) int64: number of the first window of each document, and the end."""
+        return np.concatenate([[0], np.cumsum(self.column("n_windows").to_numpy(), dtype=np.int64)])
+
+    @cached_property
+    def contents(self) -> np.ndarray:
+        """(n_documents,) of 32-byte content hashes."""
+        return np.asarray(self.column("content").to_numpy(zero_copy_only=False), dtype="S32")
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        n_tokens = int(self.manifest["n_stored_tokens"])
+        if (self.path / "tokens.bin").stat().st_size != n_tokens * TOKEN_DTYPE.itemsize:
+            raise StoreDamagedError(f"{self.path / 'tokens.bin'} has changed its length: remove {self.path}, run again")
+        if n_tokens == 0:
+            return np.empty(0, TOKEN_DTYPE)
+        return np.memmap(self.path / "tokens.bin", TOKEN_DTYPE, mode="r")
+
+    def tokens(self, window: int) -> np.ndarray:
+        """(n_tokens,) token ids of one example."""
+        start = self.windows["token_start"][window]
+        return np.asarray(self._tokens[start : start + self.windows["n_tokens"][window]])
+
+    def documents(self, rows: np.ndarray | list[int] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows of the documents' table, all or the given ones."""
+        table = pq.read_table(self.path / "documents.parquet")
+        yield from (table if rows is None else table.take(pa.array(rows, pa.int64()))).to_pylist()
+
+
+def _write_tables(folder: Path, documents: Iterable[TokenisedDocument], digest: "hashlib._Hash") -> dict[str, int]:
+    counts = {"n_documents": 0, "n_examples": 0, "n_tokens": 0, "n_stored_tokens": 0}
+    rows: list[dict[str, Any]] = []
+    windows: list[dict[str, Any]] = []
+    with (
+        (folder / "tokens.bin").open("wb") as tokens,
+        pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS) as document_writer,
+        pq.ParquetWriter(folder / "windows.parquet", WINDOWS) as window_writer,
+    ):
+
+        def flush() -> None:
+            document_writer.write_table(pa.Table.from_pylist(rows, DOCUMENTS))
+            window_writer.write_table(pa.Table.from_pylist(windows, WINDOWS))
+            rows.clear()
+            windows.clear()
+
+        for document in documents:
+            content = document.content
+            for part in (document.document_id.encode(), document.source.encode(), document.text.encode(), content):
+                digest.update(len(part).to_bytes(8, "little") + part)
+            n_tokens = sum(window[1] for window in document.windows)
+            rows.append(
+                {
+                    "document_id": document.document_id,
+                    "source": document.source,
+                    "text": document.text,
+                    "n_prompt_characters": document.n_prompt_characters,
+                    "content": content,
+                    "n_tokens": n_tokens,
+                    "n_windows": len(document.windows),
+                }
+            )
+            for start, length, n_masked, first_character, end_character in document.windows:
+                windows.append(
+                    {
+                        "document": counts["n_documents"],
+                        "token_start": counts["n_stored_tokens"] + start,
+                        "n_tokens": length,
+                        "n_masked": n_masked,
+                        "character_start": first_character,
+                        "character_end": end_character,
+                    }
+                )
+            tokens.write(document.tokens.astype(TOKEN_DTYPE).tobytes())
+            counts["n_documents"] += 1
+            counts["n_examples"] += len(document.windows)
+            counts["n_tokens"] += n_tokens
+            counts["n_stored_tokens"] += len(document.tokens)
+            if len(rows) >= DOCUMENTS_PER_ROW_GROUP:
+                flush()
+        flush()
+    return counts

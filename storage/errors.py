@@ -1,0 +1,48 @@
+"""Errors a person can cause or meet, each one sentence long.
+
+    DataworthError
+    ├── InputError            (ValueError)   bad input or options: exit code 2
+    └── StoreError            (RuntimeError)
+        ├── StoreBusyError                   another run is writing here
+        ├── StoreIncompleteError             a run stopped before it was done
+        ├── StoreDamagedError                bytes changed since they were written
+        └── SchemaVersionError               written by a newer dataworth
+"""
+
+__all__ = [
+    "DataworthError",
+    "InputError",
+    "SchemaVersionError",
+    "StoreBusyError",
+    "StoreDamagedError",
+    "StoreError",
+    "StoreIncompleteError",
+]
+
+
+class DataworthError(Exception):
+    """Anything this project refuses to do, with the reason as its message."""
+
+
+class InputError(DataworthError, ValueError):
+    """Input or options that cannot be used; the message names file, line and field."""
+
+
+class StoreError(DataworthError, RuntimeError):
+    """A store that cannot be read or written."""
+
+
+class StoreBusyError(StoreError):
+    """Another process holds the store's writer lock."""
+
+
+class StoreIncompleteError(StoreError):
+    """The store has no manifest or lacks shards: the run that wrote it did not finish."""
+
+
+class StoreDamagedError(StoreError):
+    """Stored bytes do not match the checksum written with them."""
+
+
+class SchemaVersionError(StoreError):
+    """The store was written with a schema this version does not know."""

@@ -1,0 +1,115 @@
+"""The layer store: float matrices by layer, written once. Holds bases and curvature."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from storage.errors import StoreDamagedError
+from storage.manifest import is_complete, new_store, read_manifest, write_manifest
+from storage.ref import StoreRef
+
+__all__ = ["LayerStore"]
+
+
+class LayerStore:
+    """Matrices by (layer, name), with the layer table and attributes.
+
+    Raises:
+        StoreIncompleteError: the folder holds no finished store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_manifest(path)
+        self._group = zarr.open_group(path, mode="r", use_consolidated=False)
+        self._numbers = {layer["name"]: number for number, layer in enumerate(self.layers)}
+
+    @classmethod
+    def open(cls, ref: StoreRef) -> "LayerStore":
+        return cls(ref.path)
+
+    @classmethod
+    def exists(cls, root: Path, fingerprint: str) -> bool:
+        return is_complete(root / fingerprint)
+
+    @classmethod
+    def write(
+        cls,
+        root: Path,
+        fingerprint: str,
+        layers: Sequence[Mapping[str, Any]],
+        matrices: Sequence[Mapping[str, np.ndarray]],
+        attributes: Mapping[str, Any],
+    ) -> StoreRef:
+        """Write one mapping of matrices a layer; the store appears whole or not at all.
+
+        Args:
+            root: folder of all layer stores.
+            fingerprint: hash of what the matrices were made from.
+            layers: the layer table, each row with a `name`.
+            matrices: name → array, one mapping a layer in the same order.
+            attributes: JSON-serialisable; how they were made.
+        """
+        with new_store(root / fingerprint) as folder:
+            group = zarr.open_group(folder, mode="w", zarr_format=3)
+            for number, by_name in enumerate(matrices):
+                subgroup = group.create_group(_layer_path(number))
+                for name, matrix in by_name.items():
+                    array = subgroup.create_array(
+                        name,
+                        shape=matrix.shape,
+                        chunks=tuple(max(1, size) for size in matrix.shape),
+                        dtype=matrix.dtype,
+                        compressors=[Crc32cCodec()],
+                        serializer=BytesCodec(),
+                    )
+                    array[...] = matrix
+            names = sorted({name for by_name in matrices for name in by_name})
+            write_manifest(
+                folder,
+                {
+                    "fingerprint": fingerprint,
+                    "layers": [dict(layer) for layer in layers],
+                    "matrices": names,
+                    "attributes": dict(attributes),
+                },
+            )
+        return StoreRef(kind="layers", location=str(root / fingerprint), fingerprint=fingerprint)
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        return list(self.manifest["layers"])
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return dict(self.manifest["attributes"])
+
+    def names(self, layer: str) -> list[str]:
+        """The names of a layer's matrices."""
+        group = self._group[_layer_path(self._numbers[layer])]
+        return sorted(name for name, _ in group.arrays())
+
+    def matrix(self, layer: str, name: str) -> np.ndarray:
+        """One stored matrix.
+
+        Raises:
+            KeyError: no such layer or matrix.
+            StoreDamagedError: its bytes do not match their checksum.
+        """
+        array = self._group[f"{_layer_path(self._numbers[layer])}/{name}"]
+        if array.nchunks_initialized != array.nchunks:
+            raise StoreDamagedError(f"{self.path}: matrix {name!r} of layer {layer!r} is gone; remove it, run again")
+        try:
+            return np.asarray(array[...])
+        except ValueError as error:
+            raise StoreDamagedError(
+                f"{self.path}: matrix {name!r} of layer {layer!r} is damaged ({error}); remove the folder, run again"
+            ) from None
+
+
+def _layer_path(number: int) -> str:
+    return f"layer_{number:04d}"

@@ -1,0 +1,124 @@
+"""The bytes on disk, described in one place.
+
+corpora/<fingerprint>/       a CorpusStore, written once
+    documents.parquet        one row a document: DOCUMENTS
+    windows.parquet          one row an example: WINDOWS
+    tokens.bin               token ids of all documents, one after another: little-endian TOKEN_DTYPE
+    manifest.json
+layers/<fingerprint>/        a LayerStore, written once: float matrices by (layer, name)
+    zarr.json                attributes: `layers`, the layer table
+    layer_0000/<name>        one array a matrix; layers are numbered, their names never become paths
+    manifest.json
+scores/<fingerprint>/        a ScoreStore, written once
+    passages.parquet         best documents of each query (rank 1, 2, …) and worst (rank -1, -2, …): PASSAGES
+    sources.parquet          sums by query and source: SOURCE_SUMS
+    scores.zarr/             optional: scores (n_queries, n_documents) float32, query_id, document_id
+    manifest.json
+values/<fingerprint>/        a CoalitionStore, written once
+    values.parquet           VALUES
+    manifest.json
+gradients/<fingerprint>/     a GradientStore, grows by segments
+    manifest.json            what every row has in common: model, projection, tokenisation, layer table, dtype
+    <segment fingerprint>/   a Zarr group, written shard by shard, by one writer
+        gradients            (n_examples, n_columns), one chunk = one shard of whole rows, CRC-32C behind each
+        examples/<column>    EXAMPLE_COLUMNS, (n_examples,), chunked like the gradients
+        contents/hash        (n_contents, 32) uint8: SHA-256 of a document's token ids, in row order
+        contents/n_windows   (n_contents,) int32: rows each content owns; their running sum is its first row
+"""
+
+import numpy as np
+import pyarrow as pa
+
+__all__ = [
+    "ALL_QUERIES",
+    "DOCUMENTS",
+    "EXAMPLE_COLUMNS",
+    "PASSAGES",
+    "SCHEMA_VERSION",
+    "SHARD_BYTES",
+    "SOURCE_SUMS",
+    "TOKEN_DTYPE",
+    "VALUES",
+    "WINDOWS",
+    "rows_per_shard",
+]
+
+SCHEMA_VERSION = 1
+
+TOKEN_DTYPE = np.dtype("<i4")
+
+DOCUMENTS = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("n_prompt_characters", pa.int32(), nullable=False),
+        pa.field("content", pa.binary(32), nullable=False),
+        pa.field("n_tokens", pa.int32(), nullable=False),
+        pa.field("n_windows", pa.int32(), nullable=False),
+    ]
+)
+
+WINDOWS = pa.schema(
+    [
+        pa.field("document", pa.int32(), nullable=False),
+        pa.field("token_start", pa.int64(), nullable=False),
+        pa.field("n_tokens", pa.int32(), nullable=False),
+        pa.field("n_masked", pa.int32(), nullable=False),
+        pa.field("character_start", pa.int32(), nullable=False),
+        pa.field("character_end", pa.int32(), nullable=False),
+    ]
+)
+
+EXAMPLE_COLUMNS = {"n_tokens": np.dtype("int32"), "loss": np.dtype("float32")}
+
+PASSAGES = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("relative_score", pa.float64(), nullable=False),
+        pa.field("window_start", pa.int32(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+    ]
+)
+
+SOURCE_SUMS = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("sum", pa.float64(), nullable=False),
+        pa.field("sum_of_squares", pa.float64(), nullable=False),
+        pa.field("n_documents", pa.int64(), nullable=False),
+        pa.field("n_tokens", pa.int64(), nullable=False),
+    ]
+)
+
+VALUES = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("standard_error", pa.float64()),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+        pa.field("share", pa.float64()),
+        pa.field("n_documents", pa.int64(), nullable=False),
+        pa.field("n_tokens", pa.int64(), nullable=False),
+        pa.field("game", pa.string(), nullable=False),
+        pa.field("semivalue", pa.string(), nullable=False),
+    ]
+)
+
+# The id of the row that stands for all queries together: the sum of their scores.
+ALL_QUERIES = "*"
+
+# Measured: plain chunks of 4-16 MB read fastest; 8 MB leaves room for wide rows on either side.
+SHARD_BYTES = 8 * 2**20
+
+
+def rows_per_shard(n_columns: int, itemsize: int) -> int:
+    """Rows of one shard: about SHARD_BYTES of them, at least one, at most 4096."""
+    return max(1, min(4096, SHARD_BYTES // max(1, n_columns * itemsize)))

@@ -1,0 +1,140 @@
+"""The score store: what a scoring pass keeps, and, on request, the matrix of all scores."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from storage.manifest import is_complete, new_store, read_manifest, write_manifest
+from storage.ref import StoreRef
+from storage.schema import PASSAGES, SOURCE_SUMS
+
+__all__ = ["ScoreStore", "ScoreWriter"]
+
+COLUMNS_PER_CHUNK = 65_536
+
+
+class ScoreWriter:
+    """Collects blocks of columns and writes whole chunks, so that memory stays that of one chunk.
+
+    Args:
+        path: folder of the Zarr group (`scores.zarr`).
+        query_ids: names of the rows.
+        n_documents: columns that will come.
+    """
+
+    def __init__(self, path: Path, query_ids: list[str], n_documents: int) -> None:
+        self._group = zarr.open_group(path, mode="w", zarr_format=3)
+        self._chunk = min(COLUMNS_PER_CHUNK, max(1, n_documents))
+        self._scores = self._group.create_array(
+            "scores",
+            shape=(len(query_ids), n_documents),
+            chunks=(max(1, len(query_ids)), self._chunk),
+            dtype="float32",
+            fill_value=np.nan,
+            compressors=[Crc32cCodec()],
+            dimension_names=("query", "document"),
+        )
+        self._names("query_id", query_ids, "query")
+        self._pending: list[np.ndarray] = []
+        self._document_ids: list[str] = []
+        self._written = 0
+
+    def _names(self, name: str, ids: list[str], dimension: str) -> None:
+        array = self._group.create_array(
+            name, shape=(len(ids),), chunks=(max(1, len(ids)),), dtype="string", dimension_names=(dimension,)
+        )
+        array[...] = np.asarray(ids, dtype=np.dtypes.StringDType())
+
+    def add(self, block: np.ndarray, document_ids: list[str]) -> None:
+        """Append (n_queries, n) scores of n documents."""
+        self._pending.append(block)
+        self._document_ids += document_ids
+        self._flush(whole_chunks=True)
+
+    def close(self) -> None:
+        """Write what is left, and the documents' ids.
+
+        Raises:
+            ValueError: fewer or more columns came than were announced.
+        """
+        self._flush(whole_chunks=False)
+        if self._written != self._scores.shape[1]:
+            raise ValueError(f"{self._written} columns of scores came, expected {self._scores.shape[1]}")
+        self._names("document_id", self._document_ids, "document")
+
+    def _flush(self, *, whole_chunks: bool) -> None:
+        n_pending = sum(block.shape[1] for block in self._pending)
+        n_ready = n_pending - n_pending % self._chunk if whole_chunks else n_pending
+        if n_ready == 0:
+            return
+        joined = np.concatenate(self._pending, axis=1)
+        self._scores[:, self._written : self._written + n_ready] = joined[:, :n_ready]
+        self._written += n_ready
+        self._pending = [joined[:, n_ready:]] if n_ready < n_pending else []
+
+
+class ScoreStore:
+    """Passages of the best and worst documents of each query, and sums by source; written once.
+
+    Raises:
+        StoreIncompleteError: the folder holds no finished store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_manifest(path)
+
+    @classmethod
+    def open(cls, ref: StoreRef) -> "ScoreStore":
+        return cls(ref.path)
+
+    @classmethod
+    def exists(cls, root: Path, fingerprint: str) -> bool:
+        return is_complete(root / fingerprint)
+
+    @classmethod
+    @contextmanager
+    def writing(cls, root: Path, fingerprint: str) -> Iterator["ScoreStoreWriter"]:
+        """Write a store that appears only when the block ends without an exception."""
+        with new_store(root / fingerprint) as folder:
+            yield ScoreStoreWriter(folder, fingerprint)
+
+    @property
+    def passages(self) -> pa.Table:
+        """Table PASSAGES of storage.schema."""
+        return pq.read_table(self.path / "passages.parquet")
+
+    @property
+    def source_sums(self) -> pa.Table:
+        """Table SOURCE_SUMS of storage.schema."""
+        return pq.read_table(self.path / "sources.parquet")
+
+    @property
+    def matrix_path(self) -> Path | None:
+        """Folder of the matrix of all scores, if it was kept."""
+        path = self.path / "scores.zarr"
+        return path if path.is_dir() else None
+
+
+class ScoreStoreWriter:
+    """A score store under construction (see `ScoreStore.writing`)."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.matrix_path = folder / "scores.zarr"
+        self._folder = folder
+        self._fingerprint = fingerprint
+
+    def write(
+        self, passages: list[dict[str, Any]], source_sums: list[dict[str, Any]], attributes: dict[str, Any]
+    ) -> None:
+        """Write both tables and the manifest; `attributes` is JSON-serialisable."""
+        pq.write_table(pa.Table.from_pylist(passages, PASSAGES), self._folder / "passages.parquet")
+        pq.write_table(pa.Table.from_pylist(source_sums, SOURCE_SUMS), self._folder / "sources.parquet")
+        write_manifest(self._folder, {"fingerprint": self._fingerprint, "attributes": attributes})

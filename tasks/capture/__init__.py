@@ -1,0 +1,1 @@
+"""Per-example gradients of tracked layers, taken while back-propagating."""

@@ -1,0 +1,1 @@
+"""What each source is worth to the queries."""

@@ -1,0 +1,1 @@
+"""Documents and queries become examples."""

@@ -1,0 +1,62 @@
+"""Batches of examples of similar length, bounded by their tokens, padding included."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from storage.corpus import CorpusStore
+
+__all__ = ["batches_by_length", "corpus_batch", "padded_batch"]
+
+IGNORED = -100
+
+
+def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Positions of examples in batches, longest first, so that memory peaks at once and little is padding.
+
+    Args:
+        lengths: (n_examples,) tokens of each.
+        batch_tokens: most tokens of a batch, rows times the longest row; a longer example is a batch of its own.
+
+    Returns:
+        Arrays of positions; every position comes once.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    first = 0
+    while first < len(order):
+        n_rows = max(1, batch_tokens // max(1, int(lengths[order[first]])))
+        batches.append(order[first : first + n_rows])
+        first += n_rows
+    return batches
+
+
+def padded_batch(
+    rows: list[np.ndarray], n_masked: np.ndarray, pad_token: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Right-padded arrays of one batch.
+
+    Args:
+        rows: token ids of each example.
+        n_masked: (n_examples,) first tokens without loss.
+        pad_token: id that fills the rest; any id of the vocabulary, it is masked everywhere.
+
+    Returns:
+        input_ids, attention_mask, labels, each (n_examples, n_tokens) int64; labels are -100 where there is no loss.
+    """
+    width = max(len(row) for row in rows)
+    input_ids = np.full((len(rows), width), pad_token, np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    labels = np.full_like(input_ids, IGNORED)
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row)] = row
+        attention_mask[number, : len(row)] = 1
+        labels[number, n_masked[number] : len(row)] = row[n_masked[number] :]
+    return input_ids, attention_mask, labels
+
+
+def corpus_batch(corpus: CorpusStore, windows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """input_ids, attention_mask and labels of some windows of a corpus, on a device (see `padded_batch`)."""
+    arrays = padded_batch([corpus.tokens(int(window)) for window in windows], corpus.windows["n_masked"][windows], 0)
+    input_ids, attention_mask, labels = (torch.from_numpy(array).to(device) for array in arrays)
+    return input_ids, attention_mask, labels

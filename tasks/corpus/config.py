@@ -1,0 +1,29 @@
+"""Parameters of reading documents and queries."""
+
+from pydantic import Field
+
+from tasks.configuration import Configuration
+
+__all__ = ["CorpusConfig", "QueriesConfig"]
+
+
+class CorpusConfig(Configuration):
+    """Where the documents are and how they are cut."""
+
+    files: list[str] = Field(
+        min_length=1,
+        description="JSONL, Parquet or CSV files, folders of text (a subfolder is a source), or hf:NAME[:SPLIT].",
+    )
+    id: str = Field("id", min_length=1, description="Name of the field that holds a document's id.")
+    source: str = Field("source", min_length=1, description="Name of the field that says who provided it.")
+    text: str = Field("text", min_length=1, description="Name of the field that holds the text.")
+    max_length: int = Field(512, ge=2, le=1_048_576, description="Tokens of a window; longer documents are cut.")
+
+
+class QueriesConfig(Configuration):
+    """What is explained: prompts, with a completion or completed by the model."""
+
+    file: str = Field(min_length=1, description="JSONL with `id`, `prompt` and optionally `completion`.")
+    max_new_tokens: int = Field(
+        64, ge=1, le=4096, description="Most tokens the model may add to a prompt that has no completion (greedy)."
+    )

@@ -1,0 +1,118 @@
+"""Documents and queries as they are read, and the checks every one of them must pass."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from storage.errors import InputError
+
+__all__ = ["Document", "Query", "document", "query", "unique"]
+
+MOST_ID_CHARACTERS = 10_000
+
+Item = TypeVar("Item", "Document", "Query")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with an id and a source.
+
+    Args:
+        id, source, text: as given.
+        where: file and line it was read from, for messages.
+    """
+
+    id: str
+    source: str
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is explained: a prompt, and its completion unless the model is to write it."""
+
+    id: str
+    prompt: str
+    completion: str | None
+    where: str
+
+
+def document(row: Mapping[str, Any], fields: Mapping[str, str], where: str) -> Document:
+    """A checked document.
+
+    Args:
+        row: field name → value.
+        fields: `id`, `source`, `text` → the names they have in `row`.
+        where: file and line.
+
+    Raises:
+        InputError: a field is missing, empty or of a wrong type.
+    """
+    return Document(
+        id=_name(row, fields["id"], where),
+        source=_name(row, fields["source"], where),
+        text=_text(row, fields["text"], where),
+        where=where,
+    )
+
+
+def query(row: Mapping[str, Any], where: str) -> Query:
+    """A checked query with `id`, `prompt` and optionally `completion`.
+
+    Raises:
+        InputError: a field is missing, empty or of a wrong type, or unknown.
+    """
+    unknown = sorted(set(row) - {"id", "prompt", "completion"})
+    if unknown:
+        raise InputError(f"{where}, field {unknown[0]!r}: unknown; a query has id, prompt and optionally completion")
+    completion = None if row.get("completion") is None else _text(row, "completion", where)
+    return Query(id=_name(row, "id", where), prompt=_text(row, "prompt", where), completion=completion, where=where)
+
+
+def unique(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, refused at the first id that came before.
+
+    Raises:
+        InputError: a duplicate id.
+    """
+    seen: dict[str, str] = {}
+    for item in items:
+        if item.id in seen:
+            raise InputError(f"{item.where}, field 'id': {_short(item.id)} was already used at {seen[item.id]}")
+        seen[item.id] = item.where
+        yield item
+
+
+def _field(row: Mapping[str, Any], field: str, where: str) -> Any:
+    if field not in row or row[field] is None:
+        known = ", ".join(sorted(str(name) for name in row)) or "none"
+        raise InputError(f"{where}, field {field!r}: missing (fields there: {_short(known)})")
+    return row[field]
+
+
+def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+    value = _field(row, field, where)
+    if not isinstance(value, str):
+        raise InputError(f"{where}, field {field!r}: expected text, got {type(value).__name__}")
+    if not value.strip():
+        raise InputError(f"{where}, field {field!r}: empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}, field {field!r}: holds half of a surrogate pair, which is not valid text") from None
+    return value
+
+
+def _name(row: Mapping[str, Any], field: str, where: str) -> str:
+    value = _field(row, field, where)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    name = _text(row, field, where)
+    if len(name) > MOST_ID_CHARACTERS:
+        raise InputError(f"{where}, field {field!r}: {len(name)} characters long, at most {MOST_ID_CHARACTERS} allowed")
+    return name
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "…")

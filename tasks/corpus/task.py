@@ -1,0 +1,97 @@
+"""Prefect tasks that turn documents and queries into a corpus store."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from prefect import task
+
+from storage.corpus import CorpusStore, TokenisedDocument
+from storage.errors import InputError
+from storage.locations import StoreFolders
+from storage.ref import StoreRef
+from tasks.corpus.config import CorpusConfig, QueriesConfig
+from tasks.corpus.readers import read_documents, read_queries
+from tasks.corpus.windows import tokenised_document, tokenised_query
+from tasks.model.config import ModelConfig
+from tasks.model.loading import LoadedModel, load
+from tasks.progress import run_logger
+
+__all__ = ["prepare_corpus", "prepare_queries"]
+
+
+@task(name="prepare-corpus", task_run_name="read and cut the corpus")
+def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> StoreRef:
+    """Read, check and tokenise the documents.
+
+    Raises:
+        InputError: a document, a file or the window length cannot be used; nothing is left behind.
+    """
+    loaded = load(model)
+    if loaded.max_positions is not None and corpus.max_length > loaded.max_positions:
+        raise InputError(
+            f"--corpus.max_length {corpus.max_length}: the model reads at most {loaded.max_positions} tokens; "
+            f"pass --corpus.max_length {loaded.max_positions} or less"
+        )
+    documents = (
+        tokenised_document(loaded.tokenizer, document, corpus.max_length) for document in read_documents(corpus)
+    )
+    attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": corpus.max_length}
+    ref = CorpusStore.write(StoreFolders(Path(store)).corpora, documents, attributes)
+    written = CorpusStore.open(ref)
+    if written.n_examples == 0:
+        raise InputError(f"{', '.join(corpus.files)}: no document has the two tokens an example needs")
+    run_logger().info(
+        "%s documents, %s windows, %s tokens", f"{written.n_documents:,}", f"{written.n_examples:,}",
+        f"{written.n_tokens:,}",
+    )
+    without = sum(count == 0 for count in written.column("n_windows").to_pylist())
+    if without:
+        run_logger().warning("%s documents have fewer than 2 tokens: they get no score", without)
+    return ref
+
+
+@task(name="prepare-queries", task_run_name="read and complete the queries")
+def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> StoreRef:
+    """Read and tokenise the queries; a prompt without a completion is completed by the model, greedily.
+
+    Raises:
+        InputError: a query or the file cannot be used.
+    """
+    loaded = load(model)
+
+    def tokenised() -> Iterator[TokenisedDocument]:
+        for query in read_queries(queries):
+            completion = query.completion
+            if completion is None:
+                completion = _completion(loaded, query.prompt, queries.max_new_tokens, f"{query.where}, query {query.id!r}")
+            yield tokenised_query(
+                loaded.tokenizer, query.id, query.prompt, completion, query.where, loaded.max_positions
+            )
+
+    attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": None}
+    ref = CorpusStore.write(StoreFolders(Path(store)).corpora, tokenised(), attributes)
+    run_logger().info("%s queries", CorpusStore.open(ref).n_documents)
+    return ref
+
+
+@torch.no_grad()
+def _completion(loaded: LoadedModel, prompt: str, max_new_tokens: int, where: str) -> str:
+    """What the model says after a prompt: greedy, until its end token or `max_new_tokens`."""
+    encoding = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.device)
+    length = encoding["input_ids"].shape[1]
+    room = max_new_tokens if loaded.max_positions is None else min(max_new_tokens, loaded.max_positions - length)
+    if length == 0 or room < 1:
+        raise InputError(f"{where}: a prompt of {length} tokens leaves the model no room to complete it")
+    output = loaded.model.generate(
+        input_ids=encoding["input_ids"],
+        attention_mask=encoding["attention_mask"],
+        max_new_tokens=room,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=loaded.tokenizer.pad_token_id or loaded.tokenizer.eos_token_id or 0,
+    )
+    completion: str = loaded.tokenizer.decode(output[0, length:], skip_special_tokens=True)
+    if not completion.strip():
+        raise InputError(f"{where}: the model adds nothing to this prompt; give the query a completion")
+    return completion

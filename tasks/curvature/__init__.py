@@ -1,0 +1,1 @@
+"""The Hessian of the training loss in the projected space, and its damped inverse."""

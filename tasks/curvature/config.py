@@ -1,0 +1,34 @@
+"""Parameters of fitting and damping the curvature."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.configuration import Configuration
+
+__all__ = ["CurvatureConfig", "DampingConfig"]
+
+
+class DampingConfig(Configuration):
+    """The lambda of (H + lambda I)^-1, chosen per layer."""
+
+    rule: Literal["relative", "absolute"] = Field(
+        "relative",
+        description="relative: value times the mean of the eigenvalues that carry mass; absolute: value itself.",
+    )
+    value: float = Field(0.1, gt=0, le=1e12, description="Ratio or absolute damping.")
+
+
+class CurvatureConfig(Configuration):
+    """The Hessian of the training loss in the projected space."""
+
+    kind: Literal["none", "fisher"] = Field(
+        "fisher", description="none: plain gradient dot product; fisher: mean of g g^T per layer, dense."
+    )
+    labels: Literal["sampled", "empirical"] = Field(
+        "sampled", description="Labels of the curvature's gradients: drawn from the model, or the data's own."
+    )
+    draws: int = Field(4, ge=1, le=64, description="Label draws for an example (sampled labels).")
+    fraction: float = Field(1.0, gt=0, le=1, description="Share of the corpus' documents the curvature is fitted on.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the label draws and of the choice of documents.")
+    damping: DampingConfig = Field(default_factory=DampingConfig, description="Damping of the inverse.")

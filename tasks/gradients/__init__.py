@@ -1,0 +1,1 @@
+"""Projected gradients of a corpus, shard by shard."""

@@ -1,0 +1,18 @@
+"""Parameters of indexing a corpus."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.configuration import Configuration
+
+__all__ = ["GradientsConfig"]
+
+
+class GradientsConfig(Configuration):
+    """How gradients are computed in batches and stored."""
+
+    dtype: Literal["float16", "float32"] = Field("float16", description="Data type of the stored rows.")
+    batch_tokens: int = Field(
+        4096, ge=2, le=2**24, description="Most tokens, padding included, of one forward and backward pass."
+    )

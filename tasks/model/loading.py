@@ -1,0 +1,157 @@
+"""Loading a checkpoint that nobody has to trust: safetensors only, no code from the hub."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from storage.errors import InputError
+from tasks.model.config import ModelConfig
+from tasks.model.layers import TrackedLayer, tracked_layers
+
+__all__ = ["LoadedModel", "load", "model_fingerprint", "tokenizer_fingerprint"]
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A frozen model in evaluation mode, with what the rooms need to know of it.
+
+    Args:
+        model: no parameter requires a gradient.
+        tokenizer: the checkpoint's own.
+        layers: the tracked layers.
+        fingerprint: of architecture, weights and data type.
+        tokenizer_fingerprint: of the tokenizer's files.
+        max_positions: most tokens the model reads; None if it states none.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    layers: tuple[TrackedLayer, ...]
+    fingerprint: str
+    tokenizer_fingerprint: str
+    max_positions: int | None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def load(config: ModelConfig) -> LoadedModel:
+    """Load a checkpoint, once for the same parameters and the same files in one process.
+
+    Raises:
+        InputError: no such checkpoint, not a causal language model, no safetensors, unknown device.
+    """
+    return _loaded(config.model_dump_json(), _files_state(config.name))
+
+
+def _files_state(name: str) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of a local checkpoint's files, so that a changed folder is loaded again."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return ()
+    return tuple(
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir()) if file.is_file()
+    )
+
+
+@lru_cache(maxsize=1)
+def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...]) -> LoadedModel:
+    config = ModelConfig.model_validate_json(config_json)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    device = _device(config.device)
+    try:
+        architecture = AutoConfig.from_pretrained(config.name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            config.name,
+            config=architecture,
+            dtype=_dtype(config.dtype, device),
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(config.name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+        raise InputError(f"--model {config.name}: cannot be loaded ({_first_sentence(error)})") from error
+    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
+        raise InputError(f"--model {config.name}: {type(model).__name__} has no language model head")
+    model.requires_grad_(False)
+    model.eval()
+    model.config.use_cache = False
+    model.to(device)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise InputError(
+            f"--model {config.name}: the tokenizer has {len(tokenizer)} tokens, "
+            f"the model embeds only {model.get_input_embeddings().weight.shape[0]}"
+        )
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        layers=tuple(tracked_layers(model, config.include, config.exclude)),
+        fingerprint=model_fingerprint(model),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        max_positions=getattr(architecture.get_text_config(), "max_position_embeddings", None),
+    )
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "…"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--model.device {name}: not usable here ({_first_sentence(error)})") from None
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    return DTYPES[name]
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """32 hexadecimal digits that change with any weight, its data type, or the architecture."""
+    digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    if config is not None:
+        settings = {
+            key: value
+            for key, value in config.to_dict().items()
+            if not key.startswith("_") and key not in ("transformers_version", "use_cache", "torch_dtype", "dtype")
+        }
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """32 hexadecimal digits that change with the vocabulary, its rules or the special tokens."""
+    digest = hashlib.sha256()
+    if tokenizer.is_fast:
+        digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    else:
+        digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    probe = tokenizer("a")["input_ids"]
+    digest.update(json.dumps([type(tokenizer).__name__, probe, tokenizer.special_tokens_map], default=str).encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,52 @@
+"""Prefect task that trains the demo's model."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from prefect import task
+
+from storage.manifest import is_complete, read_manifest, write_manifest
+from storage.ref import fingerprint
+from tasks.corpus.config import CorpusConfig
+from tasks.corpus.readers import read_documents
+from tasks.model.training import SmallModel, train_language_model
+from tasks.progress import progress, run_logger
+
+__all__ = ["train_small_model"]
+
+
+@task(name="train-model", task_run_name="train a small model")
+def train_small_model(folder: str, corpus: CorpusConfig, settings: SmallModel) -> str:
+    """Train a small language model on a corpus, unless the folder holds the one this would give.
+
+    Returns:
+        The folder.
+    """
+    target = Path(folder)
+    texts = [document.text for document in read_documents(corpus)]
+    name = fingerprint({"texts": texts, "settings": asdict(settings)})
+    if is_complete(target) and read_manifest(target)["fingerprint"] == name:
+        run_logger().info("the model is there already: %s", target)
+        return folder
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with progress("training", 0, "step") as bar:
+
+            def on_step(step: int, steps: int, loss: float) -> None:
+                bar.expect(steps)
+                bar.advance()
+                if step % 100 == 0:
+                    run_logger().info("step %s of %s, loss %.3f nats a token", step, steps, loss)
+
+            loss = train_language_model(texts, partial, settings, on_step)
+        write_manifest(partial, {"fingerprint": name, "settings": asdict(settings), "loss": loss})
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    run_logger().info("trained: %.3f nats a token; %s", loss, json.dumps(asdict(settings)))
+    return folder

@@ -1,0 +1,159 @@
+"""Training a small language model from nothing: the demo's, and the tests'."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+__all__ = ["SmallModel", "train_language_model", "train_tokenizer"]
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """Size and training of a small Llama-shaped model.
+
+    Args:
+        vocabulary: tokens of the byte-level tokenizer.
+        hidden, layers, heads, intermediate: the architecture.
+        positions: most tokens it reads.
+        epochs: passes over the corpus.
+        batch_tokens: tokens of a step.
+        learning_rate: highest, warmed up over the first tenth, then cosine.
+        weight_decay: of AdamW.
+        seed: of weights and order.
+    """
+
+    vocabulary: int = 2048
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    intermediate: int = 352
+    positions: int = 256
+    epochs: int = 4
+    batch_tokens: int = 2048
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    seed: int = 0
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that starts every text with <s>.
+
+    Args:
+        texts: to learn merges from.
+        vocabulary: most tokens, at least the 256 bytes and two special ones.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )
+
+
+def train_language_model(
+    texts: Sequence[str], folder: Path, settings: SmallModel, on_step: Callable[[int, int, float], None]
+) -> float:
+    """Train on documents, never two in one row, and save checkpoint and tokenizer (safetensors).
+
+    Args:
+        texts: the documents.
+        folder: made; must not exist.
+        settings: size and training.
+        on_step: called with (step, steps, loss) after each step.
+
+    Returns:
+        Mean loss of the last tenth of the steps, nats a token.
+    """
+    tokenizer = train_tokenizer(texts, settings.vocabulary)
+    windows = _windows(tokenizer, texts, settings.positions)
+    torch.manual_seed(settings.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.hidden,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            num_key_value_heads=settings.heads,
+            intermediate_size=settings.intermediate,
+            max_position_embeddings=settings.positions,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            use_cache=False,
+        )
+    )
+    batches = _batches(windows, settings)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    warm = max(1, len(batches) // 10)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1.0 + float(np.cos(np.pi * (step - warm) / max(1, len(batches) - warm))))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    model.train()
+    losses = []
+    for step, batch in enumerate(batches, 1):
+        loss = _loss(model, [windows[number] for number in batch])
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        losses.append(float(loss.detach()))
+        on_step(step, len(batches), losses[-1])
+    model.eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
+
+
+def _windows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> list[list[int]]:
+    return [
+        ids[start : start + length]
+        for ids in tokenizer(list(texts))["input_ids"]
+        for start in range(0, len(ids), length)
+        if len(ids) - start >= 2
+    ]
+
+
+def _batches(windows: list[list[int]], settings: SmallModel) -> list[list[int]]:
+    """Windows of similar length together, the batches of every epoch in a new order."""
+    generator = np.random.default_rng(settings.seed)
+    batches: list[list[int]] = []
+    for _ in range(settings.epochs):
+        jitter = generator.permutation(len(windows))
+        order = sorted(range(len(windows)), key=lambda number: (len(windows[number]), jitter[number]))
+        epoch: list[list[int]] = [[]]
+        for number in order:
+            if epoch[-1] and (len(epoch[-1]) + 1) * len(windows[number]) > settings.batch_tokens:
+                epoch.append([])
+            epoch[-1].append(number)
+        batches += [epoch[place] for place in generator.permutation(len(epoch))]
+    return batches
+
+
+def _loss(model: LlamaForCausalLM, windows: list[list[int]]) -> torch.Tensor:
+    width = max(map(len, windows))
+    ids = torch.zeros(len(windows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, window in enumerate(windows):
+        ids[row, : len(window)] = torch.tensor(window)
+        mask[row, : len(window)] = 1
+    labels = ids.masked_fill(mask == 0, -100)
+    loss: torch.Tensor = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    return loss

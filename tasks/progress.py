@@ -1,0 +1,60 @@
+"""What a person sees of long work: a bar in the terminal, a progress artifact in Prefect, a run's logger."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import LoggerAdapter
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+from tqdm import tqdm
+
+__all__ = ["Progress", "progress", "run_logger"]
+
+SECONDS_BETWEEN_UPDATES = 2.0
+
+
+def run_logger() -> "logging.Logger | LoggerAdapter[Any]":
+    """Prefect's logger of the run under way; outside of a run, the project's own."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("dataworth")
+
+
+class Progress:
+    """Counts units of work; see `progress`."""
+
+    def __init__(self, bar: "tqdm[Any]", artifact: UUID | None) -> None:
+        self._bar = bar
+        self._artifact = artifact
+        self._last_update = time.monotonic()
+
+    def expect(self, total: int) -> None:
+        """How much there is in all, where that is known only once the work is under way."""
+        self._bar.total = total
+
+    def advance(self, units: int = 1) -> None:
+        """Some more units are done."""
+        self._bar.update(units)
+        if self._artifact is not None and time.monotonic() - self._last_update > SECONDS_BETWEEN_UPDATES:
+            self._last_update = time.monotonic()
+            update_progress_artifact(self._artifact, 100.0 * self._bar.n / max(1, self._bar.total))
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str) -> Iterator[Progress]:
+    """A terminal bar (where there is a terminal) and, inside a Prefect run, a progress artifact."""
+    inside = TaskRunContext.get() is not None or FlowRunContext.get() is not None
+    artifact = create_progress_artifact(0.0, description=description) if inside else None
+    artifact_id = artifact if isinstance(artifact, UUID) else None
+    with tqdm(total=total, desc=description, unit=unit, file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+        yield Progress(bar, artifact_id)
+        if artifact_id is not None:
+            update_progress_artifact(artifact_id, 100.0)

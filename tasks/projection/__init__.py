@@ -1,0 +1,1 @@
+"""Bases that make a layer's gradient small."""

@@ -1,0 +1,115 @@
+"""What a valuation says, gathered from its stores: the content of the report, of MLflow's tables and of the terminal."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from storage.coalitions import CoalitionStore
+from storage.corpus import CorpusStore
+from storage.schema import ALL_QUERIES
+from storage.scores import ScoreStore
+
+__all__ = ["QuerySummary", "Summary", "markdown_table", "summary"]
+
+
+@dataclass(frozen=True)
+class QuerySummary:
+    """One query and what explains it.
+
+    Args:
+        id, prompt, completion: as asked, or as the model completed it.
+        most, least: passages, rows of PASSAGES, best first.
+        sources: rows of VALUES, largest value first.
+    """
+
+    id: str
+    prompt: str
+    completion: str
+    most: list[dict[str, Any]]
+    least: list[dict[str, Any]]
+    sources: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A valuation as a person reads it.
+
+    Args:
+        queries: one a query.
+        sources: values for all queries together, largest first.
+        most, least: passages for all queries together.
+        facts: label → value, how large the corpus is and how the run was made.
+    """
+
+    queries: list[QuerySummary]
+    sources: list[dict[str, Any]]
+    most: list[dict[str, Any]]
+    least: list[dict[str, Any]]
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(key): None if value is None or value != value else value for key, value in row.items()}
+        for row in table.to_dict("records")
+    ]
+
+
+def summary(queries: CorpusStore, scores: ScoreStore, values: CoalitionStore, facts: dict[str, str]) -> Summary:
+    """Gather a valuation.
+
+    Args:
+        queries: their texts.
+        scores: their passages.
+        values: of the sources.
+        facts: how the run was made.
+    """
+    passages = scores.passages.to_pandas()
+    worth = values.values.to_pandas().sort_values("value", ascending=False, kind="stable")
+
+    def most(query_id: str) -> list[dict[str, Any]]:
+        return _records(passages[(passages["query_id"] == query_id) & (passages["rank"] > 0)])
+
+    def least(query_id: str) -> list[dict[str, Any]]:
+        return _records(passages[(passages["query_id"] == query_id) & (passages["rank"] < 0)])
+
+    def sources(query_id: str) -> list[dict[str, Any]]:
+        return _records(worth[worth["query_id"] == query_id])
+
+    return Summary(
+        queries=[
+            QuerySummary(
+                id=row["document_id"],
+                prompt=row["text"][: row["n_prompt_characters"]],
+                completion=row["text"][row["n_prompt_characters"] :],
+                most=most(row["document_id"]),
+                least=least(row["document_id"]),
+                sources=sources(row["document_id"]),
+            )
+            for row in queries.documents()
+        ],
+        sources=sources(ALL_QUERIES),
+        most=most(ALL_QUERIES),
+        least=least(ALL_QUERIES),
+        facts=facts,
+    )
+
+
+def _cell(text: str) -> str:
+    """Text that Markdown shows as it is, in one cell of a table."""
+    escaped = "".join(f"\\{letter}" if letter in "\\`*_{}[]()#+-.!|~>:@" else letter for letter in text)
+    return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").split())
+
+
+def markdown_table(sources: list[dict[str, Any]]) -> str:
+    """The sources' table in Markdown: source, share, value with its interval, documents, tokens."""
+    lines = ["| source | share | value | interval | documents | tokens |", "| --- | ---: | ---: | :---: | ---: | ---: |"]
+    for row in sources:
+        share = "" if row["share"] is None else f"{row['share']:.1%}"
+        interval = "unknown" if row["low"] is None else f"{row['low']:.4g} … {row['high']:.4g}"
+        lines.append(
+            f"| {_cell(row['source'])} | {share} | {row['value']:.4g} | {interval} "
+            f"| {row['n_documents']:,} | {row['n_tokens']:,} |"
+        )
+    return "\n".join(lines)

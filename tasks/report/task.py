@@ -1,0 +1,215 @@
+"""Prefect tasks that publish a valuation: the results folder, then the MLflow run."""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from prefect import task
+from pydantic import BaseModel, ConfigDict
+
+from storage.coalitions import CoalitionStore
+from storage.corpus import CorpusStore
+from storage.errors import DataworthError
+from storage.manifest import replace_file
+from storage.ref import StoreRef
+from storage.schema import ALL_QUERIES
+from storage.scores import ScoreStore
+from tasks.progress import run_logger
+from tasks.report.config import TrackingConfig
+from tasks.report.html import report_html
+from tasks.report.summary import Summary, markdown_table, summary
+from tasks.report.tables import safe_csv
+from tasks.report.tracking import LoggedRun, TrackedValuation, flat, log_run, metric_name
+
+__all__ = ["ValuationParts", "log_valuation", "publish_valuation", "valuation_summary"]
+
+PACKAGES = ("dataworth", "torch", "transformers", "numpy", "zarr", "dask", "prefect", "mlflow")
+
+
+class ValuationParts(BaseModel):
+    """Everything one valuation was made from.
+
+    Args:
+        title: of the report and the MLflow run.
+        parameters: the whole configuration, as JSON.
+        corpus, queries, gradients, scores, values: the stores.
+        curvature: None for `none`.
+        model_name: as given.
+        model_fingerprint: of the weights.
+        timings: step → seconds.
+        prefect_run: id of the flow run.
+        prefect_url: its page, where a server shows it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    title: str
+    parameters: dict[str, Any]
+    corpus: StoreRef
+    queries: StoreRef
+    gradients: StoreRef
+    curvature: StoreRef | None
+    scores: StoreRef
+    values: StoreRef
+    model_name: str
+    model_fingerprint: str
+    timings: dict[str, float]
+    prefect_run: str
+    prefect_url: str | None
+
+
+def valuation_summary(parts: ValuationParts) -> Summary:
+    """A valuation as a person reads it."""
+    corpus = CorpusStore.open(parts.corpus)
+    settings = flat(parts.parameters)
+    facts = {
+        "model": f"{parts.model_name} ({parts.model_fingerprint})",
+        "corpus": f"{corpus.n_documents:,} documents, {corpus.n_examples:,} windows, {corpus.n_tokens:,} tokens "
+        f"({parts.corpus.fingerprint})",
+        "store": parts.gradients.location,
+        "Prefect flow run": parts.prefect_run,
+        **{key: value for key, value in settings.items() if not key.startswith(("model.name", "store"))},
+        **{f"seconds: {step}": f"{seconds:.1f}" for step, seconds in parts.timings.items()},
+        **{f"version: {name}": number for name, number in _versions().items()},
+    }
+    return summary(
+        CorpusStore.open(parts.queries), ScoreStore.open(parts.scores), CoalitionStore.open(parts.values), facts
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+@task(name="publish-valuation", task_run_name="write {results}")
+def publish_valuation(results: str, parts: ValuationParts, confidence: float) -> None:
+    """Write everything a valuation leaves; `valuation.json`, which declares it whole, comes last.
+
+    Files are made in a folder beside and moved into place, so that nothing half-written is ever seen.
+    """
+    folder = Path(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
+    try:
+        values = CoalitionStore.open(parts.values).values.to_pandas()
+        values.to_parquet(staging / "sources.parquet", index=False)
+        (staging / "sources.csv").write_text(safe_csv(values), encoding="utf-8")
+        scores = ScoreStore.open(parts.scores)
+        passages = scores.passages.to_pandas()
+        passages[passages["rank"] > 0].to_parquet(staging / "documents.parquet", index=False)
+        page = report_html(parts.title, valuation_summary(parts), confidence)
+        (staging / "report.html").write_text(page, encoding="utf-8")
+        if scores.matrix_path is not None:
+            shutil.copytree(scores.matrix_path, staging / "scores.zarr")
+        (folder / "valuation.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / "scores.zarr", ignore_errors=True)
+        for path in sorted(staging.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    _write_valuation(folder, parts, None)
+
+
+def _write_valuation(folder: Path, parts: ValuationParts, logged: LoggedRun | None) -> None:
+    content = {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "title": parts.title,
+        "fingerprints": {
+            "model": parts.model_fingerprint,
+            "corpus": parts.corpus.fingerprint,
+            "queries": parts.queries.fingerprint,
+            "gradients": parts.gradients.fingerprint,
+            "curvature": parts.curvature.fingerprint if parts.curvature else None,
+            "scores": parts.scores.fingerprint,
+            "values": parts.values.fingerprint,
+        },
+        "stores": {"gradients": parts.gradients.location, "scores": parts.scores.location},
+        "parameters": parts.parameters,
+        "versions": _versions(),
+        "seconds": parts.timings,
+        "prefect": {"flow_run_id": parts.prefect_run, "url": parts.prefect_url},
+        "mlflow": None
+        if logged is None
+        else {
+            "run_id": logged.run_id,
+            "experiment_id": logged.experiment_id,
+            "tracking_uri": logged.tracking_uri,
+            "url": logged.url,
+        },
+    }
+    replace_file(folder / "valuation.json", json.dumps(content, indent=2).encode())
+
+
+@task(name="log-valuation", task_run_name="log to MLflow")
+def log_valuation(results: str, parts: ValuationParts, tracking: TrackingConfig) -> dict[str, str | None]:
+    """Log a published valuation to MLflow, and write the run's id into `valuation.json`.
+
+    Returns:
+        `run_id` and `url` of the MLflow run; the url is None without a server.
+
+    Raises:
+        DataworthError: MLflow did not take it; the results folder is whole all the same.
+    """
+    folder = Path(results)
+    gathered = valuation_summary(parts)
+    corpus = CorpusStore.open(parts.corpus)
+    prefect_link = f"[{parts.prefect_run}]({parts.prefect_url})" if parts.prefect_url else f"`{parts.prefect_run}`"
+    tracked = TrackedValuation(
+        name=parts.title,
+        params=flat(parts.parameters),
+        metrics=_metrics(gathered, corpus, parts.timings),
+        datasets={
+            "corpus": ("corpus", parts.corpus.location, parts.corpus.fingerprint),
+            "queries": ("queries", parts.queries.location, parts.queries.fingerprint),
+        },
+        tags={
+            "dataworth.model": parts.model_name,
+            "dataworth.model_fingerprint": parts.model_fingerprint,
+            "dataworth.store": parts.gradients.location,
+            "dataworth.results": str(folder.absolute()),
+            "prefect.flow_run_id": parts.prefect_run,
+            "prefect.flow_run_url": parts.prefect_url or "",
+        },
+        note=f"Prefect flow run: {prefect_link}\n\nReport: artifact `report.html`\n\n{markdown_table(gathered.sources)}",
+        files=tuple(folder / name for name in ("report.html", "sources.csv", "sources.parquet", "documents.parquet")),
+        tables={
+            "sources": _columns(CoalitionStore.open(parts.values).values.to_pandas(), ALL_QUERIES),
+            "documents": _columns(ScoreStore.open(parts.scores).passages.to_pandas(), None),
+        },
+    )
+    try:
+        logged = log_run(tracking.uri, tracking.experiment, tracked)
+    except DataworthError as error:
+        raise DataworthError(f"{error}; the valuation itself is kept in {folder}") from error
+    _write_valuation(folder, parts, logged)
+    run_logger().info("MLflow run %s", logged.url or f"{logged.run_id} in {logged.tracking_uri}")
+    return {"run_id": logged.run_id, "url": logged.url}
+
+
+def _columns(table: pd.DataFrame, query_id: str | None) -> dict[str, list[Any]]:
+    chosen = table if query_id is None else table[table["query_id"] == query_id]
+    return {str(name): chosen[name].astype(object).where(chosen[name].notna(), None).to_list() for name in chosen}
+
+
+def _metrics(gathered: Summary, corpus: CorpusStore, timings: Mapping[str, float]) -> dict[str, float]:
+    metrics = {
+        "n_documents": float(corpus.n_documents),
+        "n_examples": float(corpus.n_examples),
+        "n_tokens": float(corpus.n_tokens),
+        "n_queries": float(len(gathered.queries)),
+        "n_sources": float(len(gathered.sources)),
+    }
+    for row in gathered.sources:
+        name = metric_name(row["source"])
+        metrics[f"value/{name}"] = row["value"]
+        if row["share"] is not None:
+            metrics[f"share/{name}"] = row["share"]
+    return metrics | {f"seconds/{metric_name(step)}": seconds for step, seconds in timings.items()}

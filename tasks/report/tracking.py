@@ -1,0 +1,147 @@
+"""A valuation as an MLflow run: parameters, metrics, data sets, tables and the report."""
+
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from storage.errors import DataworthError
+from storage.locations import home
+
+__all__ = ["LoggedRun", "TrackedValuation", "flat", "log_run", "metric_name", "tracking_uri"]
+
+MOST_PARAM_CHARACTERS = 6000
+
+
+@dataclass(frozen=True)
+class TrackedValuation:
+    """What is logged.
+
+    Args:
+        name: of the run.
+        params: flat parameters.
+        metrics: by name.
+        datasets: context → (name, folder, fingerprint).
+        tags: of the run.
+        note: Markdown, shown on top of the run.
+        files: artifacts.
+        tables: artifact name → columns.
+    """
+
+    name: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    datasets: Mapping[str, tuple[str, str, str]]
+    tags: Mapping[str, str]
+    note: str
+    files: tuple[Path, ...]
+    tables: Mapping[str, dict[str, list[Any]]]
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """Where the run is: ids, and its page where a server shows it."""
+
+    run_id: str
+    experiment_id: str
+    tracking_uri: str
+
+    @property
+    def url(self) -> str | None:
+        if not self.tracking_uri.startswith(("http://", "https://")):
+            return None
+        return f"{self.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+
+def tracking_uri(uri: str | None) -> str:
+    """The given URI, else $MLFLOW_TRACKING_URI, else SQLite in the home folder."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def metric_name(text: str) -> str:
+    """Text as MLflow accepts it in a metric's name; what had to be changed gets a mark that keeps names apart."""
+    name = re.sub(r"[^\w\-. /]", "_", text, flags=re.ASCII).strip("/. ")[:200]
+    return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters with dotted names, as text."""
+    items: dict[str, str] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            items |= flat(value, f"{prefix}{key}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            items[f"{prefix}{key}"] = text[:MOST_PARAM_CHARACTERS]
+    return items
+
+
+def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> LoggedRun:
+    """Log a valuation as one MLflow run.
+
+    Raises:
+        DataworthError: MLflow does not answer or refuses.
+    """
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    address = tracking_uri(uri)
+    if address.startswith("sqlite:///"):
+        Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        client = MlflowClient(tracking_uri=address)
+        experiment_id = _experiment(client, address, experiment)
+        run = client.create_run(experiment_id, run_name=valuation.name, tags={"mlflow.source.type": "JOB"})
+        run_id: str = run.info.run_id
+        try:
+            _log(client, run_id, address, valuation)
+        except BaseException:
+            client.set_terminated(run_id, "FAILED")
+            raise
+        client.set_terminated(run_id, "FINISHED")
+    except MlflowException as error:
+        raise DataworthError(f"MLflow at {address} did not take the run ({str(error).splitlines()[0]})") from error
+    return LoggedRun(run_id, experiment_id, address)
+
+
+def _experiment(client: MlflowClient, address: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None
+    if address.startswith("sqlite:///"):
+        location = (Path(address.removeprefix("sqlite:///")).parent / "artifacts" / metric_name(name)).as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _log(client: MlflowClient, run_id: str, address: str, valuation: TrackedValuation) -> None:
+    params = [Param(key, value) for key, value in valuation.params.items()]
+    metrics = [Metric(key, value, int(time.time() * 1000), 0) for key, value in valuation.metrics.items()]
+    tags = [RunTag(key, value) for key, value in {**valuation.tags, "mlflow.note.content": valuation.note}.items()]
+    for start in range(0, max(len(params), len(metrics), len(tags)), 100):
+        batch = slice(start, start + 100)
+        client.log_batch(run_id, metrics=metrics[batch], params=params[batch], tags=tags[batch])
+    for path in valuation.files:
+        client.log_artifact(run_id, str(path))
+    for name, columns in valuation.tables.items():
+        client.log_table(run_id, data=columns, artifact_file=f"tables/{name}.json")
+    previous = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(address)
+    try:
+        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+            for context, (name, folder, digest) in valuation.datasets.items():
+                source = LocalArtifactDatasetSource(folder)
+                mlflow.log_input(MetaDataset(source=source, name=name, digest=digest), context=context)
+    finally:
+        mlflow.set_tracking_uri(previous)

@@ -1,0 +1,67 @@
+"""Scores of one block of rows, and their sums over the windows of a document."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+__all__ = ["Preconditioned", "document_sums", "self_influence", "window_scores"]
+
+
+@dataclass(frozen=True)
+class Preconditioned:
+    """What a worker needs to score rows: the queries, and the whitening of each layer where rows are normalised.
+
+    Args:
+        queries: (n_queries, n_columns) float32, (H + lambda I)^-1 applied.
+        whitening: None for `dot`; else per layer (columns, V / sqrt(w + lambda)), with None for the identity.
+    """
+
+    queries: np.ndarray
+    whitening: Sequence[tuple[slice, np.ndarray | None]] | None
+
+
+def self_influence(
+    rows: Float[np.ndarray, "n c"], whitening: Sequence[tuple[slice, Any]]
+) -> Float[np.ndarray, " n"]:
+    """g^T (H + lambda I)^-1 g for each row, summed over layers; float32 products, float64 sums.
+
+    Args:
+        rows: (n, n_columns).
+        whitening: per layer its columns and V / sqrt(w + lambda), or None for the identity.
+    """
+    total = np.zeros(len(rows))
+    for columns, factor in whitening:
+        block = rows[:, columns].astype(np.float32)
+        whitened = block if factor is None else block @ factor
+        total += np.einsum("nk,nk->n", whitened, whitened, dtype=np.float64)
+    return total
+
+
+def window_scores(rows: Float[np.ndarray, "n c"], preconditioned: Preconditioned) -> Float[np.ndarray, "q n"]:
+    """Influence of each row on each query: g(q)^T (H + lambda I)^-1 g(z), float64 values of float32 products.
+
+    Positive means that training on z lowered q's loss. With whitening, divided by the square root of the row's
+    self-influence (l-RelatIF: Barshan et al. 2020, arXiv 2003.11630); a row of zeros scores 0.
+    """
+    scores = (preconditioned.queries @ rows.astype(np.float32).T).astype(np.float64)
+    if preconditioned.whitening is None:
+        return scores
+    norms = np.sqrt(self_influence(rows, preconditioned.whitening))
+    return np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0)
+
+
+def document_sums(
+    scores: Float[np.ndarray, "q n"], first_rows: Int[np.ndarray, " d"]
+) -> Float[np.ndarray, "q d"]:
+    """Sums over consecutive rows that belong together.
+
+    Args:
+        scores: (q, n).
+        first_rows: (d,) increasing, where each group starts; the last ends at n.
+    """
+    if len(first_rows) == 0:
+        return np.zeros((len(scores), 0))
+    return np.add.reduceat(scores, first_rows, axis=1)
