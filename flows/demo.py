@@ -98,10 +98,11 @@ def demo_report(outcome: dict[str, Any]) -> str:
         "Sources, all queries together",
         sources_table(values[values["query_id"] == ALL_QUERIES]),
     ]
-    for row in queries.iloc[:: max(1, len(queries) // SHOWN_QUERIES)].head(SHOWN_QUERIES).itertuples():
-        best = documents[documents["query_id"] == row.id].head(3)
-        text = " ".join((row.prompt + "⟦" + row.completion + "⟧").split())
-        blocks += ["", f"Query {row.id}", f"  {text[:300]}", passages(best.to_dict("records"))]
+    shown = queries.iloc[:: max(1, len(queries) // SHOWN_QUERIES)].head(SHOWN_QUERIES)
+    for query in shown.to_dict("records"):
+        best = documents[documents["query_id"] == query["id"]].head(3)
+        text = " ".join(f"{query['prompt']}⟦{query['completion']}⟧".split())
+        blocks += ["", f"Query {query['id']}", f"  {text[:300]}", passages(best.to_dict("records"))]
     blocks += [
         "",
         f"report   {outcome['results']}/report.html",

@@ -97,5 +97,8 @@ def _servers() -> list[Check]:
         with Client(address, timeout="5s", set_as_default=False) as client:
             workers = len(client.scheduler_info()["workers"])
     except (OSError, ValueError) as error:
-        return [*found, Check("Dask", f"{address} does not answer", False, f"start it or unset DATAWORTH_DASK ({error})")]
+        return [
+            *found,
+            Check("Dask", f"{address} does not answer", False, f"start it or unset DATAWORTH_DASK ({error})"),
+        ]
     return [*found, Check("Dask", f"{address}, {workers} workers", workers > 0, "start a worker")]

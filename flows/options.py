@@ -129,8 +129,11 @@ def validated(kind: type[Config], content: Mapping[str, Any]) -> Config:
             name = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
             option = SHORT.get(name, f"--{name}")
             if problem["type"] == "missing":
-                nested = [SHORT.get(leaf, f"--{leaf}") for leaf, field in _fields(kind)
-                          if leaf.startswith(f"{name}.") and field.is_required()]
+                nested = [
+                    SHORT.get(leaf, f"--{leaf}")
+                    for leaf, field in _fields(kind)
+                    if leaf.startswith(f"{name}.") and field.is_required()
+                ]
                 sentences.append(f"{' and '.join(nested) or option} is required")
             elif problem["type"] == "extra_forbidden":
                 sentences.append(f"{name}: no such option")

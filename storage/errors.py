@@ -1,12 +1,12 @@
 """Errors a person can cause or meet, each one sentence long.
 
-    DataworthError
-    ├── InputError            (ValueError)   bad input or options: exit code 2
-    └── StoreError            (RuntimeError)
-        ├── StoreBusyError                   another run is writing here
-        ├── StoreIncompleteError             a run stopped before it was done
-        ├── StoreDamagedError                bytes changed since they were written
-        └── SchemaVersionError               written by a newer dataworth
+DataworthError
+├── InputError            (ValueError)   bad input or options: exit code 2
+└── StoreError            (RuntimeError)
+    ├── StoreBusyError                   another run is writing here
+    ├── StoreIncompleteError             a run stopped before it was done
+    ├── StoreDamagedError                bytes changed since they were written
+    └── SchemaVersionError               written by a newer dataworth
 """
 
 __all__ = [

@@ -22,6 +22,7 @@ from storage.errors import StoreDamagedError, StoreIncompleteError
 from storage.manifest import is_complete, new_store, read_manifest, write_manifest, writer_lock
 from storage.ref import StoreRef
 from storage.schema import EXAMPLE_COLUMNS, rows_per_shard
+from storage.zarr_arrays import array_at
 
 __all__ = ["GradientStore", "Segment"]
 
@@ -98,7 +99,9 @@ class GradientStore:
 
     def segments(self) -> list["Segment"]:
         """All segments, finished or not, in the order of their names."""
-        return [Segment(path) for path in sorted(self.path.iterdir()) if not path.name.startswith(".") and path.is_dir()]
+        return [
+            Segment(path) for path in sorted(self.path.iterdir()) if not path.name.startswith(".") and path.is_dir()
+        ]
 
     def stored(self) -> np.ndarray:
         """Contents all of whose rows are in place: array of 32-byte hashes."""
@@ -203,7 +206,7 @@ class Segment:
         self.path = path
         self.manifest = read_manifest(path)
         self._group = zarr.open_group(path, mode="r+", use_consolidated=False)
-        self._gradients = self._group["gradients"]
+        self._gradients = array_at(self._group, "gradients")
 
     @property
     def name(self) -> str:
@@ -224,12 +227,14 @@ class Segment:
     @cached_property
     def contents(self) -> np.ndarray:
         """(n_contents,) 32-byte hashes in row order."""
-        return np.frombuffer(np.asarray(self._group["contents/hash"][...]).tobytes(), "S32")
+        return np.frombuffer(np.asarray(array_at(self._group, "contents/hash")[...]).tobytes(), "S32")
 
     @cached_property
     def first_rows(self) -> np.ndarray:
         """(n_contents + 1,) int64: first row of each content, and the end."""
-        return np.concatenate([[0], np.cumsum(self._group["contents/n_windows"][...], dtype=np.int64)])
+        return np.concatenate(
+            [[0], np.cumsum(np.asarray(array_at(self._group, "contents/n_windows")[...]), dtype=np.int64)]
+        )
 
     def rows(self, shard: int) -> slice:
         """Row numbers of a shard within the segment."""
@@ -267,7 +272,7 @@ class Segment:
         if gradients.shape != (rows.stop - rows.start, self._gradients.shape[1]):
             raise ValueError(f"shard {shard} has {rows.stop - rows.start} rows, got {gradients.shape}")
         for name in EXAMPLE_COLUMNS:
-            self._group[f"examples/{name}"][rows] = columns[name]
+            array_at(self._group, f"examples/{name}")[rows] = columns[name]
         self._gradients[rows] = gradients
 
     def read_shard(self, shard: int) -> np.ndarray:
@@ -279,7 +284,7 @@ class Segment:
         """
         path = self._shard_path(shard)
         try:
-            stored = np.memmap(path, np.uint8, mode="r")
+            stored: np.ndarray = np.memmap(path, np.uint8, mode="r")
         except FileNotFoundError:
             raise StoreIncompleteError(
                 f"{self.path} lacks shard {shard} of {self.n_shards}: run index-corpus again, it goes on from there"
@@ -299,4 +304,4 @@ class Segment:
 
     def column(self, name: str) -> np.ndarray:
         """(n_rows,) one of EXAMPLE_COLUMNS."""
-        return np.asarray(self._group[f"examples/{name}"][...])
+        return np.asarray(array_at(self._group, f"examples/{name}")[...])

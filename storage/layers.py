@@ -11,6 +11,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from storage.errors import StoreDamagedError
 from storage.manifest import is_complete, new_store, read_manifest, write_manifest
 from storage.ref import StoreRef
+from storage.zarr_arrays import array_at
 
 __all__ = ["LayerStore"]
 
@@ -68,13 +69,13 @@ class LayerStore:
                         serializer=BytesCodec(),
                     )
                     array[...] = matrix
-            names = sorted({name for by_name in matrices for name in by_name})
+            paths = [f"{_layer_path(number)}/{name}" for number, found in enumerate(matrices) for name in found]
             write_manifest(
                 folder,
                 {
                     "fingerprint": fingerprint,
                     "layers": [dict(layer) for layer in layers],
-                    "matrices": names,
+                    "matrices": sorted(paths),
                     "attributes": dict(attributes),
                 },
             )
@@ -90,17 +91,17 @@ class LayerStore:
 
     def names(self, layer: str) -> list[str]:
         """The names of a layer's matrices."""
-        group = self._group[_layer_path(self._numbers[layer])]
-        return sorted(name for name, _ in group.arrays())
+        prefix = f"{_layer_path(self._numbers[layer])}/"
+        return sorted(path.removeprefix(prefix) for path in self.manifest["matrices"] if path.startswith(prefix))
 
     def matrix(self, layer: str, name: str) -> np.ndarray:
         """One stored matrix.
 
         Raises:
-            KeyError: no such layer or matrix.
-            StoreDamagedError: its bytes do not match their checksum.
+            KeyError: no such layer.
+            StoreDamagedError: it is gone, or its bytes do not match their checksum.
         """
-        array = self._group[f"{_layer_path(self._numbers[layer])}/{name}"]
+        array = array_at(self._group, f"{_layer_path(self._numbers[layer])}/{name}")
         if array.nchunks_initialized != array.nchunks:
             raise StoreDamagedError(f"{self.path}: matrix {name!r} of layer {layer!r} is gone; remove it, run again")
         try:

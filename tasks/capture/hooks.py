@@ -8,7 +8,7 @@ tracked output is where back-propagation ends.
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ class CaptureError(RuntimeError):
     """A layer was used in a way whose per-example gradient cannot be told apart."""
 
 
+@runtime_checkable
 class Projection(Protocol):
     """What capture needs of a layer's projection (see tasks.projection.logra)."""
 

@@ -25,12 +25,11 @@ def example_losses(logits: Float[Tensor, "n t v"], labels: Int[Tensor, "n t"]) -
         labels: (n, t) token ids; -100 where a token carries no loss. The first token never does.
 
     Returns:
-        (n,) float32, nats, summed (not averaged) over tokens.
+        (n,) float32 (float64 from float64 logits), nats, summed (not averaged) over tokens.
     """
     targets = _targets(labels)
-    losses = cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = cross_entropy(precise.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view(labels.shape).sum(dim=1)
 
 

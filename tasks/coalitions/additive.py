@@ -42,7 +42,7 @@ def interval(
 
 
 def shares(values: Float[np.ndarray, "q s"]) -> Float[np.ndarray, "q s"]:
-    """Each source's part of the positive total of its query; negative values have none; NaN where no value is positive."""
+    """Each source's part of its query's positive total: 0 for a negative value, NaN where none is positive."""
     positive = np.maximum(values, 0.0)
     totals = positive.sum(axis=1, keepdims=True)
     return np.divide(positive, totals, out=np.full_like(positive, np.nan), where=totals > 0)

@@ -158,7 +158,9 @@ def _folder(root: Path) -> Iterator[Document]:
                 identifier = relative.as_posix().encode().decode()
             except UnicodeEncodeError:
                 raise InputError(f"{str(path)!r}: the name of the file is not valid UTF-8") from None
-            row = {"id": identifier, "source": source, "text": _decoded(path.read_bytes(), str(path))}
+            lines = path.read_bytes().splitlines(keepends=True)
+            text = "".join(_decoded(line, f"{path}, line {number}") for number, line in enumerate(lines, 1))
+            row = {"id": identifier, "source": source, "text": text}
             yield document(row, fields, str(path))
 
 

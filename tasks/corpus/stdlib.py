@@ -40,12 +40,7 @@ def standard_library_documentation(root: Path | None = None) -> list[Passage]:
                     seen.add(text)
                     passage = {"id": f"{relative.as_posix()}:{name}", "source": relative.parts[0], "text": text}
                     by_package.setdefault(relative.parts[0], []).append(passage)
-    return [
-        passage
-        for passages in by_package.values()
-        if len(passages) >= LEAST_DOCUMENTS
-        for passage in passages
-    ]
+    return [passage for passages in by_package.values() if len(passages) >= LEAST_DOCUMENTS for passage in passages]
 
 
 def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
@@ -96,9 +91,7 @@ def held_out(passages: list[Passage], per_source: int, seed: int) -> HeldOut:
     for passage in passages:
         if passage["id"] in chosen:
             cut = passage["text"].index(" ", len(passage["text"]) // 3)
-            queries.append(
-                {"id": passage["id"], "prompt": passage["text"][:cut], "completion": passage["text"][cut:]}
-            )
+            queries.append({"id": passage["id"], "prompt": passage["text"][:cut], "completion": passage["text"][cut:]})
     return HeldOut(
         corpus=[passage for passage in passages if passage["id"] not in chosen],
         queries=queries,

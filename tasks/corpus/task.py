@@ -42,7 +42,9 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
     if written.n_examples == 0:
         raise InputError(f"{', '.join(corpus.files)}: no document has the two tokens an example needs")
     run_logger().info(
-        "%s documents, %s windows, %s tokens", f"{written.n_documents:,}", f"{written.n_examples:,}",
+        "%s documents, %s windows, %s tokens",
+        f"{written.n_documents:,}",
+        f"{written.n_examples:,}",
         f"{written.n_tokens:,}",
     )
     without = sum(count == 0 for count in written.column("n_windows").to_pylist())
@@ -64,7 +66,9 @@ def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> S
         for query in read_queries(queries):
             completion = query.completion
             if completion is None:
-                completion = _completion(loaded, query.prompt, queries.max_new_tokens, f"{query.where}, query {query.id!r}")
+                completion = _completion(
+                    loaded, query.prompt, queries.max_new_tokens, f"{query.where}, query {query.id!r}"
+                )
             yield tokenised_query(
                 loaded.tokenizer, query.id, query.prompt, completion, query.where, loaded.max_positions
             )
@@ -83,7 +87,7 @@ def _completion(loaded: LoadedModel, prompt: str, max_new_tokens: int, where: st
     room = max_new_tokens if loaded.max_positions is None else min(max_new_tokens, loaded.max_positions - length)
     if length == 0 or room < 1:
         raise InputError(f"{where}: a prompt of {length} tokens leaves the model no room to complete it")
-    output = loaded.model.generate(
+    output = loaded.model.generate(  # type: ignore[operator]  # typed as the base of all models
         input_ids=encoding["input_ids"],
         attention_mask=encoding["attention_mask"],
         max_new_tokens=room,

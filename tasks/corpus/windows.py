@@ -29,7 +29,9 @@ def _encoded(tokenizer: Any, text: str, *, special_tokens: bool) -> tuple[list[i
         text, add_special_tokens=special_tokens, return_offsets_mapping=tokenizer.is_fast, verbose=False
     )
     ids: list[int] = encoding["input_ids"]
-    offsets: Sequence[tuple[int, int]] = encoding["offset_mapping"] if tokenizer.is_fast else [(0, len(text))] * len(ids)
+    offsets: Sequence[tuple[int, int]] = (
+        encoding["offset_mapping"] if tokenizer.is_fast else [(0, len(text))] * len(ids)
+    )
     return ids, list(offsets)
 
 

@@ -45,8 +45,8 @@ def fit_fisher(
     largest = max(basis_store.layers, key=lambda layer: int(layer["n_columns"]))
     if largest["n_columns"] > MOST_COLUMNS:
         raise InputError(
-            f"--curvature fisher: layer {largest['name']} keeps {largest['k_out']} x {largest['k_in']} columns, a dense "
-            f"Fisher holds at most {MOST_COLUMNS}; lower --projection.rank or pass --curvature none"
+            f"--curvature fisher: layer {largest['name']} keeps {largest['k_out']} x {largest['k_in']} columns, "
+            f"a dense Fisher holds at most {MOST_COLUMNS}; lower --projection.rank or pass --curvature none"
         )
     settings = curvature.model_dump(exclude={"damping"} if curvature.labels == "sampled" else {"damping", "draws"})
     parts = {

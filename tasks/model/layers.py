@@ -91,7 +91,9 @@ def tracked_layers(model: nn.Module, include: Sequence[str] = (), exclude: Seque
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             example = f", such as {layers[0].name}" if layers else ""
-            raise InputError(f"the pattern {pattern!r} matches none of the model's {len(layers)} linear layers{example}")
+            raise InputError(
+                f"the pattern {pattern!r} matches none of the model's {len(layers)} linear layers{example}"
+            )
     kept = [
         layer
         for layer in layers

@@ -85,16 +85,12 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...]) -> Loade
         tokenizer = AutoTokenizer.from_pretrained(config.name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
         raise InputError(f"--model {config.name}: cannot be loaded ({_first_sentence(error)})") from error
-    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
-        raise InputError(f"--model {config.name}: {type(model).__name__} has no language model head")
-    model.requires_grad_(False)
-    model.eval()
+    nn.Module.to(model.requires_grad_(False).eval(), device)
     model.config.use_cache = False
-    model.to(device)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    n_embedded = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, index]
+    if len(tokenizer) > n_embedded:
         raise InputError(
-            f"--model {config.name}: the tokenizer has {len(tokenizer)} tokens, "
-            f"the model embeds only {model.get_input_embeddings().weight.shape[0]}"
+            f"--model {config.name}: the tokenizer has {len(tokenizer)} tokens, the model embeds only {n_embedded}"
         )
     return LoadedModel(
         model=model,
@@ -113,7 +109,8 @@ def _first_sentence(error: BaseException) -> str:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -1,6 +1,6 @@
 """Bases of the two sides of a layer.
 
-Source: Choe et al. 2024 (arXiv 2405.13954), section 3.1, with rows scaled so that inner products keep their expectation.
+Source: Choe et al. 2024 (arXiv 2405.13954), section 3.1; rows are scaled so that inner products keep their expectation.
 """
 
 import hashlib

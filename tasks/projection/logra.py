@@ -109,7 +109,5 @@ def stored_projections(bases: LayerStore) -> list[LayerProjection]:
     for layer in bases.layers:
         name = layer["name"]
         matrices = {key: torch.from_numpy(bases.matrix(name, key)) for key in bases.names(name)}
-        projections.append(
-            LayerProjection(name, layer["n_inputs"], layer["n_outputs"], layer["has_bias"], **matrices)
-        )
+        projections.append(LayerProjection(name, layer["n_inputs"], layer["n_outputs"], layer["has_bias"], **matrices))
     return projections

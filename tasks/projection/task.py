@@ -28,9 +28,7 @@ def make_bases(store: str, model: ModelConfig, projection: ProjectionConfig) -> 
     loaded = load(model)
     run_logger().info(coverage(loaded.model, loaded.layers).sentence())
     shapes = [[layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias] for layer in loaded.layers]
-    settings = (
-        projection.model_dump() if projection.kind == "random" else projection.model_dump(include={"kind"})
-    )
+    settings = projection.model_dump() if projection.kind == "random" else projection.model_dump(include={"kind"})
     name = fingerprint({"bases": ALGORITHM, "projection": settings, "layers": shapes})
     root = StoreFolders(Path(store)).layers
     if LayerStore.exists(root, name):

@@ -1,4 +1,4 @@
-"""What a valuation says, gathered from its stores: the content of the report, of MLflow's tables and of the terminal."""
+"""What a valuation says, gathered from its stores: the content of the report and of MLflow's tables."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +104,10 @@ def _cell(text: str) -> str:
 
 def markdown_table(sources: list[dict[str, Any]]) -> str:
     """The sources' table in Markdown: source, share, value with its interval, documents, tokens."""
-    lines = ["| source | share | value | interval | documents | tokens |", "| --- | ---: | ---: | :---: | ---: | ---: |"]
+    lines = [
+        "| source | share | value | interval | documents | tokens |",
+        "| --- | ---: | ---: | :---: | ---: | ---: |",
+    ]
     for row in sources:
         share = "" if row["share"] is None else f"{row['share']:.1%}"
         interval = "unknown" if row["low"] is None else f"{row['low']:.4g} … {row['high']:.4g}"

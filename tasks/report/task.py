@@ -178,7 +178,7 @@ def log_valuation(results: str, parts: ValuationParts, tracking: TrackingConfig)
             "prefect.flow_run_id": parts.prefect_run,
             "prefect.flow_run_url": parts.prefect_url or "",
         },
-        note=f"Prefect flow run: {prefect_link}\n\nReport: artifact `report.html`\n\n{markdown_table(gathered.sources)}",
+        note=f"Prefect flow run: {prefect_link}\n\nReport: `report.html`\n\n{markdown_table(gathered.sources)}",
         files=tuple(folder / name for name in ("report.html", "sources.csv", "sources.parquet", "documents.parquet")),
         tables={
             "sources": _columns(CoalitionStore.open(parts.values).values.to_pandas(), ALL_QUERIES),

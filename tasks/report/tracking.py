@@ -12,7 +12,7 @@ from typing import Any
 
 import mlflow
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made while importing
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -141,7 +141,7 @@ def _log(client: MlflowClient, run_id: str, address: str, valuation: TrackedValu
     try:
         with mlflow.start_run(run_id=run_id, log_system_metrics=False):
             for context, (name, folder, digest) in valuation.datasets.items():
-                source = LocalArtifactDatasetSource(folder)
-                mlflow.log_input(MetaDataset(source=source, name=name, digest=digest), context=context)
+                dataset = MetaDataset(LocalArtifactDatasetSource(folder), name, digest)  # type: ignore[abstract]
+                mlflow.log_input(dataset, context=context)
     finally:
         mlflow.set_tracking_uri(previous)

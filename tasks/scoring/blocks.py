@@ -23,9 +23,7 @@ class Preconditioned:
     whitening: Sequence[tuple[slice, np.ndarray | None]] | None
 
 
-def self_influence(
-    rows: Float[np.ndarray, "n c"], whitening: Sequence[tuple[slice, Any]]
-) -> Float[np.ndarray, " n"]:
+def self_influence(rows: Float[np.ndarray, "n c"], whitening: Sequence[tuple[slice, Any]]) -> Float[np.ndarray, " n"]:
     """g^T (H + lambda I)^-1 g for each row, summed over layers; float32 products, float64 sums.
 
     Args:
@@ -53,9 +51,7 @@ def window_scores(rows: Float[np.ndarray, "n c"], preconditioned: Preconditioned
     return np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0)
 
 
-def document_sums(
-    scores: Float[np.ndarray, "q n"], first_rows: Int[np.ndarray, " d"]
-) -> Float[np.ndarray, "q d"]:
+def document_sums(scores: Float[np.ndarray, "q n"], first_rows: Int[np.ndarray, " d"]) -> Float[np.ndarray, "q d"]:
     """Sums over consecutive rows that belong together.
 
     Args:

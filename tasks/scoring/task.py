@@ -165,8 +165,9 @@ def _preconditioned(
 @contextmanager
 def _client(config: ClusterConfig, n_shards: int) -> Iterator[Any]:
     """A client of the scheduler at the address, else of a local cluster that ends with the block."""
-    logging.getLogger("distributed").setLevel(logging.WARNING)
     from distributed import Client, LocalCluster
+
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # after the import, which sets its own level
 
     address = config.address or os.environ.get("DATAWORTH_DASK")
     if address:

@@ -1,0 +1,43 @@
+# Everything here sets up what it needs: a virtual environment with the exact versions of infra/requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test bench ui lint lock clean
+
+demo: $(READY)
+	$(BIN)/dataworth demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not gpu"
+
+bench: $(READY)
+	$(BIN)/python -m tests.bench
+
+ui: $(READY)
+	$(BIN)/dataworth ui
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell flows tasks storage tests infra README.md CHANGELOG.md Makefile pyproject.toml
+
+$(READY): infra/requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r infra/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(READY)
+
+# The lock is what a fresh environment resolves to; run it on a machine with nothing installed.
+lock:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > infra/requirements.lock
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,107 @@
+"""Prefect server, MLflow and the flows on loopback, started and ended together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from flows.terminal import say
+from storage.errors import DataworthError
+from storage.locations import home
+
+__all__ = ["child", "free_port", "mlflow_command", "serve", "wait_for"]
+
+SECONDS_TO_START = 180.0
+SECONDS_TO_STOP = 20.0
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def child(command: Sequence[str], environment: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process of a group of its own, which ends with the block, first asked and then made to."""
+    process = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
+    try:
+        yield process
+    finally:
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, kind)
+                process.wait(SECONDS_TO_STOP)
+            except subprocess.TimeoutExpired:
+                continue
+            except ProcessLookupError:
+                process.wait()
+                break
+
+
+def wait_for(process: "subprocess.Popen[bytes]", url: str, what: str) -> None:
+    """Wait until a server answers.
+
+    Raises:
+        DataworthError: it ended, or did not answer in time.
+    """
+    deadline = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise DataworthError(f"{what} ended at once with exit code {process.returncode}; is its port taken?")
+        try:
+            with urlopen(url, timeout=5):
+                return
+        except (URLError, OSError):
+            time.sleep(0.3)
+    raise DataworthError(f"{what} did not answer at {url} within {SECONDS_TO_START:.0f} s")
+
+
+def mlflow_command(port: int) -> list[str]:
+    """The MLflow server over the local database that runs without a server write to."""
+    folder = home() / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--artifacts-destination", str(folder / "artifacts")),
+    ]
+
+
+def serve(prefect_port: int, mlflow_port: int) -> None:
+    """Run both servers and the flows until Ctrl-C.
+
+    Args:
+        prefect_port, mlflow_port: of loopback; 0 picks a free one.
+
+    Raises:
+        DataworthError: a server does not start, or one of the processes ends.
+    """
+    prefect_port, mlflow_port = prefect_port or free_port(), mlflow_port or free_port()
+    prefect_url, mlflow_url = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
+    prefect = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)]
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            child(prefect, {"PREFECT_API_URL": "", "PREFECT_UI_API_URL": f"{prefect_url}/api"})
+        )
+        mlflow = stack.enter_context(
+            child(mlflow_command(mlflow_port), {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+        )
+        wait_for(server, f"{prefect_url}/api/health", "the Prefect server")
+        wait_for(mlflow, f"{mlflow_url}/health", "the MLflow server")
+        addresses = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
+        flows = stack.enter_context(child([sys.executable, "-m", "flows.serving"], addresses))
+        say(f"Prefect  {prefect_url}/deployments\nMLflow   {mlflow_url}/#/experiments\nCtrl-C ends both.")
+        named = {"the Prefect server": server, "MLflow": mlflow, "the flows' process": flows}
+        while True:
+            for what, process in named.items():
+                if process.poll() is not None:
+                    raise DataworthError(f"{what} ended with exit code {process.returncode}")
+            time.sleep(1.0)

@@ -1,0 +1,94 @@
+"""What all tests share: offline libraries, shapes checked by beartype, small checkpoints, a home of their own."""
+
+import os
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["DATAWORTH_HOME"] = tempfile.mkdtemp(prefix="dataworth-home-")
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="dataworth-prefect-")
+for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "DATAWORTH_DASK"):
+    os.environ.pop(name, None)
+
+from jaxtyping import install_import_hook
+
+CHECKED = [
+    "tasks.capture",
+    "tasks.projection.bases",
+    "tasks.projection.logra",
+    "tasks.curvature.fisher",
+    "tasks.curvature.damping",
+    "tasks.curvature.precondition",
+    "tasks.gradients.order",
+    "tasks.scoring.blocks",
+    "tasks.scoring.tally",
+    "tasks.scoring.baselines",
+    "tasks.coalitions.additive",
+]
+install_import_hook(CHECKED, "beartype.beartype")
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tasks.model.training import train_tokenizer
+from tests.reference.checkpoints import ARCHITECTURES, TEXTS, save_checkpoint
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(TEXTS, 300)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory, tokenizer) -> dict[str, Path]:
+    """A small random checkpoint of every architecture."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name in ARCHITECTURES:
+        save_checkpoint(name, root / name, tokenizer)
+    return {name: root / name for name in ARCHITECTURES}
+
+
+@pytest.fixture
+def model_in_float64(checkpoints):
+    """Loads a checkpoint's model in float64, frozen and in evaluation mode."""
+
+    def load(name: str):
+        model = AutoModelForCausalLM.from_pretrained(checkpoints[name], dtype=torch.float64)
+        return model.eval().requires_grad_(False)
+
+    return load
+
+
+@pytest.fixture
+def corpus_file(tmp_path) -> Path:
+    """Twelve documents of three sources, two of them the same text, one longer than a window."""
+    path = tmp_path / "corpus.jsonl"
+    rows = [{"id": f"d{n}", "source": f"s{n % 3}", "text": text} for n, text in enumerate(TEXTS[:10])]
+    rows.append({"id": "copy", "source": "s1", "text": TEXTS[0]})
+    rows.append({"id": "long", "source": "s2", "text": " ".join(TEXTS)})
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def queries_file(tmp_path) -> Path:
+    path = tmp_path / "queries.jsonl"
+    rows = [
+        {"id": "q0", "prompt": "The river runs", "completion": " down to the sea."},
+        {"id": "q1", "prompt": "A list of", "completion": " small things and names"},
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_homes():
+    yield
+    for name in ("DATAWORTH_HOME", "PREFECT_HOME"):
+        shutil.rmtree(os.environ[name], ignore_errors=True)

@@ -1,0 +1,217 @@
+"""Capture and LoGra against autograd on the weights, on every architecture."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.capture.hooks import CaptureError, GradientCapture
+from tasks.capture.losses import example_losses, sampled_labels
+from tasks.capture.passes import gradient_rows, sampled_gradient_rows
+from tasks.model.layers import tracked_layers
+from tasks.projection.bases import random_basis
+from tasks.projection.logra import LayerProjection
+from tests.reference.checkpoints import ARCHITECTURES
+from tests.reference.dense import dense_gradients, negative_log_likelihood
+
+LENGTHS = (7, 2, 11)
+
+
+def projections(layers, rank=None, dtype=torch.float64):
+    found = []
+    for layer in layers:
+        bases = {}
+        if rank is not None:
+            for side, size in (("input", layer.n_inputs), ("output", layer.n_outputs)):
+                basis = random_basis(layer.name, side, size, rank, 0)
+                if basis is not None:
+                    bases[f"{side}_basis"] = torch.from_numpy(basis).to(dtype)
+        found.append(LayerProjection(layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias, **bases))
+    return found
+
+
+def batch_of(lengths, vocabulary=250, masked=0):
+    generator = torch.Generator().manual_seed(3)
+    examples = []
+    for length in lengths:
+        ids = torch.randint(2, vocabulary, (length,), generator=generator)
+        labels = ids.clone()
+        labels[:masked] = -100
+        examples.append((ids, labels))
+    width = max(lengths)
+    input_ids = torch.zeros(len(lengths), width, dtype=torch.long)
+    mask, labels = torch.zeros_like(input_ids), torch.full_like(input_ids, -100)
+    for row, (ids, own) in enumerate(examples):
+        input_ids[row, : len(ids)], mask[row, : len(ids)], labels[row, : len(ids)] = ids, 1, own
+    return examples, (input_ids, mask, labels)
+
+
+def captured(model, layers, rank, batch, dtype=torch.float64):
+    modules = [layer.module for layer in layers]
+    with GradientCapture(modules, projections(layers, rank, dtype), dtype) as capture:
+        return gradient_rows(model, capture, *batch)
+
+
+@pytest.mark.parametrize("rank", [None, 1, 5, 16])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rows_equal_the_projected_autograd_gradients(model_in_float64, name, rank):
+    model = model_in_float64(name)
+    layers = tracked_layers(model)
+    examples, batch = batch_of(LENGTHS)
+    rows, losses = captured(model, layers, rank, batch)
+    dense = dense_gradients(model, [layer.module for layer in layers], examples)
+    for row, by_layer in zip(rows, dense, strict=True):
+        expected = []
+        for projection, gradient in zip(projections(layers, rank), by_layer, strict=True):
+            if projection.output_basis is not None:
+                gradient = projection.output_basis @ gradient
+            if projection.input_basis is not None:
+                gradient = gradient @ projection.input_basis.T
+            expected.append(gradient.flatten())
+        expected = torch.cat(expected)
+        assert torch.linalg.vector_norm(row - expected) <= 1e-9 * torch.linalg.vector_norm(expected)
+        assert torch.linalg.vector_norm(expected) > 1e-3
+    expected_losses = [float(negative_log_likelihood(model, *example)) for example in examples]
+    assert losses.tolist() == pytest.approx(expected_losses, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_row_does_not_depend_on_its_batch(checkpoints, name):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoints[name]).eval().requires_grad_(False)
+    layers = tracked_layers(model)
+    examples, batch = batch_of((9, 4, 13, 4, 2))
+    together, _ = captured(model, layers, 4, batch, torch.float32)
+    for row, (ids, labels) in zip(together, examples, strict=True):
+        alone, _ = captured(model, layers, 4, (ids[None], torch.ones_like(ids)[None], labels[None]), torch.float32)
+        assert torch.linalg.vector_norm(row - alone[0]) <= 1e-5 * torch.linalg.vector_norm(alone[0])
+
+
+def test_masked_prompt_tokens_carry_no_loss(model_in_float64):
+    model = model_in_float64("llama")
+    layers = tracked_layers(model)
+    examples, batch = batch_of((8, 6), masked=3)
+    rows, _ = captured(model, layers, None, batch)
+    dense = dense_gradients(model, [layer.module for layer in layers], examples)
+    expected = torch.stack([torch.cat([gradient.flatten() for gradient in item]) for item in dense])
+    torch.testing.assert_close(rows, expected)
+
+
+def test_weights_stay_frozen_and_no_hook_is_left(model_in_float64):
+    model = model_in_float64("gpt2")
+    layers = tracked_layers(model)
+    _, batch = batch_of(LENGTHS)
+    first, _ = captured(model, layers, 3, batch)
+    second, _ = captured(model, layers, 3, batch)
+    assert torch.equal(first, second)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+    assert all(not layer.module._forward_hooks for layer in layers)
+
+
+def test_it_works_with_trainable_weights_and_leaves_their_gradients_right(model_in_float64):
+    model = model_in_float64("llama")
+    layers = tracked_layers(model)
+    _, batch = batch_of(LENGTHS)
+    frozen, _ = captured(model, layers, 4, batch)
+    model.requires_grad_(True)
+    trainable, _ = captured(model, layers, 4, batch)
+    torch.testing.assert_close(frozen, trainable, rtol=1e-12, atol=1e-12)
+    weight = layers[0].module.weight
+    kept = weight.grad.clone()
+    model.zero_grad()
+    example_losses(model(input_ids=batch[0], attention_mask=batch[1]).logits, batch[2]).sum().backward()
+    torch.testing.assert_close(kept, weight.grad)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_counts_nothing_twice(model_in_float64, reentrant):
+    model = model_in_float64("llama")
+    layers = tracked_layers(model)
+    _, batch = batch_of(LENGTHS)
+    plain, _ = captured(model, layers, 4, batch)
+    model.train()  # checkpointing is active in training mode only; this model has no dropout
+    model.enable_input_require_grads()
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    again, _ = captured(model, layers, 4, batch)
+    torch.testing.assert_close(plain, again, rtol=1e-12, atol=1e-12)
+
+
+def test_a_module_called_twice_gives_the_sum_of_its_calls():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(3, 3).double()
+    x = torch.randn(2, 4, 3, dtype=torch.float64)
+    with GradientCapture([linear], [LayerProjection("l", 4, 3, True)], torch.float64) as capture:
+        (linear(torch.tanh(linear(x))) ** 2).sum().backward()
+        rows = capture.rows()
+    for example in range(2):
+        linear.zero_grad()
+        (linear(torch.tanh(linear(x[example]))) ** 2).sum().backward()
+        expected = torch.cat([linear.weight.grad, linear.bias.grad[:, None]], dim=1).flatten()
+        torch.testing.assert_close(rows[example], expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(0, 3), t=st.integers(1, 4), n_in=st.integers(1, 5), n_out=st.integers(1, 5), bias=st.booleans())
+def test_drawn_shapes_of_one_linear_layer(n, t, n_in, n_out, bias):
+    torch.manual_seed(n + 10 * t)
+    linear = torch.nn.Linear(n_in, n_out, bias=bias).double()
+    x = torch.randn(n, t, n_in, dtype=torch.float64)
+    weight = torch.randn(n, t, n_out, dtype=torch.float64)
+    projection = LayerProjection("l", n_in + bias, n_out, bias)
+    with GradientCapture([linear], [projection], torch.float64) as capture:
+        (linear(x) * weight).sum().backward()
+        rows = capture.rows()
+    inputs = torch.cat([x, torch.ones(n, t, 1, dtype=torch.float64)], dim=2) if bias else x
+    expected = torch.einsum("nto,nti->noi", weight, inputs).flatten(1)
+    torch.testing.assert_close(rows, expected)
+
+
+def test_wrong_uses_are_told():
+    linear = torch.nn.Linear(3, 3)
+    projection = LayerProjection("body.l", 4, 3, True)
+    with (
+        GradientCapture([linear], [projection]) as capture,
+        pytest.raises(CaptureError, match="call loss.backward"),
+    ):
+        capture.rows()
+    with GradientCapture([linear], [projection]), pytest.raises(CaptureError, match=r"body\.l reads .*shape \(2, 3\)"):
+        linear(torch.ones(2, 3))
+    other = torch.nn.Linear(3, 3)
+    with GradientCapture([linear, other], [projection, LayerProjection("body.idle", 4, 3, True)]) as capture:
+        linear(torch.ones(1, 2, 3)).sum().backward()
+        with pytest.raises(CaptureError, match=r"body\.idle has no part"):
+            capture.rows()
+    with GradientCapture([linear], [projection]) as capture, pytest.raises(CaptureError, match="already active"):
+        capture.__enter__()
+
+
+def test_sampled_labels_follow_the_model_and_the_mask():
+    logits = torch.log(torch.tensor([0.1, 0.6, 0.3])).expand(2, 4, 3)
+    labels = torch.tensor([[0, 1, 2, -100], [-100, -100, 1, 1]])
+    drawn = sampled_labels(logits, labels, 4000, torch.Generator().manual_seed(0))
+    assert drawn.shape == (4000, 2, 4)
+    targets = labels.clone()
+    targets[:, 0] = -100  # the first token is never predicted
+    assert bool(((drawn == -100) == (targets == -100)).all())
+    values = drawn[:, targets != -100]
+    frequencies = torch.stack([(values == token).double().mean() for token in range(3)])
+    assert frequencies.tolist() == pytest.approx([0.1, 0.6, 0.3], abs=0.015)
+
+
+def test_sampled_rows_are_gradients_under_the_drawn_labels(model_in_float64):
+    model = model_in_float64("neox")
+    layers = tracked_layers(model)
+    examples, batch = batch_of(LENGTHS)
+    modules = [layer.module for layer in layers]
+    with GradientCapture(modules, projections(layers), torch.float64) as capture:
+        rows = list(sampled_gradient_rows(model, capture, *batch, 3, torch.Generator().manual_seed(5)))
+    logits = model(input_ids=batch[0], attention_mask=batch[1]).logits
+    drawn = sampled_labels(logits, batch[2], 3, torch.Generator().manual_seed(5))
+    assert len(rows) == 3
+    assert not torch.equal(drawn[0], drawn[1])
+    for labels, found in zip(drawn, rows, strict=True):
+        redrawn = [(ids, labels[row, : len(ids)]) for row, (ids, _) in enumerate(examples)]
+        dense = dense_gradients(model, modules, redrawn)
+        expected = torch.stack([torch.cat([gradient.flatten() for gradient in item]) for item in dense])
+        torch.testing.assert_close(found, expected)

@@ -1,0 +1,153 @@
+"""Reading documents and queries, and one clear line for everything that can be wrong with them."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from storage.errors import InputError
+from tasks.corpus.config import CorpusConfig, QueriesConfig
+from tasks.corpus.readers import read_documents, read_queries
+
+GOOD = [{"id": "a", "source": "s", "text": "one"}, {"id": 7, "source": "t", "text": "two"}]
+
+
+def read(path, **fields):
+    return [(d.id, d.source, d.text) for d in read_documents(CorpusConfig(files=[str(path)], **fields))]
+
+
+def jsonl(path, *rows):
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+EXPECTED = [("a", "s", "one"), ("7", "t", "two")]
+
+
+def test_jsonl(tmp_path):
+    assert read(jsonl(tmp_path / "c.jsonl", GOOD[0], "", GOOD[1])) == EXPECTED
+
+
+def test_renamed_fields_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"doc": "a", "who": "s", "body": "one"}).encode())
+    assert read(path, id="doc", source="who", text="body") == EXPECTED[:1]
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text('id,source,text\na,s,one\n7,t,"two"\n')
+    assert read(path) == EXPECTED
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "c.parquet"
+    pd.DataFrame([{**row, "id": str(row["id"])} for row in GOOD]).to_parquet(path)
+    assert read(path) == EXPECTED
+
+
+def test_a_folder_of_text(tmp_path):
+    root = tmp_path / "corpus"
+    (root / "poems").mkdir(parents=True)
+    (root / "poems" / "one.txt").write_text("roses")
+    (root / "loose.md").write_text("violets")
+    (root / ".hidden").write_text("not read")
+    assert read(root) == [("loose.md", "corpus", "violets"), ("poems/one.txt", "poems", "roses")]
+
+
+def test_a_data_set_of_the_datasets_library(tmp_path):
+    (tmp_path / "data").mkdir()
+    jsonl(tmp_path / "data" / "train.jsonl", {**GOOD[0]}, {**GOOD[1], "id": "7"})
+    assert read(f"hf:{tmp_path / 'data'}") == EXPECTED
+    assert read(f"hf:{tmp_path / 'data'}:train") == EXPECTED
+
+
+BAD_LINES = {
+    '{"id": "a", "source": "s", "text": ""}': "line 2, field 'text': empty",
+    '{"id": "a", "source": "s", "text": "  \\n"}': "line 2, field 'text': empty",
+    '{"id": "a", "source": "s"}': "line 2, field 'text': missing",
+    '{"id": "a", "source": null, "text": "x"}': "line 2, field 'source': missing",
+    '{"id": "", "source": "s", "text": "x"}': "line 2, field 'id': empty",
+    '{"id": true, "source": "s", "text": "x"}': "line 2, field 'id': expected text, got bool",
+    '{"id": "a", "source": 1.5, "text": "x"}': "line 2, field 'source': expected text, got float",
+    '{"id": "a", "source": "s", "text": ["x"]}': "line 2, field 'text': expected text, got list",
+    '{"id": "first", "source": "s", "text": "x"}': "line 2, field 'id': 'first' was already used at",
+    '{"id": "a", "source": "s", "text": "\\ud800"}': "line 2, field 'text': holds half of a surrogate pair",
+    '{"id": "a", "source"': "line 2: broken JSON",
+    "[1, 2]": "line 2: expected a JSON object, got list",
+    "[" * 100_000: "line 2: broken JSON",
+    json.dumps({"id": "i" * 10_001, "source": "s", "text": "x"}): "line 2, field 'id': 10001 characters long",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES.items(), ids=range(len(BAD_LINES)))
+def test_bad_lines(tmp_path, line, message):
+    path = jsonl(tmp_path / "c.jsonl", {"id": "first", "source": "s", "text": "fine"}, line)
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}, {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_utf8(tmp_path):
+    for name in ("c.jsonl", "c.csv"):
+        path = tmp_path / name
+        path.write_bytes(b"id,source,text\n" if name == "c.csv" else b"\n")
+        with path.open("ab") as file:
+            file.write(b'{"id": "\xff"}\n')
+        with pytest.raises(InputError, match="line 2: not valid UTF-8"):
+            read(path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.txt").write_bytes(b"fine\nbad \xff")
+    with pytest.raises(InputError, match=r"x\.txt, line 2: not valid UTF-8"):
+        read(tmp_path / "folder")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.jsonl: no such file"):
+        read(tmp_path / "gone.jsonl")
+    (tmp_path / "c.docx").write_text("x")
+    with pytest.raises(InputError, match="unknown kind of file"):
+        read(tmp_path / "c.docx")
+    (tmp_path / "c.parquet").write_text("not parquet")
+    with pytest.raises(InputError, match=r"c\.parquet: not a readable Parquet file"):
+        read(tmp_path / "c.parquet")
+    (tmp_path / "c.csv").write_text('id,source,text\na,s,"open\n')
+    with pytest.raises(InputError, match="broken CSV"):
+        read(tmp_path / "c.csv")
+    (tmp_path / "d.csv").write_text("id,source,text\na,s,x,y\n")
+    with pytest.raises(InputError, match="line 2: has more cells"):
+        read(tmp_path / "d.csv")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        read(f"hf:{tmp_path / 'nothing'}")
+    with pytest.raises(InputError, match="expected hf:NAME"):
+        read("hf:")
+
+
+def test_a_corpus_without_documents_is_refused(tmp_path):
+    for name, content in (("c.jsonl", "\n"), ("c.csv", "id,source,text\n")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match="holds no document"):
+            read(tmp_path / name)
+
+
+def queries(path):
+    return [(q.id, q.prompt, q.completion) for q in read_queries(QueriesConfig(file=str(path)))]
+
+
+def test_queries(tmp_path):
+    path = jsonl(tmp_path / "q.jsonl", {"id": "q", "prompt": "Why", "completion": " not"}, {"id": 2, "prompt": "How"})
+    assert queries(path) == [("q", "Why", " not"), ("2", "How", None)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "q"}, "field 'prompt': missing"),
+        ({"id": "q", "prompt": "x", "completion": ""}, "field 'completion': empty"),
+        ({"id": "q", "prompt": "x", "complete": "y"}, "field 'complete': unknown"),
+    ],
+)
+def test_bad_queries(tmp_path, row, message):
+    with pytest.raises(InputError, match=message):
+        queries(jsonl(tmp_path / "q.jsonl", row))

@@ -1,0 +1,78 @@
+"""The report and the tables: everything escaped, nothing from outside."""
+
+import io
+import re
+
+import pandas as pd
+import pytest
+
+from tasks.report.html import report_html
+from tasks.report.summary import QuerySummary, Summary, markdown_table
+from tasks.report.tables import safe_csv
+from tasks.report.tracking import flat, metric_name
+
+EVIL = '<script>alert(1)</script> "&\' | [x](http://x) `y` {{ 7 * 7 }}'
+
+
+def source(name, value, low, high, share=0.5):
+    return {
+        "source": name, "value": value, "low": low, "high": high, "share": share, "n_documents": 3, "n_tokens": 1234,
+    }  # fmt: skip
+
+
+def passage(text):
+    return {
+        "source": EVIL, "document_id": EVIL, "score": 1.5, "relative_score": -0.2, "window_start": 4, "text": text,
+    }  # fmt: skip
+
+
+def evil_summary():
+    sources = [source(EVIL, 2.0, None, None), source("plain", -1.0, -2.0, 0.5, None)]
+    query = QuerySummary(EVIL, EVIL, EVIL, [passage(EVIL)], [passage(EVIL)], sources)
+    return Summary([query], sources, [passage(EVIL)], [passage(EVIL)], {EVIL: EVIL})
+
+
+def test_the_report_escapes_everything_and_asks_for_nothing():
+    page = report_html(EVIL, evil_summary(), 0.95)
+    assert "<script" not in page
+    assert "{{ 7 * 7 }}" in page
+    assert "49" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S)
+    assert not re.search(r"(src|href)=[\"'](?!#)", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_report_shows_unknown_intervals_and_bars_on_one_axis():
+    page = report_html("t", evil_summary(), 0.95)
+    assert "unknown" in page
+    assert "95.0% interval" in page
+    bars = re.findall(r"left:([\d.]+)%;width:([\d.]+)%", page)
+    assert bars
+    assert all(float(left) + float(width) <= 100.01 for left, width in bars)
+
+
+def test_markdown_cells_are_inert():
+    table = markdown_table(evil_summary().sources)
+    row = table.splitlines()[2]
+    assert "<script" not in row
+    assert "[x](" not in row
+    assert len(re.findall(r"(?<!\\)\|", row)) == 7
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+x", "-x", "@x", "\tx"])
+def test_no_cell_starts_a_formula(cell):
+    table = pd.DataFrame({"source": [cell, "fine"], "value": [-1.0, 2.0]})
+    back = pd.read_csv(io.StringIO(safe_csv(table)), dtype={"source": str}, keep_default_na=False)
+    assert back["source"].tolist() == [f"'{cell}", "fine"]
+    assert back["value"].tolist() == [-1.0, 2.0]
+
+
+def test_metric_names_are_allowed_and_kept_apart():
+    names = ["a b", "a:b", "a?b", "é", "../../x", "x" * 400]
+    found = [metric_name(name) for name in names]
+    assert found[0] == "a b"
+    assert len(set(found)) == len(found)
+    assert all(re.fullmatch(r"[\w\-. /]{1,250}", name, re.ASCII) and not name.startswith((".", "/")) for name in found)
+
+
+def test_parameters_are_flat_text():
+    assert flat({"a": {"b": 1, "c": ["x", "y"]}, "d": None}) == {"a.b": "1", "a.c": "x, y", "d": "None"}
