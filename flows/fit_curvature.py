@@ -6,7 +6,7 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.config import FitConfig, IndexConfig
-from storage.locations import default_store
+from storage.locations import check_writable, default_store
 from storage.ref import StoreRef
 from tasks.corpus.task import prepare_corpus
 from tasks.curvature.task import fit_fisher
@@ -26,8 +26,14 @@ class Prepared(BaseModel):
 
 
 def store_folder(config: IndexConfig) -> str:
-    """The folder of the stores, absolute, so that workers elsewhere on the machine find it."""
-    return str(Path(config.store or default_store()).absolute())
+    """The folder of the stores, absolute, so that workers elsewhere on the machine find it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    folder = Path(config.store or default_store()).absolute()
+    check_writable(folder, "--store")
+    return str(folder)
 
 
 def prepared_stores(config: IndexConfig) -> Prepared:

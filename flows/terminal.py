@@ -20,7 +20,7 @@ class _NoTraceback(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if isinstance(error, DataworthError | KeyboardInterrupt):
+        if isinstance(error, DataworthError | OSError | KeyboardInterrupt):
             record.msg, record.args = "stopped: %s", (str(error) or type(error).__name__,)
             record.exc_info = None
             record.exc_text = None
@@ -33,6 +33,8 @@ def sentences_for_known_errors() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(entry, _NoTraceback) for entry in logger.filters):
             logger.addFilter(_NoTraceback())
+    # At the end of a run it warns of events that it then sends all the same.
+    logging.getLogger("prefect.EventsWorker").setLevel(logging.ERROR)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from flows.config import FitConfig, IndexConfig, ValueConfig
 from flows.fit_curvature import fit_curvature, prepared_stores, store_folder
 from flows.index_corpus import index_corpus
+from storage.locations import check_writable
 from tasks.coalitions.task import value_sources
 from tasks.corpus.task import prepare_queries
 from tasks.gradients.config import GradientsConfig
@@ -49,6 +50,7 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
     """
     store = store_folder(config)
     results = str(Path(config.results).absolute())
+    check_writable(Path(results), "--results")
     seconds = _Timings()
     with seconds.step("prepare"):
         prepared = prepared_stores(config)

@@ -4,7 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["StoreFolders", "default_store", "home"]
+from storage.errors import InputError
+
+__all__ = ["StoreFolders", "check_writable", "default_store", "home"]
 
 
 def home() -> Path:
@@ -15,6 +17,21 @@ def home() -> Path:
 def default_store() -> Path:
     """The store used where none is named."""
     return home() / "store"
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Refuse a folder that cannot be made or written, before any work is done; makes nothing.
+
+    Raises:
+        InputError: a file is in its way, or it may not be written.
+    """
+    nearest = folder.absolute()
+    while not nearest.exists() and not nearest.is_symlink():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InputError(f"{option} {folder}: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {folder}: {nearest} may not be written")
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,7 @@ def test_the_basis_depends_on_seed_layer_and_side_alone():
 
 
 def test_another_process_makes_the_same_basis():
-    code = (
-        "from tasks.projection.bases import random_basis;"
-        "print(random_basis('l', 'input', 9, 4, 3).tobytes().hex())"
-    )
+    code = "from tasks.projection.bases import random_basis;print(random_basis('l', 'input', 9, 4, 3).tobytes().hex())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert other == random_basis("l", "input", 9, 4, 3).tobytes().hex()
 
@@ -31,7 +28,9 @@ def test_another_process_makes_the_same_basis():
 def test_inner_products_keep_their_expectation():
     x, y = np.arange(1.0, 7.0), np.array([3.0, -1.0, 2.0, 0.5, 0.0, 1.0])
     products = [
-        (basis @ x) @ (basis @ y) for seed in range(4000) if (basis := random_basis("l", "input", 6, 4, seed)) is not None
+        (basis @ x) @ (basis @ y)
+        for seed in range(4000)
+        if (basis := random_basis("l", "input", 6, 4, seed)) is not None
     ]
     error = np.std(products) / np.sqrt(len(products))
     assert abs(np.mean(products) - x @ y) < 4 * error

@@ -11,7 +11,7 @@ from tasks.report.summary import QuerySummary, Summary, markdown_table
 from tasks.report.tables import safe_csv
 from tasks.report.tracking import flat, metric_name
 
-EVIL = '<script>alert(1)</script> "&\' | [x](http://x) `y` {{ 7 * 7 }}'
+EVIL = "<script>alert(1)</script> \"&' | [x](http://x) `y` {{ 7 * 7 }}"
 
 
 def source(name, value, low, high, share=0.5):

@@ -1,0 +1,71 @@
+"""One configuration, every door: options, files, and one line for what is wrong."""
+
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import cli
+from flows.config import ValueConfig
+from flows.options import configuration, options
+from storage.errors import InputError
+
+NEEDED = {"model__name": "m", "corpus__files": ("a", "b"), "queries__file": "q", "results": "r"}
+
+
+def test_every_field_is_an_option_with_a_description():
+    found = {flag: option for option in options(ValueConfig) for flag in option.opts}
+    for flag in ("--model", "--corpus", "--projection.rank", "--curvature.damping.value", "--scoring.save_matrix"):
+        assert found[flag].help
+
+
+def test_options_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    for name, text in (
+        ("c.yaml", "projection: {rank: 4, seed: 9}\nsources: {confidence: 0.9}\n"),
+        ("c.toml", "[projection]\nrank = 4\nseed = 9\n[sources]\nconfidence = 0.9\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        given = {**NEEDED, "config_file": str(tmp_path / name), "projection__rank": "8", "scoring__top_k": None}
+        config = configuration(ValueConfig, given)
+        assert (config.projection.rank, config.projection.seed, config.sources.confidence) == (8, 9, 0.9)
+        assert config.scoring.top_k == 20
+        assert config.corpus.files == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "--model is required; --corpus is required; --queries is required; --results is required"),
+        ({**NEEDED, "projection__rank": "0"}, "--projection.rank: input should be greater than or equal to 1, got '0'"),
+        ({**NEEDED, "projection__rank": "x"}, "--projection.rank: input should be a valid integer"),
+        ({**NEEDED, "config_file": "gone.yaml"}, "gone.yaml: cannot be read"),
+    ],
+)
+def test_wrong_options(given, message):
+    with pytest.raises(InputError) as caught:
+        configuration(ValueConfig, given)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("projection: {rnk: 4}", "projection.rnk: no such option"),
+        ("projection: 4", "--projection: input should be a valid dictionary"),
+        ("[1]", "expected names and values, got list"),
+        ("a: [", "broken configuration"),
+        ("\x00", "broken configuration"),
+    ],
+)
+def test_wrong_files(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        configuration(ValueConfig, {**NEEDED, "config_file": str(tmp_path / "c.yaml")})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_of_every_command():
+    runner = CliRunner()
+    for name in cli.commands:
+        result = runner.invoke(cli, [name, "--help"])
+        assert result.exit_code == 0
+        assert "Usage" in result.output

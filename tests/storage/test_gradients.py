@@ -1,0 +1,162 @@
+"""The gradient store: grows by segments, goes on after any stop, names what is damaged."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.errors import StoreDamagedError, StoreIncompleteError
+from storage.gradients import GradientStore
+from storage.schema import rows_per_shard
+
+LAYERS = [{"name": "l", "first_column": 0, "n_columns": 3}]
+N_WINDOWS = np.array([1, 2, 1, 3, 1, 2])
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 4)
+
+
+def contents(*names):
+    return np.asarray([hashlib.sha256(name.encode()).digest() for name in names], "S32")
+
+
+def row(content: bytes, window: int) -> np.ndarray:
+    seed = int.from_bytes(content.ljust(32, b"\0")[:4], "little") + window
+    return np.random.default_rng(seed).standard_normal(3).astype(np.float16)
+
+
+def write(segment, shards=None):
+    for shard in list(segment.open_shards())[:shards]:
+        rows = [
+            row(content, window)
+            for content, first, end in zip(segment.contents, segment.first_rows, segment.first_rows[1:], strict=False)
+            for window in range(end - first)
+        ]
+        chosen = segment.rows(shard)
+        columns = {"n_tokens": np.arange(chosen.start, chosen.stop), "loss": np.zeros(chosen.stop - chosen.start)}
+        segment.write_shard(shard, np.stack(rows[chosen]), columns)
+
+
+def store(path: Path) -> GradientStore:
+    return GradientStore.create(path, "f", LAYERS, "float16", {})
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_rows_come_back_by_content(tmp_path):
+    target, names = store(tmp_path), contents(*"abcdef")
+    (segment,) = target.plan(names, N_WINDOWS)
+    assert segment.n_shards == 3
+    write(segment)
+    found = target.rows_of(names[[3, 0, 5]])
+    for content, n_windows, rows in zip(names[[3, 0, 5]], N_WINDOWS[[3, 0, 5]], found, strict=True):
+        np.testing.assert_array_equal(rows, [row(content, window) for window in range(n_windows)])
+    assert segment.column("n_tokens").tolist() == list(range(10))
+    assert target.plan(names, N_WINDOWS) == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 2), max_size=4))
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(tmp_path_factory, stops):
+    names = contents(*"abcdef")
+    straight, halting = tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("halting")
+    for segment in store(straight).plan(names, N_WINDOWS):
+        write(segment)
+    for shards in [*stops, None]:
+        for segment in store(halting).plan(names, N_WINDOWS):
+            write(segment, shards)
+    assert files(straight) == files(halting)
+
+
+def test_new_documents_are_one_new_segment_and_old_shards_stay(tmp_path):
+    target = store(tmp_path)
+    names = contents(*"abcdefgh")
+    write(target.plan(names[:6], N_WINDOWS)[0])
+    before = files(tmp_path)
+    (added,) = target.plan(names, np.append(N_WINDOWS, [2, 1]))
+    assert sorted(added.contents) == sorted(names[6:])
+    write(added)
+    assert before.items() <= files(tmp_path).items()
+    assert sorted(target.stored()) == sorted(names)
+
+
+def test_no_content_is_stored_twice_by_interleaved_unfinished_runs(tmp_path):
+    target = store(tmp_path)
+    names = contents(*"abcdef")
+    write(target.plan(names, N_WINDOWS)[0], 1)
+    fewer = [0, 2, 3, 4, 5]  # another corpus, without one of the first's documents
+    write(target.plan(names[fewer], N_WINDOWS[fewer])[0], 1)
+    for segment in target.plan(names, N_WINDOWS):
+        write(segment)
+    for segment in target.plan(names[fewer], N_WINDOWS[fewer]):
+        write(segment)
+    kept = [segment.contents[segment.content_done()].tolist() for segment in target.segments()]
+    flat = [content for part in kept for content in part]
+    assert sorted(flat) == sorted(names.tolist())
+
+
+def test_only_whole_contents_count(tmp_path):
+    target, names = store(tmp_path), contents(*"abcdef")
+    (segment,) = target.plan(names, N_WINDOWS)
+    write(segment, 1)
+    assert segment.content_done().tolist() == [True, True, True, False, False, False]
+    with pytest.raises(StoreIncompleteError, match="lacks 1 of 2 documents"):
+        target.rows_of(names[[0, 3]])
+    with pytest.raises(StoreIncompleteError, match="lacks shard 2 of 3"):
+        segment.read_shard(2)
+
+
+@pytest.mark.parametrize("damage", ["flip first", "flip last", "flip checksum", "truncate", "empty", "longer"])
+def test_damage_is_named_by_shard(tmp_path, damage):
+    target, names = store(tmp_path), contents(*"abcdef")
+    (segment,) = target.plan(names, N_WINDOWS)
+    write(segment)
+    path = segment.path / "gradients" / "c" / "1" / "0"
+    content = bytearray(path.read_bytes())
+    match damage:
+        case "flip first":
+            content[0] ^= 1
+        case "flip last":
+            content[-5] ^= 128
+        case "flip checksum":
+            content[-1] ^= 1
+        case "truncate":
+            content = content[:-7]
+        case "empty":
+            content = bytearray()
+        case "longer":
+            content += b"x"
+    path.write_bytes(content)
+    segment.read_shard(0)
+    with pytest.raises(StoreDamagedError, match="shard 1 of"):
+        segment.read_shard(1)
+    path.unlink()
+    (again,) = target.plan(names, N_WINDOWS)
+    assert list(again.open_shards()) == [1]
+    write(again)
+    assert len(target.rows_of(names)) == 6
+
+
+def test_other_tools_read_the_store(tmp_path):
+    import zarr
+
+    target, names = store(tmp_path), contents(*"abcdef")
+    (segment,) = target.plan(names, N_WINDOWS)
+    write(segment)
+    array = zarr.open_group(segment.path, mode="r")["gradients"]
+    np.testing.assert_array_equal(array[4:8], segment.read_shard(1))
+    assert array.metadata.dimension_names == ("example", "column")
+
+
+def test_shards_are_whole_rows_of_about_eight_megabytes():
+    assert rows_per_shard(1024, 2) == 4096
+    assert rows_per_shard(10_752, 2) == 390
+    assert rows_per_shard(10**9, 2) == 1
+    assert rows_per_shard(1, 2) == 4096

@@ -1,0 +1,140 @@
+"""What the stores promise: whole or not there, one writer, damage is named."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from storage.corpus import CorpusStore, TokenisedDocument
+from storage.errors import SchemaVersionError, StoreBusyError, StoreDamagedError, StoreIncompleteError
+from storage.layers import LayerStore
+from storage.manifest import new_store, read_manifest, write_manifest, writer_lock
+from storage.ref import fingerprint
+from storage.scores import ScoreWriter
+
+
+def test_fingerprints_ignore_the_order_of_keys():
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_a_store_that_was_not_finished_is_not_there(tmp_path):
+    def stopped_half_way():
+        with new_store(tmp_path / "s") as folder:
+            (folder / "half").write_text("x")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped_half_way()
+    assert not (tmp_path / "s").exists()
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    with pytest.raises(StoreIncompleteError, match="holds no finished store"):
+        read_manifest(tmp_path / "s")
+
+
+def test_a_newer_schema_and_a_broken_manifest_are_told(tmp_path):
+    write_manifest(tmp_path, {})
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**content, "schema_version": 99}))
+    with pytest.raises(SchemaVersionError, match="schema version 99"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(StoreDamagedError, match="not valid JSON"):
+        read_manifest(tmp_path)
+
+
+def test_the_second_writer_is_refused_also_from_another_process(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from storage.manifest import writer_lock\n"
+        f"with writer_lock(Path({str(tmp_path / 's')!r})):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(StoreBusyError, match="another run is writing"), writer_lock(tmp_path / "s"):
+            pass
+        holder.kill()
+        holder.wait()
+        with writer_lock(tmp_path / "s"):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def documents():
+    return [
+        TokenisedDocument("a", "s", "ab", np.array([1, 2, 3, 4, 5], np.int32), ((0, 3, 0, 0, 1), (3, 2, 0, 1, 2))),
+        TokenisedDocument("empty", "s", "x", np.array([], np.int32), ()),
+        TokenisedDocument("b", "t", "cd", np.array([6, 7], np.int32), ((0, 2, 1, 0, 2),), 1),
+    ]
+
+
+def test_corpus_round_trip(tmp_path):
+    ref = CorpusStore.write(tmp_path, documents(), {"max_length": 3})
+    store = CorpusStore.open(ref)
+    assert (store.n_documents, store.n_examples, store.n_tokens) == (3, 3, 7)
+    assert [store.tokens(window).tolist() for window in range(3)] == [[1, 2, 3], [4, 5], [6, 7]]
+    assert store.windows["n_masked"].tolist() == [0, 0, 1]
+    assert store.first_windows.tolist() == [0, 2, 2, 3]
+    assert [row["document_id"] for row in store.documents([2, 0])] == ["b", "a"]
+    assert CorpusStore.write(tmp_path, documents(), {"max_length": 3}) == ref
+    assert CorpusStore.write(tmp_path, documents()[:2], {"max_length": 3}) != ref
+    assert CorpusStore.write(tmp_path, documents(), {"max_length": 4}) != ref
+    assert not list(tmp_path.glob(".staging*"))
+
+
+def test_a_corpus_that_fails_half_way_leaves_nothing(tmp_path):
+    def broken():
+        yield documents()[0]
+        raise ValueError("bad line")
+
+    with pytest.raises(ValueError, match="bad line"):
+        CorpusStore.write(tmp_path, broken(), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_corpus_is_told(tmp_path):
+    ref = CorpusStore.write(tmp_path, documents(), {})
+    (ref.path / "tokens.bin").write_bytes(b"1234")
+    with pytest.raises(StoreDamagedError, match="changed its length"):
+        CorpusStore.open(ref).tokens(0)
+
+
+def test_layer_store_round_trip_and_damage(tmp_path):
+    matrices = [{"fisher": np.arange(6.0).reshape(2, 3)}, {}]
+    layers = [{"name": "../../evil\n"}, {"name": "b"}]
+    ref = LayerStore.write(tmp_path, "f", layers, matrices, {"kind": "x"})
+    store = LayerStore.open(ref)
+    np.testing.assert_array_equal(store.matrix("../../evil\n", "fisher"), matrices[0]["fisher"])
+    assert store.names("../../evil\n") == ["fisher"]
+    assert store.names("b") == []
+    chunk = ref.path / "layer_0000" / "fisher" / "c" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[3] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(StoreDamagedError, match="is damaged"):
+        LayerStore.open(ref).matrix("../../evil\n", "fisher")
+    chunk.unlink()
+    with pytest.raises(StoreDamagedError, match="is gone"):
+        LayerStore.open(ref).matrix("../../evil\n", "fisher")
+
+
+def test_the_score_writer_joins_blocks_into_chunks(tmp_path, monkeypatch):
+    import zarr
+
+    monkeypatch.setattr("storage.scores.COLUMNS_PER_CHUNK", 4)
+    scores = np.random.default_rng(0).standard_normal((2, 11)).astype(np.float32)
+    writer = ScoreWriter(tmp_path / "scores.zarr", ["q", "*"], 11)
+    for start, end in ((0, 3), (3, 3), (3, 9), (9, 11)):
+        writer.add(scores[:, start:end], [f"d{number}" for number in range(start, end)])
+    writer.close()
+    group = zarr.open_group(tmp_path / "scores.zarr", mode="r")
+    np.testing.assert_array_equal(group["scores"][...], scores)
+    assert group["document_id"][...].tolist() == [f"d{number}" for number in range(11)]
+    short = ScoreWriter(tmp_path / "short.zarr", ["q"], 3)
+    short.add(scores[:1, :2], ["a", "b"])
+    with pytest.raises(ValueError, match="2 columns of scores came, expected 3"):
+        short.close()

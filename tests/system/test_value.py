@@ -1,0 +1,212 @@
+"""`dataworth value` as a person runs it: a checkpoint and a corpus it has never seen, real servers, real stops."""
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from mlflow.tracking import MlflowClient
+
+from tests.reference.checkpoints import TEXTS
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+OPTIONS = ("--projection.rank", "4", "--corpus.max_length", "32", "--curvature.draws", "2")
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not file.name.endswith(".lock")
+    }
+
+
+def mlflow_client() -> MlflowClient:
+    return MlflowClient(f"sqlite:///{os.environ['DATAWORTH_HOME']}/mlflow/mlflow.db")
+
+
+def test_a_valuation_and_all_it_leaves(dataworth, prefect_server, checkpoints, corpus_file, queries_file, tmp_path):
+    given = ("--model", checkpoints["neox"], "--corpus", corpus_file, "--queries", queries_file, *OPTIONS)
+    given += ("--store", tmp_path / "store", "--results", tmp_path / "out", "--scoring.save_matrix")
+    first = dataworth("value", *given, "--tracking.experiment", "first of all")
+    assert first.returncode == 0, first.stderr
+    assert "s0" in first.stdout
+    assert "report.html" in first.stdout
+    out = tmp_path / "out"
+    names = {"sources.parquet", "sources.csv", "documents.parquet", "scores.zarr", "report.html", "valuation.json"}
+    assert {path.name for path in out.iterdir()} == names
+
+    sources = pd.read_parquet(out / "sources.parquet")
+    assert list(sources.columns) == [
+        "query_id", "source", "value", "standard_error", "low", "high", "share", "n_documents", "n_tokens", "game",
+        "semivalue",
+    ]  # fmt: skip
+    assert set(sources["query_id"]) == {"q0", "q1", "*"}
+    group = zarr.open_group(out / "scores.zarr", mode="r")
+    assert group["scores"].shape == (3, 12)
+    documents = pd.read_parquet(out / "documents.parquet")
+    by_id = dict(zip(group["document_id"][...].tolist(), group["scores"][...].T, strict=True))
+    for row in documents[documents["query_id"] == "q0"].itertuples():
+        assert row.score == pytest.approx(float(by_id[row.document_id][0]), rel=1e-5)
+
+    _check_mlflow_and_prefect(out, sources, prefect_server)
+
+    again = dataworth("value", *given, "--tracking.experiment", "first of all")
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"corpus: 0 of \d+ examples to compute", again.stderr)
+    assert "is there already" in again.stderr
+    pd.testing.assert_frame_equal(sources, pd.read_parquet(out / "sources.parquet"))
+
+    top = dataworth("top", "--results", out, "--query", "q0", "--count", "2")
+    best = documents[(documents["query_id"] == "q0") & (documents["rank"] == 1)].iloc[0]
+    assert top.returncode == 0
+    assert best["document_id"] in top.stdout
+    missing = dataworth("top", "--results", out, "--query", "nope")
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+    assert missing.stderr.startswith("dataworth: --query nope: not in this valuation, which has q0")
+
+
+def _check_mlflow_and_prefect(out: Path, sources: pd.DataFrame, prefect_server: str) -> None:
+    """The MLflow run and the Prefect artifact hold the same values and point to each other."""
+    made = json.loads((out / "valuation.json").read_text())
+    run = mlflow_client().get_run(made["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["projection.rank"] == "4"
+    assert run.data.params["curvature.damping.rule"] == "relative"
+    whole = sources[sources["query_id"] == "*"].set_index("source")
+    assert run.data.metrics["value/s1"] == pytest.approx(whole.loc["s1", "value"])
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"corpus", "queries"}
+    assert {entry.dataset.digest for entry in run.inputs.dataset_inputs} >= {made["fingerprints"]["queries"]}
+    artifacts = {entry.path for entry in mlflow_client().list_artifacts(run.info.run_id)}
+    assert artifacts == {"report.html", "sources.csv", "sources.parquet", "documents.parquet", "tables"}
+    assert run.data.tags["prefect.flow_run_id"] == made["prefect"]["flow_run_id"]
+    assert made["prefect"]["url"] in run.data.tags["mlflow.note.content"]
+
+    found = httpx.post(f"{prefect_server}/artifacts/filter", json={}).json()
+    tables = [item for item in found if item["key"] == "sources"]
+    assert len(tables) == 1
+    assert run.info.run_id in tables[0]["data"]
+    assert "| s1 |" in tables[0]["data"]
+    runs = httpx.post(f"{prefect_server}/flow_runs/filter", json={}).json()
+    assert {"Completed"} == {item["state"]["name"] for item in runs}
+    tasks = httpx.post(f"{prefect_server}/task_runs/filter", json={}).json()
+    assert {"gradients of the corpus", "fit the sampled Fisher", "log to MLflow"} <= {item["name"] for item in tasks}
+
+
+def sentence(result) -> str:
+    """The last line of the log, which must be the only one of the project, with no traceback before it."""
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_everything_a_user_can_get_wrong_is_a_sentence(dataworth, checkpoints, corpus_file, queries_file, tmp_path):
+    given = {
+        "--model": checkpoints["llama"],
+        "--corpus": corpus_file,
+        "--queries": queries_file,
+        "--results": tmp_path / "out",
+        "--store": tmp_path / "store",
+        "--corpus.max_length": 32,
+    }
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"id": "a", "source": "s", "text": "fine"}\n{"id": "b", "source": "s", "text": ""}\n')
+    (tmp_path / "file").write_text("x")
+    wrong = {
+        ("--corpus", broken): (2, f"dataworth: {broken}, line 2, field 'text': empty"),
+        ("--corpus", tmp_path / "gone.jsonl"): (2, f"dataworth: {tmp_path / 'gone.jsonl'}: no such file"),
+        ("--model", tmp_path / "nothing"): (2, f"dataworth: --model {tmp_path / 'nothing'}: cannot be loaded"),
+        ("--corpus.max_length", 100): (2, "dataworth: --corpus.max_length 100: the model reads at most 64 tokens"),
+        ("--model.include", "*.nothing"): (2, "dataworth: the pattern '*.nothing' matches none"),
+        ("--projection", "psychic"): (2, "dataworth: Invalid value for '--projection'"),
+        ("--no-such-option", "x"): (2, "dataworth: No such option"),
+        ("--cluster.address", "tcp://127.0.0.1:9"): (1, "dataworth: no Dask scheduler answers at tcp://127.0.0.1:9"),
+        ("--tracking.uri", "http://127.0.0.1:9"): (1, "dataworth: MLflow at http://127.0.0.1:9 did not take the run"),
+        ("--results", tmp_path / "file"): (2, f"dataworth: --results {tmp_path / 'file'}: {tmp_path / 'file'} is not"),
+        ("--store", tmp_path / "file" / "x"): (2, f"dataworth: --store {tmp_path / 'file' / 'x'}: {tmp_path / 'file'}"),
+    }
+    for (flag, value), (code, message) in wrong.items():
+        words = [str(word) for pair in {**given, flag: value}.items() for word in pair]
+        result = dataworth("value", *words)
+        assert result.returncode == code, (flag, result.stderr)
+        assert sentence(result).startswith(message), (flag, result.stderr)
+        if flag != "--tracking.uri":
+            assert not (tmp_path / "out").exists()
+    assert "is kept in" in sentence(result) or (tmp_path / "out" / "valuation.json").is_file()
+
+
+@pytest.fixture
+def long_corpus(tmp_path):
+    """Enough documents that a run can be stopped in the middle of its shards."""
+    path = tmp_path / "long.jsonl"
+    generator = np.random.default_rng(0)
+    words = " ".join(TEXTS).split()
+    rows = [
+        {"id": f"d{n}", "source": f"s{n % 4}", "text": " ".join(generator.choice(words, 12))} for n in range(4000)
+    ]  # fmt: skip
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_nothing_in_the_way(
+    dataworth, stopped_dataworth, checkpoints, long_corpus, queries_file, tmp_path, kind
+):
+    """Ctrl-C and kill -9 in the middle of indexing: no process stays, and the next run ends as if nothing happened."""
+
+    def given(name):
+        return (
+            *("value", "--model", checkpoints["llama"], "--corpus", long_corpus, "--queries", queries_file),
+            *("--store", tmp_path / name, "--results", tmp_path / f"{name}-out", "--corpus.max_length", "32"),
+            *("--projection.rank", "16", "--curvature", "none"),
+        )
+
+    code, log, left = stopped_dataworth(*given("stopped"), when="examples to compute", kind=kind)
+    assert left == []
+    if kind == signal.SIGINT:
+        assert code == 130, log
+        assert "Traceback" not in log
+        assert log.strip().splitlines()[-1].startswith("dataworth: interrupted")
+    assert not (tmp_path / "stopped-out").exists()
+    resumed = dataworth(*given("stopped"))
+    assert resumed.returncode == 0, resumed.stderr
+    straight = dataworth(*given("straight"))
+    assert straight.returncode == 0, straight.stderr
+    assert files(tmp_path / "stopped") == files(tmp_path / "straight")
+    for name in ("sources.csv", "documents.parquet"):
+        one, two = (tmp_path / f"{store}-out" / name for store in ("stopped", "straight"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_interrupted_while_scoring_no_worker_stays(
+    stopped_dataworth, dataworth, checkpoints, long_corpus, queries_file, tmp_path
+):
+    words = ("value", "--model", checkpoints["gpt2"], "--corpus", long_corpus, "--queries", queries_file, *OPTIONS)
+    words += ("--store", tmp_path / "store", "--results", tmp_path / "out")
+    code, log, left = stopped_dataworth(*words, when="score every document", kind=signal.SIGINT)
+    assert (code, left) == (130, []), log
+    resumed = dataworth(*words)
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_two_runs_on_one_store_the_second_is_refused(
+    dataworth, prefect_server, checkpoints, long_corpus, queries_file, tmp_path
+):
+    from storage.gradients import GradientStore
+    from storage.manifest import writer_lock
+
+    words = ("index", "--model", checkpoints["llama"], "--corpus", long_corpus, "--store", tmp_path / "store")
+    words += ("--corpus.max_length", "32", "--projection.rank", "2")
+    assert dataworth(*words).returncode == 0
+    (path,) = (tmp_path / "store" / "gradients").glob("[0-9a-f]*")
+    assert GradientStore(path).segments()
+    with writer_lock(path):
+        refused = dataworth(*words)
+    assert refused.returncode == 1
+    assert "another run is writing" in sentence(refused)
