@@ -34,7 +34,7 @@ def sentences_for_known_errors() -> None:
         if not any(isinstance(entry, _NoTraceback) for entry in logger.filters):
             logger.addFilter(_NoTraceback())
     # At the end of a run it warns of events that it then sends all the same.
-    logging.getLogger("prefect.EventsWorker").setLevel(logging.ERROR)
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

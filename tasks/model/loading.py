@@ -87,7 +87,7 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...]) -> Loade
         raise InputError(f"--model {config.name}: cannot be loaded ({_first_sentence(error)})") from error
     nn.Module.to(model.requires_grad_(False).eval(), device)
     model.config.use_cache = False
-    n_embedded = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, index]
+    n_embedded = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
     if len(tokenizer) > n_embedded:
         raise InputError(
             f"--model {config.name}: the tokenizer has {len(tokenizer)} tokens, the model embeds only {n_embedded}"
