@@ -12,6 +12,7 @@ from flows.config import DemoConfig, FitConfig, IndexConfig, ValueConfig
 from flows.options import ConfiguredCommand, configuration, options
 from flows.terminal import passages, say, sentences_for_known_errors, table
 from storage.errors import DataworthError, InputError
+from tasks.report.numbers import interval, number, percent
 
 __all__ = ["main"]
 
@@ -130,19 +131,17 @@ def say_valuation(valuation: dict[str, Any]) -> None:
 
 def sources_table(values: Any) -> str:
     """Sources by value, for the terminal."""
-    rows = []
-    for row in values.sort_values("value", ascending=False, kind="stable").itertuples():
-        known = row.low == row.low
-        rows.append(
-            [
-                row.source,
-                "" if row.share != row.share else f"{row.share:.1%}",
-                f"{row.value:.4g}",
-                f"{row.low:.4g} … {row.high:.4g}" if known else "unknown",
-                f"{row.n_documents:,}",
-                f"{row.n_tokens:,}",
-            ]
-        )
+    rows = [
+        [
+            row.source,
+            percent(row.share),
+            number(row.value),
+            interval(row.low, row.high),
+            f"{row.n_documents:,}",
+            f"{row.n_tokens:,}",
+        ]
+        for row in values.sort_values("value", ascending=False, kind="stable").itertuples()
+    ]
     return table(["source", "share", "value", "interval", "documents", "tokens"], rows)
 
 

@@ -16,6 +16,7 @@ from tasks.curvature.config import CurvatureConfig
 from tasks.model.config import ModelConfig
 from tasks.model.task import train_small_model
 from tasks.model.training import SmallModel
+from tasks.report.numbers import percent
 
 __all__ = ["demo", "demo_report"]
 
@@ -88,7 +89,7 @@ def demo_report(outcome: dict[str, Any]) -> str:
         ("largest source", first_rate(size_row, names, own), float("nan")),
         ("chance", 1 / len(names), 1 / len(names)),
     ]
-    cells = [[name, f"{value:.0%}", "" if passage != passage else f"{passage:.0%}"] for name, value, passage in rates]
+    cells = [[name, percent(value, 0), percent(passage, 0)] for name, value, passage in rates]
     blocks = [
         f"{len(corpus):,} documents of {len(names)} sources, {len(queries)} held-out passages as queries",
         "",

@@ -12,7 +12,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from flows.terminal import say
-from storage.errors import DataworthError
+from storage.errors import DataworthError, InputError
 from storage.locations import home
 
 __all__ = ["child", "free_port", "mlflow_command", "serve", "wait_for"]
@@ -26,6 +26,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _check_free(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(f"{option} {port}: not free ({error.strerror}); 0 picks a free one") from None
 
 
 @contextmanager
@@ -55,7 +64,7 @@ def wait_for(process: "subprocess.Popen[bytes]", url: str, what: str) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise DataworthError(f"{what} ended at once with exit code {process.returncode}; is its port taken?")
+            raise DataworthError(f"{what} ended at once with exit code {process.returncode}")
         try:
             with urlopen(url, timeout=5):
                 return
@@ -82,8 +91,11 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
         prefect_port, mlflow_port: of loopback; 0 picks a free one.
 
     Raises:
+        InputError: a port is taken.
         DataworthError: a server does not start, or one of the processes ends.
     """
+    _check_free(prefect_port, "--prefect-port")
+    _check_free(mlflow_port, "--mlflow-port")
     prefect_port, mlflow_port = prefect_port or free_port(), mlflow_port or free_port()
     prefect_url, mlflow_url = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
     prefect = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from storage.errors import DataworthError
+from tasks.report.numbers import number
 
 __all__ = ["passages", "say", "sentences_for_known_errors", "table"]
 
@@ -57,7 +58,7 @@ def passages(rows: Iterable[dict[str, Any]], width: int = 100) -> str:
         text = textwrap.shorten(_printable(row["text"]), 2 * width - 10, placeholder=" …")
         wrapped = textwrap.fill(text, width, initial_indent="       ", subsequent_indent="       ")
         blocks.append(
-            f"  {row['rank']:>3}. {row['score']:.4g}  {_printable(row['source'])}  "
+            f"  {row['rank']:>3}. {number(row['score'])}  {_printable(row['source'])}  "
             f"{_printable(row['document_id'])}\n{wrapped}"
         )
     return "\n".join(blocks)

@@ -4,17 +4,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tasks.report.numbers import interval, number, percent
 from tasks.report.summary import Summary
 
 __all__ = ["report_html"]
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:,.4g}"
-
-
-def _percent(value: float | None) -> str:
-    return "none" if value is None else f"{value:.1%}"
 
 
 def _bars(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -51,5 +44,6 @@ def report_html(title: str, summary: Summary, confidence: float) -> str:
     environment = Environment(
         loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(number=_number, percent=_percent, bars=_bars)
+    environment.filters.update(number=number, percent=percent, bars=_bars)
+    environment.globals["interval"] = interval
     return environment.get_template("report.html").render(title=title, summary=summary, confidence=confidence)

@@ -9,6 +9,7 @@ from storage.coalitions import CoalitionStore
 from storage.corpus import CorpusStore
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore
+from tasks.report.numbers import interval, number, percent
 
 __all__ = ["QuerySummary", "Summary", "markdown_table", "summary"]
 
@@ -109,10 +110,8 @@ def markdown_table(sources: list[dict[str, Any]]) -> str:
         "| --- | ---: | ---: | :---: | ---: | ---: |",
     ]
     for row in sources:
-        share = "" if row["share"] is None else f"{row['share']:.1%}"
-        interval = "unknown" if row["low"] is None else f"{row['low']:.4g} … {row['high']:.4g}"
         lines.append(
-            f"| {_cell(row['source'])} | {share} | {row['value']:.4g} | {interval} "
-            f"| {row['n_documents']:,} | {row['n_tokens']:,} |"
+            f"| {_cell(row['source'])} | {percent(row['share'])} | {number(row['value'])} "
+            f"| {interval(row['low'], row['high'])} | {row['n_documents']:,} | {row['n_tokens']:,} |"
         )
     return "\n".join(lines)

@@ -1,9 +1,11 @@
 """A real Prefect server on loopback for the whole session, and the command line as a process."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -42,14 +44,16 @@ def dataworth(prefect_server, tmp_path):
 
 
 @pytest.fixture
-def stopped_dataworth(prefect_server, tmp_path):
-    """Starts a command, sends a signal to its whole group once a line of its log appears, and waits for the end.
+def started_dataworth(prefect_server, tmp_path):
+    """Starts a command in a session of its own.
 
-    Returns exit code, log, and the processes of its session that are still alive 15 s after.
+    Returns the process, the file of its log, and a function that lists the processes of its session, and those it
+    started in other sessions, that are still alive after 15 s.
     """
+    started = []
 
-    def run(*words, when: str, kind: signal.Signals) -> tuple[int, str, list[psutil.Process]]:
-        log = tmp_path / "stopped.log"
+    def start(*words):
+        log = tmp_path / "started.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [Path(sys.executable).with_name("dataworth"), *map(str, words)],
@@ -59,29 +63,64 @@ def stopped_dataworth(prefect_server, tmp_path):
                 start_new_session=True,
                 cwd=tmp_path,
             )
+        family: set[psutil.Process] = set()
+        started.append((process, family))
+        watcher = threading.Thread(target=_watch, args=(process, family), daemon=True)
+        watcher.start()
+
+        def left() -> list[psutil.Process]:
+            watcher.join()
+            return _left(process.pid, family)
+
+        return process, log, left
+
+    yield start
+    for process, family in started:
+        for member in [*family, *_members(process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+
+
+@pytest.fixture
+def stopped_dataworth(started_dataworth):
+    """Starts a command, sends a signal to its whole group once a line of its log appears, and waits for the end.
+
+    Returns exit code, log, and the processes it left.
+    """
+
+    def run(*words, when: str, kind: signal.Signals) -> tuple[int, str, list[psutil.Process]]:
+        process, log, left = started_dataworth(*words)
         deadline = time.monotonic() + 120
         while when not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert when in log.read_text(), log.read_text()
         os.killpg(process.pid, kind)
-        code = process.wait(60)
-        return code, log.read_text(), _left(process.pid)
+        return process.wait(60), log.read_text(), left()
 
     return run
 
 
-def _left(session: int) -> list[psutil.Process]:
-    def alive() -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
-        return found
+def _watch(process: "subprocess.Popen[bytes]", family: set[psutil.Process]) -> None:
+    """Note every descendant while the process lives: servers it starts have sessions of their own."""
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family.update(psutil.Process(process.pid).children(recursive=True))
+        time.sleep(0.1)
 
+
+def _members(session: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def _left(session: int, family: set[psutil.Process]) -> list[psutil.Process]:
     deadline = time.monotonic() + 15
-    while alive() and time.monotonic() < deadline:
+    while True:
+        alive = [*_members(session), *(member for member in family if member.is_running())]
+        if not alive or time.monotonic() > deadline:
+            return alive
         time.sleep(0.2)
-    return alive()

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from tasks.report.html import report_html
+from tasks.report.numbers import interval, number, percent
 from tasks.report.summary import QuerySummary, Summary, markdown_table
 from tasks.report.tables import safe_csv
 from tasks.report.tracking import flat, metric_name
@@ -44,7 +45,7 @@ def test_the_report_escapes_everything_and_asks_for_nothing():
 def test_the_report_shows_unknown_intervals_and_bars_on_one_axis():
     page = report_html("t", evil_summary(), 0.95)
     assert "unknown" in page
-    assert "95.0% interval" in page
+    assert "95% interval" in page
     bars = re.findall(r"left:([\d.]+)%;width:([\d.]+)%", page)
     assert bars
     assert all(float(left) + float(width) <= 100.01 for left, width in bars)
@@ -72,6 +73,14 @@ def test_metric_names_are_allowed_and_kept_apart():
     assert found[0] == "a b"
     assert len(set(found)) == len(found)
     assert all(re.fullmatch(r"[\w\-. /]{1,250}", name, re.ASCII) and not name.startswith((".", "/")) for name in found)
+
+
+def test_numbers_as_people_read_them():
+    found = [number(value) for value in (104_212.0, -4637.21, 0.0, 0.051234, 3.0e-7, 2.5e12, None, float("nan"))]
+    assert found == ["104,200", "-4,637", "0", "0.05123", "3e-07", "2.5e+12", "unknown", "unknown"]
+    assert interval(-1.0, 2.0) == "-1 … 2"
+    assert interval(None, None) == interval(float("nan"), float("nan")) == "unknown"
+    assert (percent(0.1234), percent(0.1234, 0), percent(None)) == ("12.3%", "12%", "")
 
 
 def test_parameters_are_flat_text():

@@ -1,0 +1,23 @@
+"""Numbers as people read them, the same in the report, in tables and in the terminal."""
+
+__all__ = ["interval", "number", "percent"]
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, thousands apart; an exponent only where the number is very large or very small."""
+    if value is None or value != value:
+        return "unknown"
+    rounded = float(f"{value:.4g}")
+    return f"{rounded:,.10g}" if rounded == 0 or 1e-4 <= abs(rounded) < 1e10 else f"{rounded:.4g}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share in per cent; nothing where there is none."""
+    return "" if value is None or value != value else f"{value:.{digits}%}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Both ends of an interval, or that it is not known."""
+    if low is None or high is None or low != low:
+        return "unknown"
+    return f"{number(low)} … {number(high)}"

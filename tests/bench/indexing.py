@@ -1,0 +1,125 @@
+"""Indexing (capture, project, write to the store) beside the frozen forward+backward of the same batches.
+
+CPU: one thread, Llama-shaped, 6 layers. The limit back-propagates to where capture does, the first tracked outputs.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from storage.gradients import GradientStore
+from tasks.capture.hooks import GradientCapture
+from tasks.capture.losses import example_losses
+from tasks.capture.passes import gradient_rows
+from tasks.model.layers import tracked_layers
+from tasks.projection.bases import random_basis
+from tasks.projection.logra import LayerProjection, layer_table
+from tests.bench.machine import interleaved
+
+__all__ = ["rows"]
+
+HIDDEN = 256
+LAYERS = 6
+VOCABULARY = 8192
+TOKENS = 512
+BATCH = 8
+ROUNDS = 7
+
+
+def model_of(hidden: int, layers: int) -> LlamaForCausalLM:
+    """A frozen Llama-shaped model with random weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        intermediate_size=hidden * 11 // 4,
+        max_position_embeddings=TOKENS,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def frozen_pass(model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...]) -> None:
+    """Forward and backward with frozen weights, back to the outputs of the first linear layers."""
+    handles = []
+
+    def start(_: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
+        if not output.requires_grad:
+            output.requires_grad_(True)
+
+    for layer in tracked_layers(model):
+        handles.append(layer.module.register_forward_hook(start))
+    input_ids, mask, labels = batch
+    example_losses(model(input_ids=input_ids, attention_mask=mask).logits, labels).sum().backward()
+    for handle in handles:
+        handle.remove()
+
+
+def projections_of(model: LlamaForCausalLM, rank: int) -> list[LayerProjection]:
+    """Random bases of every tracked layer."""
+    found = []
+    for layer in tracked_layers(model):
+        bases = {
+            f"{side}_basis": torch.from_numpy(basis)
+            for side, size in (("input", layer.n_inputs), ("output", layer.n_outputs))
+            if (basis := random_basis(layer.name, side, size, rank, 0)) is not None
+        }
+        found.append(LayerProjection(layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias, **bases))
+    return found
+
+
+class Indexer:
+    """Capture, project, and write the rows of the same batch again and again, each time a new shard."""
+
+    def __init__(self, model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...], rank: int, folder: Path) -> None:
+        self.model, self.batch = model, batch
+        self.modules = [layer.module for layer in tracked_layers(model)]
+        self.projections = projections_of(model, rank)
+        table = layer_table(self.projections)
+        self.store = GradientStore.create(folder, f"rank{rank}", table, "float16", {})
+        self.count = 0
+
+    def __call__(self) -> None:
+        with GradientCapture(self.modules, self.projections) as capture:
+            rows, losses = gradient_rows(self.model, capture, *self.batch)
+        stored = rows.cpu().numpy().astype(np.float16)
+        self.count += 1
+        names = np.asarray([b"%d-%d" % (self.count, row) for row in range(len(stored))], "S32")
+        (segment,) = self.store.plan(names, np.ones(len(stored), np.int64))
+        for shard in segment.open_shards():
+            chosen = segment.rows(shard)
+            columns = {"n_tokens": np.full(len(stored), TOKENS)[chosen], "loss": losses.numpy()[chosen]}
+            segment.write_shard(shard, stored[chosen], columns)
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """One row a rank: tokens per second of the limit and of indexing, and their ratio."""
+    torch.set_num_threads(1)
+    model = model_of(HIDDEN, LAYERS)
+    input_ids = torch.randint(0, VOCABULARY, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
+    batch = (input_ids, torch.ones_like(input_ids), input_ids.clone())
+    folder = Path(tempfile.mkdtemp())
+    try:
+        works = {"frozen": lambda: frozen_pass(model, batch)}
+        works |= {f"rank {rank}": Indexer(model, batch, rank, folder) for rank in (16, 64)}
+        seconds = interleaved(works, ROUNDS)
+    finally:
+        shutil.rmtree(folder)
+    tokens = BATCH * TOKENS
+    for name in ("rank 16", "rank 64"):
+        yield {
+            "indexing": name,
+            "hidden": HIDDEN,
+            "tokens/s": round(tokens / seconds[name]),
+            "frozen tokens/s": round(tokens / seconds["frozen"]),
+            "ratio": round(seconds["frozen"] / seconds[name], 3),
+        }
