@@ -89,7 +89,7 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
         model_fingerprint=load(config.model).fingerprint,
         timings=dict(seconds),
         prefect_run=str(flow_run.id),
-        prefect_url=flow_run.ui_url,
+        prefect_url=_page(flow_run.ui_url),
     )
     publish_valuation(results, parts, config.sources.confidence)
     logged = log_valuation(results, parts, config.tracking)
@@ -106,6 +106,11 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
 def _narrowed(config: ValueConfig, kind: type[Narrow]) -> Narrow:
     """The part of a configuration that another flow takes."""
     return kind.model_validate(config.model_dump(include=set(kind.model_fields)))
+
+
+def _page(url: str | None) -> str | None:
+    """The flow run's page; the embedded server has none, and Prefect then gives "None/…"."""
+    return url if url and url.startswith("http") else None
 
 
 def _artifact(results: str, parts: ValuationParts, logged: dict[str, str | None]) -> None:

@@ -1,5 +1,7 @@
 """A valuation as an MLflow run: parameters, metrics, data sets, tables and the report."""
 
+import contextlib
+import getpass
 import hashlib
 import logging
 import os
@@ -62,7 +64,9 @@ class LoggedRun:
     def url(self) -> str | None:
         if not self.tracking_uri.startswith(("http://", "https://")):
             return None
-        return f"{self.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        # Without the workflow type MLflow opens its empty GenAI side.
+        page = f"#/experiments/{self.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
+        return f"{self.tracking_uri.rstrip('/')}/{page}"
 
 
 def tracking_uri(uri: str | None) -> str:
@@ -102,7 +106,7 @@ def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> Lo
     try:
         client = MlflowClient(tracking_uri=address)
         experiment_id = _experiment(client, address, experiment)
-        run = client.create_run(experiment_id, run_name=valuation.name, tags={"mlflow.source.type": "JOB"})
+        run = client.create_run(experiment_id, run_name=valuation.name, tags=_origin())
         run_id: str = run.info.run_id
         try:
             _log(client, run_id, address, valuation)
@@ -113,6 +117,14 @@ def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> Lo
     except MlflowException as error:
         raise DataworthError(f"MLflow at {address} did not take the run ({str(error).splitlines()[0]})") from error
     return LoggedRun(run_id, experiment_id, address)
+
+
+def _origin() -> dict[str, str]:
+    """Where a run comes from, in the tags that MLflow shows on top."""
+    origin = {"mlflow.source.type": "JOB", "mlflow.source.name": "dataworth value-corpus"}
+    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+        origin["mlflow.user"] = getpass.getuser()
+    return origin
 
 
 def _experiment(client: MlflowClient, address: str, name: str) -> str:
