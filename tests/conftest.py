@@ -15,6 +15,8 @@ CHECKED = [
     "tasks.capture",
     "tasks.projection.bases",
     "tasks.projection.logra",
+    "tasks.projection.sides",
+    "tasks.projection.sketch",
     "tasks.curvature.fisher",
     "tasks.curvature.damping",
     "tasks.curvature.precondition",
@@ -32,10 +34,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tasks.model.training import train_tokenizer
-from tests.reference.checkpoints import ARCHITECTURES, TEXTS, save_checkpoint
+from tests.reference.checkpoints import ARCHITECTURES, CLASSIFIERS, TEXTS, save_checkpoint
 
 torch.set_num_threads(2)
 
@@ -49,9 +51,10 @@ def tokenizer():
 def checkpoints(tmp_path_factory, tokenizer) -> dict[str, Path]:
     """A small random checkpoint of every architecture."""
     root = tmp_path_factory.mktemp("checkpoints")
-    for name in ARCHITECTURES:
+    names = (*ARCHITECTURES, *CLASSIFIERS)
+    for name in names:
         save_checkpoint(name, root / name, tokenizer)
-    return {name: root / name for name in ARCHITECTURES}
+    return {name: root / name for name in names}
 
 
 @pytest.fixture
@@ -59,7 +62,8 @@ def model_in_float64(checkpoints):
     """Loads a checkpoint's model in float64, frozen and in evaluation mode."""
 
     def load(name: str):
-        model = AutoModelForCausalLM.from_pretrained(checkpoints[name], dtype=torch.float64)
+        kind = AutoModelForSequenceClassification if name in CLASSIFIERS else AutoModelForCausalLM
+        model = kind.from_pretrained(checkpoints[name], dtype=torch.float64)
         return model.eval().requires_grad_(False)
 
     return load

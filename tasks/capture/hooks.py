@@ -48,7 +48,7 @@ class GradientCapture:
         dtype: of the rows.
 
     Raises:
-        CaptureError: during back-propagation, if a layer's input is not (n_examples, n_tokens, n_inputs).
+        CaptureError: in the forward pass, if a layer's input mixes examples (routed tokens of a mixture of experts).
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class GradientCapture:
         self._n_columns = sum(sizes)
         self._dtype = dtype
         self._rows: Tensor | None = None
+        self._shape: tuple[int, int] | None = None  # examples and tokens of the last input that shows both
         self._reached: set[int] = set()
         self._handles: list[RemovableHandle] = []
 
@@ -76,7 +77,7 @@ class GradientCapture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._rows = None
+        self._rows, self._shape = None, None
 
     def _forward_hook(self, number: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         projection = self._layers[number][1]
@@ -84,21 +85,33 @@ class GradientCapture:
         def keep(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             if not torch.is_grad_enabled():
                 return
-            activation = inputs[0].detach()
-            if activation.dim() != 3:
-                raise CaptureError(
-                    f"layer {projection.name} reads a tensor of shape {tuple(activation.shape)}, expected "
-                    "(n_examples, n_tokens, n_inputs): exclude it with --model.exclude"
-                )
+            activation = self._by_example(inputs[0].detach(), projection.name)
             if not output.requires_grad:
                 output.requires_grad_(True)
             output.register_hook(partial(self._add, number, projection.projected_activation(activation)))
 
         return keep
 
+    def _by_example(self, activation: Tensor, name: str) -> Tensor:
+        """(n_examples, n_tokens, n_inputs), also of an input with one row an example or one row a token."""
+        if activation.dim() == 3:
+            self._shape = (activation.shape[0], activation.shape[1])
+            return activation
+        if activation.dim() == 2:
+            n_examples, n_tokens = self._shape or (len(activation), 1)
+            if len(activation) == n_examples:
+                return activation[:, None]
+            if len(activation) == n_examples * n_tokens:
+                return activation.view(n_examples, n_tokens, activation.shape[-1])
+        raise CaptureError(
+            f"layer {name} reads a tensor of shape {tuple(activation.shape)}, in which the examples cannot be told "
+            "apart: exclude it with --model.exclude"
+        )
+
     @torch.no_grad()
     def _add(self, number: int, projected_activation: Tensor, output_gradient: Tensor) -> None:
-        block = self._layers[number][1].projected_gradient(output_gradient, projected_activation)
+        by_example = output_gradient.reshape(*projected_activation.shape[:2], output_gradient.shape[-1])
+        block = self._layers[number][1].projected_gradient(by_example, projected_activation)
         if self._rows is None:
             self._rows = torch.zeros(len(block), self._n_columns, dtype=self._dtype, device=block.device)
         target = self._rows[:, self._columns[number]]
@@ -121,6 +134,6 @@ class GradientCapture:
             raise CaptureError(
                 f"layer {self._layers[idle][1].name} has no part in the loss: exclude it with --model.exclude"
             )
-        rows, self._rows = self._rows, None
+        rows, self._rows, self._shape = self._rows, None, None
         self._reached.clear()
         return rows

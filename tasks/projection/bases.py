@@ -1,37 +1,98 @@
-"""Bases of the two sides of a layer.
+"""Random projections, keyed so that they are the same in any process, on any device, in any order of layers.
 
-Source: Choe et al. 2024 (arXiv 2405.13954), section 3.1; rows are scaled so that inner products keep their expectation.
+Sources: LoGra, Choe et al. 2024 (arXiv 2405.13954), section 3.1, with rows scaled so that inner products keep their
+expectation; coordinate masks and FactGraSS, Hu et al. 2025 (arXiv 2505.18976).
 """
 
 import hashlib
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 
-__all__ = ["Side", "random_basis"]
+from tasks.projection.config import ProjectionConfig
+from tasks.projection.logra import LayerProjection
+from tasks.projection.sides import BasisSide, CoordinateSide, IdentitySide, Side
+from tasks.projection.sketch import SparseSketch
 
-Side = Literal["input", "output"]
+__all__ = ["layer_projection", "layer_rank", "random_basis", "random_coordinates"]
+
+SideName = Literal["input", "output"]
+
+# FactGraSS masks each side to this multiple of the rank, and sketches the product of both down to rank squared.
+FACTGRASS_WIDTH = 2
 
 
-def random_basis(layer: str, side: Side, size: int, rank: int, seed: int) -> Float[np.ndarray, "k size"] | None:
+def _generator(layer: str, part: str, seed: int) -> np.random.Generator:
+    key = hashlib.sha256(f"{seed}\0{layer}\0{part}".encode()).digest()
+    return np.random.Generator(np.random.Philox(int.from_bytes(key[:16], "little")))
+
+
+def random_basis(layer: str, side: SideName, size: int, rank: int, seed: int) -> Float[np.ndarray, "k size"]:
     """Gaussian rows with variance 1/k, so that E[(A x) . (A y)] = x . y.
-
-    The generator is keyed by seed, layer name and side: the basis is the same in any process, on any device, in any
-    order of layers.
 
     Args:
         layer: the layer's name.
         side: of the layer.
         size: dimensions of the side.
-        rank: dimensions to keep.
+        rank: k, dimensions to keep.
         seed: of the run.
 
     Returns:
-        (k, size) float32 with k = rank; None, which stands for the identity, where rank >= size.
+        (k, size) float32.
     """
-    if rank >= size:
-        return None
-    key = hashlib.sha256(f"{seed}\0{layer}\0{side}".encode()).digest()
-    generator = np.random.Generator(np.random.Philox(int.from_bytes(key[:16], "little")))
-    return (generator.standard_normal((rank, size)) / np.sqrt(rank)).astype(np.float32)
+    return (_generator(layer, side, seed).standard_normal((rank, size)) / np.sqrt(rank)).astype(np.float32)
+
+
+def random_coordinates(layer: str, side: SideName, size: int, rank: int, seed: int) -> Int[np.ndarray, " k"]:
+    """A subset of k of the coordinates of a side, increasing; parameters as in `random_basis`."""
+    chosen = _generator(layer, f"{side} coordinates", seed).choice(size, rank, replace=False)
+    return np.sort(chosen).astype(np.int64)
+
+
+def layer_rank(layer: str, size: int, config: ProjectionConfig) -> int:
+    """Dimensions kept of a side of `size` dimensions, by the first pattern of `ranks` that matches, else `rank`."""
+    for entry in config.ranks:
+        pattern, _, rank = entry.rpartition("=")
+        if fnmatchcase(layer, pattern):
+            return min(size, max(1, round(float(rank) * size) if "." in rank else int(rank)))
+    return min(size, config.rank)
+
+
+def _side(layer: str, side: SideName, size: int, rank: int, config: ProjectionConfig) -> Side:
+    if config.kind == "identity" or rank >= size:
+        return IdentitySide(size)
+    if config.kind == "random":
+        return BasisSide(torch.from_numpy(random_basis(layer, side, size, rank, config.seed)))
+    return CoordinateSide(torch.from_numpy(random_coordinates(layer, side, size, rank, config.seed)), size)
+
+
+def layer_projection(
+    layer: str, n_inputs: int, n_outputs: int, has_bias: bool, config: ProjectionConfig
+) -> LayerProjection:
+    """The projection of one layer; a side that would keep everything is left as it is.
+
+    Args:
+        layer: its name.
+        n_inputs: dimensions of its input, one more where it has a bias.
+        n_outputs: dimensions of its output.
+        has_bias: of the layer.
+        config: kind, rank and seed.
+    """
+    k_in, k_out = layer_rank(layer, n_inputs, config), layer_rank(layer, n_outputs, config)
+    if config.kind != "factgrass":
+        input_side = _side(layer, "input", n_inputs, k_in, config)
+        output_side = _side(layer, "output", n_outputs, k_out, config)
+        return LayerProjection(layer, n_inputs, n_outputs, has_bias, input_side, output_side)
+    input_side = _side(layer, "input", n_inputs, min(n_inputs, FACTGRASS_WIDTH * k_in), config)
+    output_side = _side(layer, "output", n_outputs, min(n_outputs, FACTGRASS_WIDTH * k_out), config)
+    n_entries = input_side.size * output_side.size
+    generator = _generator(layer, "sketch", config.seed)
+    sketch = SparseSketch(
+        column=torch.from_numpy(generator.integers(0, k_in * k_out, n_entries)),
+        sign=torch.from_numpy(generator.choice(np.array([-1.0, 1.0], np.float32), n_entries)),
+        size=k_in * k_out,
+    )
+    return LayerProjection(layer, n_inputs, n_outputs, has_bias, input_side, output_side, sketch)

@@ -5,81 +5,76 @@ Source: Choe et al. 2024 (arXiv 2405.13954), equation 5.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear, pad
 
 from storage.layers import LayerStore
+from tasks.projection.sides import Side, side_matrices, stored_side
+from tasks.projection.sketch import SparseSketch
 
-__all__ = ["LayerProjection", "layer_table", "stored_projections"]
+__all__ = ["LayerProjection", "layer_table", "projection_matrices", "stored_projections"]
 
 
 @dataclass(frozen=True)
 class LayerProjection:
-    """The two bases of a layer; None stands for the identity.
+    """How the gradient of one layer is made small.
 
     Args:
         name: of the layer.
         n_inputs: dimensions of the layer's input, one more where it has a bias.
         n_outputs: dimensions of the layer's output.
         has_bias: the activation carries a trailing 1.
-        input_basis: (k_in, n_inputs) or None.
-        output_basis: (k_out, n_outputs) or None.
+        input_side: from n_inputs to k_in dimensions.
+        output_side: from n_outputs to k_out dimensions.
+        sketch: of the k_out k_in entries, if there is one.
     """
 
     name: str
     n_inputs: int
     n_outputs: int
     has_bias: bool
-    input_basis: Tensor | None = None
-    output_basis: Tensor | None = None
+    input_side: Side
+    output_side: Side
+    sketch: SparseSketch | None = None
 
     @property
     def k_in(self) -> int:
-        return self.n_inputs if self.input_basis is None else self.input_basis.shape[0]
+        return self.input_side.size
 
     @property
     def k_out(self) -> int:
-        return self.n_outputs if self.output_basis is None else self.output_basis.shape[0]
+        return self.output_side.size
 
     @property
     def n_columns(self) -> int:
         """Entries of the projected gradient."""
-        return self.k_in * self.k_out
+        return self.k_in * self.k_out if self.sketch is None else self.sketch.size
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "LayerProjection":
-        """The same projection with its bases on a device, in the model's data type."""
-        return LayerProjection(
-            self.name,
-            self.n_inputs,
-            self.n_outputs,
-            self.has_bias,
-            None if self.input_basis is None else self.input_basis.to(device, dtype),
-            None if self.output_basis is None else self.output_basis.to(device, dtype),
+        """The same projection on a device, in the model's data type."""
+        return replace(
+            self,
+            input_side=self.input_side.to(device, dtype),
+            output_side=self.output_side.to(device, dtype),
+            sketch=None if self.sketch is None else self.sketch.to(device, dtype),
         )
 
     def projected_activation(self, activation: Float[Tensor, "n t i"]) -> Float[Tensor, "n t k"]:
         """A x for every token; x is the layer's input, to which the trailing 1 of a bias is added here."""
-        if self.input_basis is None:
-            return pad(activation, (0, 1), value=1.0) if self.has_bias else activation
-        if self.has_bias:
-            return linear(activation, self.input_basis[:, :-1], self.input_basis[:, -1])
-        return linear(activation, self.input_basis)
-
-    def projected_output_gradient(self, output_gradient: Float[Tensor, "n t o"]) -> Float[Tensor, "n t k"]:
-        """B d for every token."""
-        return output_gradient if self.output_basis is None else linear(output_gradient, self.output_basis)
+        return self.input_side.projected(activation, trailing_one=self.has_bias)
 
     def projected_gradient(
         self, output_gradient: Float[Tensor, "n t o"], projected_activation: Float[Tensor, "n t k"]
     ) -> Float[Tensor, "n c"]:
-        """(n, k_out k_in): sum over tokens of (B d_t) (A x_t)^T for each example, one matrix product an example."""
-        projected = self.projected_output_gradient(output_gradient)
-        return torch.bmm(projected.transpose(1, 2), projected_activation).flatten(1)
+        """(n, n_columns): sum over tokens of (B d_t) (A x_t)^T of each example, one matrix product an example."""
+        projected = self.output_side.projected(output_gradient, trailing_one=False)
+        rows = torch.bmm(projected.transpose(1, 2), projected_activation).flatten(1)
+        return rows if self.sketch is None else self.sketch.sketched(rows)
 
 
 def layer_table(projections: Sequence[LayerProjection]) -> list[dict[str, Any]]:
@@ -103,11 +98,39 @@ def layer_table(projections: Sequence[LayerProjection]) -> list[dict[str, Any]]:
     return table
 
 
+def projection_matrices(projection: LayerProjection) -> dict[str, np.ndarray]:
+    """What has to be stored of a projection, read back by `stored_projections`."""
+    matrices = side_matrices(projection.input_side, "input") | side_matrices(projection.output_side, "output")
+    if projection.sketch is not None:
+        matrices |= {
+            "sketch_column": projection.sketch.column.numpy(),
+            "sketch_sign": projection.sketch.sign.numpy(),
+        }
+    return matrices
+
+
 def stored_projections(bases: LayerStore) -> list[LayerProjection]:
     """The projections of a store of bases, in the order of its layer table."""
     projections = []
     for layer in bases.layers:
         name = layer["name"]
-        matrices = {key: torch.from_numpy(bases.matrix(name, key)) for key in bases.names(name)}
-        projections.append(LayerProjection(name, layer["n_inputs"], layer["n_outputs"], layer["has_bias"], **matrices))
+        matrices = {key: bases.matrix(name, key) for key in bases.names(name)}
+        sketch = None
+        if "sketch_column" in matrices:
+            sketch = SparseSketch(
+                torch.from_numpy(matrices["sketch_column"]),
+                torch.from_numpy(matrices["sketch_sign"]),
+                int(layer["n_columns"]),
+            )
+        projections.append(
+            LayerProjection(
+                name,
+                layer["n_inputs"],
+                layer["n_outputs"],
+                layer["has_bias"],
+                stored_side(matrices, "input", layer["n_inputs"]),
+                stored_side(matrices, "output", layer["n_outputs"]),
+                sketch,
+            )
+        )
     return projections

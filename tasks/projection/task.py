@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-import torch
 from prefect import task
 
 from storage.layers import LayerStore
@@ -13,9 +11,9 @@ from tasks.model.config import ModelConfig
 from tasks.model.layers import coverage
 from tasks.model.loading import load
 from tasks.progress import run_logger
-from tasks.projection.bases import Side, random_basis
+from tasks.projection.bases import layer_projection
 from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import LayerProjection, layer_table
+from tasks.projection.logra import layer_table, projection_matrices
 
 __all__ = ["make_bases"]
 
@@ -28,24 +26,16 @@ def make_bases(store: str, model: ModelConfig, projection: ProjectionConfig) -> 
     loaded = load(model)
     run_logger().info(coverage(loaded.model, loaded.layers).sentence())
     shapes = [[layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias] for layer in loaded.layers]
-    settings = projection.model_dump() if projection.kind == "random" else projection.model_dump(include={"kind"})
+    settings = projection.model_dump(include={"kind"} if projection.kind == "identity" else None)
     name = fingerprint({"bases": ALGORITHM, "projection": settings, "layers": shapes})
     root = StoreFolders(Path(store)).layers
     if LayerStore.exists(root, name):
         run_logger().info("bases %s are there already", name)
         return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
-    matrices: list[dict[str, np.ndarray]] = []
-    projections = []
-    for layer in loaded.layers:
-        found: dict[str, np.ndarray] = {}
-        if projection.kind == "random":
-            sides: tuple[tuple[Side, int], ...] = (("input", layer.n_inputs), ("output", layer.n_outputs))
-            for side, size in sides:
-                basis = random_basis(layer.name, side, size, projection.rank, projection.seed)
-                if basis is not None:
-                    found[f"{side}_basis"] = basis
-        matrices.append(found)
-        tensors = {key: torch.from_numpy(value) for key, value in found.items()}
-        projections.append(LayerProjection(layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias, **tensors))
+    projections = [
+        layer_projection(layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias, projection)
+        for layer in loaded.layers
+    ]
+    matrices = [projection_matrices(entry) for entry in projections]
     attributes = {"kind": "bases", "projection": settings}
     return LayerStore.write(root, name, layer_table(projections), matrices, attributes)

@@ -18,7 +18,8 @@ from tasks.capture.hooks import GradientCapture
 from tasks.capture.losses import example_losses
 from tasks.capture.passes import gradient_rows
 from tasks.model.layers import tracked_layers
-from tasks.projection.bases import random_basis
+from tasks.projection.bases import layer_projection
+from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import LayerProjection, layer_table
 from tests.bench.machine import interleaved
 
@@ -66,15 +67,11 @@ def frozen_pass(model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...]) -> Non
 
 def projections_of(model: LlamaForCausalLM, rank: int) -> list[LayerProjection]:
     """Random bases of every tracked layer."""
-    found = []
-    for layer in tracked_layers(model):
-        bases = {
-            f"{side}_basis": torch.from_numpy(basis)
-            for side, size in (("input", layer.n_inputs), ("output", layer.n_outputs))
-            if (basis := random_basis(layer.name, side, size, rank, 0)) is not None
-        }
-        found.append(LayerProjection(layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias, **bases))
-    return found
+    config = ProjectionConfig(rank=rank)
+    return [
+        layer_projection(layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias, config)
+        for layer in tracked_layers(model)
+    ]
 
 
 class Indexer:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-__all__ = ["dense_gradients", "dense_scores", "layer_gradient", "negative_log_likelihood"]
+__all__ = ["dense_gradients", "dense_scores", "layer_gradient", "negative_log_likelihood", "projected_dense"]
 
 
 def negative_log_likelihood(model, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -44,6 +44,15 @@ def dense_gradients(model, modules, examples) -> list[list[torch.Tensor]]:
             ]
         )
     return found
+
+
+def projected_dense(gradient: torch.Tensor, projection) -> torch.Tensor:
+    """B G A^T of a full gradient, with the bases of a projection; an identity side has none."""
+    output_basis = getattr(projection.output_side, "basis", None)
+    input_basis = getattr(projection.input_side, "basis", None)
+    if output_basis is not None:
+        gradient = output_basis @ gradient
+    return gradient if input_basis is None else gradient @ input_basis.T
 
 
 def dense_scores(queries, examples, fisher, damping: float | None, ratio: float | None = None) -> np.ndarray:

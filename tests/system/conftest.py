@@ -52,12 +52,12 @@ def started_dataworth(prefect_server, tmp_path):
     """
     started = []
 
-    def start(*words):
+    def start(*words, environment=None):
         log = tmp_path / "started.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [Path(sys.executable).with_name("dataworth"), *map(str, words)],
-                env={**os.environ, "PREFECT_API_URL": prefect_server, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PREFECT_API_URL": prefect_server, "PYTHONUNBUFFERED": "1", **(environment or {})},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

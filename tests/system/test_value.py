@@ -89,15 +89,15 @@ def _check_mlflow_and_prefect(out: Path, sources: pd.DataFrame, prefect_server: 
     assert run.data.tags["prefect.flow_run_id"] == made["prefect"]["flow_run_id"]
     assert made["prefect"]["url"] in run.data.tags["mlflow.note.content"]
 
-    found = httpx.post(f"{prefect_server}/artifacts/filter", json={}).json()
-    tables = [item for item in found if item["key"] == "sources"]
-    assert len(tables) == 1
-    assert run.info.run_id in tables[0]["data"]
-    assert "| s1 |" in tables[0]["data"]
-    runs = httpx.post(f"{prefect_server}/flow_runs/filter", json={}).json()
-    assert {"Completed"} == {item["state"]["name"] for item in runs}
-    tasks = httpx.post(f"{prefect_server}/task_runs/filter", json={}).json()
-    assert {"gradients of the corpus", "fit the sampled Fisher", "log to MLflow"} <= {item["name"] for item in tasks}
+    made_here = {"flow_runs": {"id": {"any_": [made["prefect"]["flow_run_id"]]}}}
+    found = httpx.post(f"{prefect_server}/artifacts/filter", json=made_here).json()
+    (table,) = [item for item in found if item["key"] == "sources"]
+    assert run.info.run_id in table["data"]
+    assert "| s1 |" in table["data"]
+    (flow_run,) = httpx.post(f"{prefect_server}/flow_runs/filter", json=made_here).json()
+    assert flow_run["state"]["name"] == "Completed"
+    tasks = httpx.post(f"{prefect_server}/task_runs/filter", json=made_here).json()
+    assert {"gradients of the queries", "value the sources (additive)", "log to MLflow"} <= {t["name"] for t in tasks}
 
 
 def sentence(result) -> str:

@@ -28,7 +28,7 @@ from tasks.projection.logra import stored_projections
 from tasks.projection.task import make_bases
 from tasks.scoring.config import ClusterConfig, ScoringConfig
 from tasks.scoring.task import score_corpus
-from tests.reference.dense import dense_gradients, dense_scores
+from tests.reference.dense import dense_gradients, dense_scores, projected_dense
 
 PRECISE = GradientsConfig(dtype="float32", batch_tokens=96)
 MAX_LENGTH = 24
@@ -82,16 +82,11 @@ def reference(pipeline, checkpoint):
     projections = [entry.to(torch.device("cpu"), torch.float64) for entry in stored_projections(
         LayerStore.open(pipeline.bases))]  # fmt: skip
 
-    def projected(gradient, projection):
-        if projection.output_basis is not None:
-            gradient = projection.output_basis @ gradient
-        if projection.input_basis is not None:
-            gradient = gradient @ projection.input_basis.T
-        return gradient.flatten().numpy()
-
     def gradients(examples):
         found = dense_gradients(model, [layer.module for layer in layers], examples)
-        return [[projected(g, p) for g, p in zip(item, projections, strict=True)] for item in found]
+        return [
+            [projected_dense(g, p).flatten().numpy() for g, p in zip(item, projections, strict=True)] for item in found
+        ]
 
     def examples(store):
         pairs = []

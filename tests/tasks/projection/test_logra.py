@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.projection.logra import LayerProjection, layer_table
+from tasks.projection.sides import BasisSide, IdentitySide
 
 sizes = st.integers(1, 6)
 
@@ -22,22 +23,24 @@ def test_projected_gradient(n, t, n_in, n_out, k_in, k_out, bias, project_in, pr
         n_in + bias,
         n_out,
         bias,
-        draw(k_in, n_in + bias) if project_in else None,
-        draw(k_out, n_out) if project_out else None,
+        BasisSide(draw(k_in, n_in + bias)) if project_in else IdentitySide(n_in + bias),
+        BasisSide(draw(k_out, n_out)) if project_out else IdentitySide(n_out),
     )
     x, d = draw(n, t, n_in), draw(n, t, n_out)
     inputs = torch.cat([x, torch.ones(n, t, 1, dtype=torch.float64)], dim=2) if bias else x
     expected = torch.einsum("nto,nti->noi", d, inputs)
     if project_out:
-        expected = projection.output_basis @ expected
+        expected = projection.output_side.basis @ expected
     if project_in:
-        expected = expected @ projection.input_basis.T
+        expected = expected @ projection.input_side.basis.T
     found = projection.projected_gradient(d, projection.projected_activation(x))
     torch.testing.assert_close(found, expected.flatten(1))
     assert found.shape[1] == projection.n_columns
 
 
 def test_the_layer_table_gives_consecutive_columns():
-    table = layer_table([LayerProjection("a", 3, 2, True), LayerProjection("b", 5, 4, False, torch.ones(2, 5))])
+    first = LayerProjection("a", 3, 2, True, IdentitySide(3), IdentitySide(2))
+    second = LayerProjection("b", 5, 4, False, BasisSide(torch.ones(2, 5)), IdentitySide(4))
+    table = layer_table([first, second])
     assert [(row["first_column"], row["n_columns"]) for row in table] == [(0, 6), (6, 8)]
     assert [(row["k_in"], row["k_out"]) for row in table] == [(3, 2), (2, 4)]
