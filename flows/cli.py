@@ -1,6 +1,7 @@
 """The command line. Heavy libraries are imported inside the commands: `dataworth --help` answers at once."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +156,8 @@ def _check_inputs(files: list[str], queries: str | None = None) -> None:
 def main() -> None:
     """Entry point: exit code 0 done, 1 failed, 2 bad input or options, 130 interrupted."""
     sentences_for_known_errors()
+    # A polite end is the same whoever asks for it: servers and workers that were started are ended, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_exit_code())
 
 

@@ -23,7 +23,7 @@ from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import LayerProjection, layer_table
 from tests.bench.machine import interleaved
 
-__all__ = ["rows"]
+__all__ = ["BATCH", "HIDDEN", "LAYERS", "ROUNDS", "TOKENS", "Indexer", "batch_of", "frozen_pass", "model_of", "rows"]
 
 HIDDEN = 256
 LAYERS = 6
@@ -65,9 +65,14 @@ def frozen_pass(model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...]) -> Non
         handle.remove()
 
 
-def projections_of(model: LlamaForCausalLM, rank: int) -> list[LayerProjection]:
-    """Random bases of every tracked layer."""
-    config = ProjectionConfig(rank=rank)
+def batch_of() -> tuple[torch.Tensor, ...]:
+    """Random tokens, without padding."""
+    input_ids = torch.randint(0, VOCABULARY, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
+    return input_ids, torch.ones_like(input_ids), input_ids.clone()
+
+
+def projections_of(model: LlamaForCausalLM, config: ProjectionConfig) -> list[LayerProjection]:
+    """The projection of every tracked layer."""
     return [
         layer_projection(layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias, config)
         for layer in tracked_layers(model)
@@ -77,12 +82,14 @@ def projections_of(model: LlamaForCausalLM, rank: int) -> list[LayerProjection]:
 class Indexer:
     """Capture, project, and write the rows of the same batch again and again, each time a new shard."""
 
-    def __init__(self, model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...], rank: int, folder: Path) -> None:
+    def __init__(
+        self, model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...], config: ProjectionConfig, folder: Path
+    ) -> None:
         self.model, self.batch = model, batch
         self.modules = [layer.module for layer in tracked_layers(model)]
-        self.projections = projections_of(model, rank)
+        self.projections = projections_of(model, config)
         table = layer_table(self.projections)
-        self.store = GradientStore.create(folder, f"rank{rank}", table, "float16", {})
+        self.store = GradientStore.create(folder, f"{config.kind}-{config.rank}", table, "float16", {})
         self.count = 0
 
     def __call__(self) -> None:
@@ -102,12 +109,11 @@ def rows() -> Iterator[dict[str, Any]]:
     """One row a rank: tokens per second of the limit and of indexing, and their ratio."""
     torch.set_num_threads(1)
     model = model_of(HIDDEN, LAYERS)
-    input_ids = torch.randint(0, VOCABULARY, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
-    batch = (input_ids, torch.ones_like(input_ids), input_ids.clone())
+    batch = batch_of()
     folder = Path(tempfile.mkdtemp())
     try:
         works = {"frozen": lambda: frozen_pass(model, batch)}
-        works |= {f"rank {rank}": Indexer(model, batch, rank, folder) for rank in (16, 64)}
+        works |= {f"rank {rank}": Indexer(model, batch, ProjectionConfig(rank=rank), folder) for rank in (16, 64)}
         seconds = interleaved(works, ROUNDS)
     finally:
         shutil.rmtree(folder)

@@ -62,6 +62,8 @@ def started_dataworth(prefect_server, tmp_path):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd=tmp_path,
+                # A shell's background job, and all it starts, ignores Ctrl-C; a person's terminal does not.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
         family: set[psutil.Process] = set()
         started.append((process, family))

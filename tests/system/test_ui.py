@@ -72,3 +72,12 @@ def test_a_taken_port_is_a_sentence(dataworth, prefect_server):
     assert result.stderr.strip() == (
         f"dataworth: --prefect-port {port}: not free (Address already in use); 0 picks a free one"
     )
+
+
+def test_a_terminated_ui_ends_its_servers(started_dataworth, tmp_path):
+    own = {"PREFECT_HOME": str(tmp_path / "prefect"), "DATAWORTH_HOME": str(tmp_path / "home")}
+    process, log, left = started_dataworth("ui", "--prefect-port", "0", "--mlflow-port", "0", environment=own)
+    wait_until(lambda: "Ctrl-C ends both" in log.read_text() or process.poll() is not None, 180, "no servers")
+    process.terminate()
+    assert process.wait(90) == 130
+    assert left() == []

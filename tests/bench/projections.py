@@ -1,0 +1,60 @@
+"""The projection itself, by kind, and what it buys end to end; CPU, one thread.
+
+The projection is what is added to a layer's own products: both sides, the sum over tokens, and the sketch.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.projection.bases import layer_projection
+from tasks.projection.config import ProjectionConfig
+from tests.bench.indexing import BATCH, HIDDEN, LAYERS, ROUNDS, TOKENS, Indexer, batch_of, frozen_pass, model_of
+from tests.bench.machine import interleaved
+
+__all__ = ["rows"]
+
+KINDS = ("random", "mask", "factgrass")
+RANKS = (16, 64)
+WIDTH = 1024
+
+
+def _one_layer(kind: str, rank: int) -> Callable[[], None]:
+    projection = layer_projection("layer", WIDTH, WIDTH, False, ProjectionConfig(kind=kind, rank=rank))
+    generator = torch.Generator().manual_seed(0)
+    activation, gradient = (torch.randn(BATCH, TOKENS, WIDTH, generator=generator) for _ in range(2))
+
+    def project() -> None:
+        projection.projected_gradient(gradient, projection.projected_activation(activation))
+
+    return project
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """One row a kind and rank."""
+    torch.set_num_threads(1)
+    for rank in RANKS:
+        seconds = interleaved({kind: _one_layer(kind, rank) for kind in KINDS}, 3 * ROUNDS)
+        for kind in KINDS:
+            yield {
+                "projection": kind,
+                "rank": rank,
+                "ms a layer": round(1000 * seconds[kind], 2),
+                "times cheaper than random": round(seconds["random"] / seconds[kind], 2),
+            }
+    model, batch = model_of(HIDDEN, LAYERS), batch_of()
+    folder = Path(tempfile.mkdtemp())
+    try:
+        for rank in RANKS:
+            works: dict[str, Callable[[], None]] = {"frozen": lambda: frozen_pass(model, batch)}
+            works |= {kind: Indexer(model, batch, ProjectionConfig(kind=kind, rank=rank), folder) for kind in KINDS}
+            seconds = interleaved(works, ROUNDS)
+            for kind in KINDS:
+                ratio = round(seconds["frozen"] / seconds[kind], 3)
+                yield {"end to end": kind, "rank": rank, "hidden": HIDDEN, "of the frozen speed": ratio}
+    finally:
+        shutil.rmtree(folder)
