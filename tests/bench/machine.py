@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["interleaved", "machine"]
+__all__ = ["interleaved", "machine", "ratio"]
 
 
 def machine() -> dict[str, str]:
@@ -29,8 +29,8 @@ def machine() -> dict[str, str]:
     }
 
 
-def interleaved(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each work, measured in turn so that a slow moment of the machine meets all of them.
+def interleaved(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each work, round by round, measured in turn so that a slow moment of the machine meets all of them.
 
     Args:
         works: name → what to run; each is run once before, unmeasured.
@@ -38,13 +38,24 @@ def interleaved(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, 
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
-        for name, work in works.items():
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+        names = list(works) if number % 2 else list(reversed(works))
+        for name in names:
+            _synchronize()
             start = time.perf_counter()
-            work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            works[name]()
+            _synchronize()
             if number:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return seconds
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(limit: list[float], work: list[float]) -> tuple[float, float, float]:
+    """Median over rounds of limit / work (1 is as fast as the limit), and the quartiles."""
+    ratios = [one / two for one, two in zip(limit, work, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return round(middle, 3), round(low, 3), round(high, 3)

@@ -4,6 +4,7 @@ The projection is what is added to a layer's own products: both sides, the sum o
 """
 
 import shutil
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from tasks.projection.bases import layer_projection
 from tasks.projection.config import ProjectionConfig
 from tests.bench.indexing import BATCH, HIDDEN, LAYERS, ROUNDS, TOKENS, Indexer, batch_of, frozen_pass, model_of
-from tests.bench.machine import interleaved
+from tests.bench.machine import interleaved, ratio
 
 __all__ = ["rows"]
 
@@ -43,8 +44,8 @@ def rows() -> Iterator[dict[str, Any]]:
             yield {
                 "projection": kind,
                 "rank": rank,
-                "ms a layer": round(1000 * seconds[kind], 2),
-                "times cheaper than random": round(seconds["random"] / seconds[kind], 2),
+                "ms a layer": round(1000 * statistics.median(seconds[kind]), 2),
+                "times cheaper than random": ratio(seconds["random"], seconds[kind])[0],
             }
     model, batch = model_of(HIDDEN, LAYERS), batch_of()
     folder = Path(tempfile.mkdtemp())
@@ -54,7 +55,7 @@ def rows() -> Iterator[dict[str, Any]]:
             works |= {kind: Indexer(model, batch, ProjectionConfig(kind=kind, rank=rank), folder) for kind in KINDS}
             seconds = interleaved(works, ROUNDS)
             for kind in KINDS:
-                ratio = round(seconds["frozen"] / seconds[kind], 3)
-                yield {"end to end": kind, "rank": rank, "hidden": HIDDEN, "of the frozen speed": ratio}
+                middle = ratio(seconds["frozen"], seconds[kind])[0]
+                yield {"end to end": kind, "rank": rank, "hidden": HIDDEN, "of the frozen speed": middle}
     finally:
         shutil.rmtree(folder)
