@@ -26,8 +26,8 @@ def gradient_rows(
         capture: active, on layers of this model.
         input_ids, attention_mask, labels: one padded batch; labels are -100 where there is no loss.
     """
-    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
-    losses = example_losses(logits, labels)
+    # No name holds the logits, the largest tensor of all: back-propagation does not need them.
+    losses = example_losses(model(input_ids=input_ids, attention_mask=attention_mask).logits, labels)
     losses.sum().backward()
     return capture.rows(), losses.detach()
 

@@ -1,5 +1,7 @@
 """Prefect task that computes the projected gradients of a corpus and stores them shard by shard."""
 
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -62,65 +64,81 @@ def index_gradients(
     order = content_order(documents.contents, documents.column("n_tokens").to_numpy())
     with target.writer():
         segments = target.plan(documents.contents[order], n_windows[order])
-        todo = [(segment, shard) for segment in segments for shard in segment.open_shards()]
-        n_rows = sum(segment.rows(shard).stop - segment.rows(shard).start for segment, shard in todo)
+        n_rows = sum(_n_rows(segment, shard) for segment in segments for shard in segment.open_shards())
         run_logger().info("%s: %s of %s examples to compute", what, f"{n_rows:,}", f"{documents.n_examples:,}")
-        with progress(f"gradients of {what}", n_rows, "example") as bar:
-            for segment, shard in todo:
-                _write_shard(segment, shard, loaded, stored_projections(basis_store), documents, gradients)
-                bar.advance(segment.rows(shard).stop - segment.rows(shard).start)
+        if n_rows:
+            indexer = _Indexer(loaded, stored_projections(basis_store), documents, gradients)
+            # One thread writes a shard while the next is computed; leaving the block waits for it.
+            with progress(f"gradients of {what}", n_rows, "example") as bar, ThreadPoolExecutor(1) as writer:
+                written: Future[None] | None = None
+                for segment, shard, computed in indexer.shards(segments):
+                    if written is not None:
+                        written.result()
+                    written = writer.submit(segment.write_shard, shard, *computed)
+                    bar.advance(_n_rows(segment, shard))
+                if written is not None:
+                    written.result()
     return target.ref
 
 
-def _write_shard(
-    segment: Segment,
-    shard: int,
-    loaded: LoadedModel,
-    projections: list[LayerProjection],
-    corpus: CorpusStore,
-    config: GradientsConfig,
-) -> None:
-    windows = row_windows(segment.contents, segment.first_rows, corpus.contents, corpus.first_windows)
-    windows = windows[segment.rows(shard)]
-    rows, losses = _window_gradients(loaded, projections, corpus, windows, config)
-    with np.errstate(over="ignore"):
-        stored = rows.astype(config.dtype)
-    if not np.isfinite(stored).all():
-        name = corpus.column("document_id")[int(corpus.windows["document"][windows[_first_bad_row(stored)]])]
-        reason = "does not fit float16: pass --gradients.dtype float32" if np.isfinite(rows).all() else "is not finite"
-        raise InputError(f"the gradient of document {str(name)!r} {reason}")
-    n_tokens = corpus.windows["n_tokens"][windows]
-    segment.write_shard(shard, stored, {"n_tokens": n_tokens, "loss": losses})
+def _n_rows(segment: Segment, shard: int) -> int:
+    rows = segment.rows(shard)
+    return rows.stop - rows.start
 
 
-def _first_bad_row(rows: np.ndarray) -> int:
-    return int(np.argmin(np.isfinite(rows).all(axis=1)))
+class _Indexer:
+    """Computes shards of one corpus under one model."""
 
+    def __init__(
+        self, loaded: LoadedModel, projections: list[LayerProjection], corpus: CorpusStore, config: GradientsConfig
+    ) -> None:
+        self._loaded, self._corpus, self._config = loaded, corpus, config
+        self._projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
+        self._n_columns = sum(projection.n_columns for projection in projections)
 
-def _window_gradients(
-    loaded: LoadedModel,
-    projections: list[LayerProjection],
-    corpus: CorpusStore,
-    windows: np.ndarray,
-    config: GradientsConfig,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(n, n_columns) float32 gradients and (n,) losses of some windows, computed in batches of similar length."""
-    device, dtype = loaded.device, loaded.model.dtype
-    on_device = [projection.to(device, dtype) for projection in projections]
-    rows = np.empty((len(windows), sum(projection.n_columns for projection in projections)), np.float32)
-    losses = np.empty(len(windows), np.float32)
-    capture = GradientCapture([layer.module for layer in loaded.layers], on_device)
-    try:
-        with capture:
-            for batch in batches_by_length(corpus.windows["n_tokens"][windows], config.batch_tokens):
-                inputs = corpus_batch(corpus, windows[batch], device)
-                batch_rows, batch_losses = gradient_rows(loaded.model, capture, *inputs)
+    def shards(
+        self, segments: list[Segment]
+    ) -> Iterator[tuple[Segment, int, tuple[np.ndarray, dict[str, np.ndarray]]]]:
+        """Segment, shard, and what is to be written there, for every shard that is not there yet."""
+        for segment in segments:
+            windows = row_windows(
+                segment.contents, segment.first_rows, self._corpus.contents, self._corpus.first_windows
+            )
+            for shard in segment.open_shards():
+                yield segment, shard, self._computed(windows[segment.rows(shard)])
+
+    def _computed(self, windows: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(n, n_columns) gradients in the stored type and the example columns of some windows."""
+        try:
+            rows, losses = self._window_gradients(windows)
+        except CaptureError as error:
+            raise InputError(str(error)) from error
+        except torch.OutOfMemoryError:
+            raise StoreError(
+                f"the device has not enough memory for {self._config.batch_tokens} tokens: "
+                "lower --gradients.batch_tokens"
+            ) from None
+        with np.errstate(over="ignore"):
+            stored = rows.astype(self._config.dtype)
+        finite = np.isfinite(stored).all(axis=1)
+        if not finite.all():
+            document = self._corpus.windows["document"][windows[int(np.argmin(finite))]]
+            name = self._corpus.column("document_id")[int(document)].as_py()
+            fits = "does not fit float16: pass --gradients.dtype float32"
+            raise InputError(
+                f"the gradient of document {name!r} {fits if np.isfinite(rows).all() else 'is not finite'}"
+            )
+        return stored, {"n_tokens": self._corpus.windows["n_tokens"][windows], "loss": losses}
+
+    def _window_gradients(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n, n_columns) float32 gradients and (n,) losses, computed in batches of similar length."""
+        rows = np.empty((len(windows), self._n_columns), np.float32)
+        losses = np.empty(len(windows), np.float32)
+        lengths = self._corpus.windows["n_tokens"][windows]
+        with GradientCapture([layer.module for layer in self._loaded.layers], self._projections) as capture:
+            for batch in batches_by_length(lengths, self._config.batch_tokens):
+                inputs = corpus_batch(self._corpus, windows[batch], self._loaded.device)
+                batch_rows, batch_losses = gradient_rows(self._loaded.model, capture, *inputs)
                 rows[batch] = batch_rows.cpu().numpy()
                 losses[batch] = batch_losses.cpu().numpy()
-    except CaptureError as error:
-        raise InputError(str(error)) from error
-    except torch.OutOfMemoryError:
-        raise StoreError(
-            f"the device has not enough memory for {config.batch_tokens} tokens: lower --gradients.batch_tokens"
-        ) from None
-    return rows, losses
+        return rows, losses

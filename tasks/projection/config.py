@@ -14,7 +14,7 @@ class ProjectionConfig(Configuration):
 
     kind: Literal["random", "mask", "factgrass", "identity"] = Field(
         "random",
-        description="random: Gaussian bases (LoGra); mask: a subset of coordinates; factgrass: masks twice as wide, "
+        description="random: Gaussian bases (LoGra); mask: a subset of coordinates; factgrass: wider masks, "
         "then a sparse sketch; identity: no projection, for small models.",
     )
     rank: int = Field(16, ge=1, le=4096, description="Dimensions kept on each side of a layer.")
