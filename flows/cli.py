@@ -1,5 +1,6 @@
 """The command line. Heavy libraries are imported inside the commands: `dataworth --help` answers at once."""
 
+import errno
 import os
 import signal
 import sys
@@ -171,6 +172,8 @@ def _exit_code() -> int:
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted; what was finished is kept, the same command goes on from there", 130)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _complain("the disk is full; free some space or move --store, and the same command goes on", 1)
         return _complain(str(error), 1)
     except Exception as error:
         if os.environ.get("DATAWORTH_TRACEBACK"):

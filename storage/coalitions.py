@@ -7,27 +7,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.manifest import is_complete, new_store, read_manifest, write_manifest
+from storage.manifest import Store, is_complete, new_store, write_manifest
 from storage.ref import StoreRef
 from storage.schema import VALUES
 
 __all__ = ["CoalitionStore"]
 
 
-class CoalitionStore:
+class CoalitionStore(Store):
     """Values of sources with their intervals, written once.
 
     Raises:
         StoreIncompleteError: the folder holds no finished store.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest = read_manifest(path)
-
-    @classmethod
-    def open(cls, ref: StoreRef) -> "CoalitionStore":
-        return cls(ref.path)
 
     @classmethod
     def write(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import StoreDamagedError
-from storage.manifest import is_complete, read_manifest, write_manifest, writer_lock
+from storage.manifest import Store, is_complete, write_manifest, writer_lock
 from storage.ref import StoreRef
 from storage.schema import DOCUMENTS, TOKEN_DTYPE, WINDOWS
 
@@ -50,20 +50,12 @@ class TokenisedDocument:
         return hashlib.sha256(masks.tobytes() + self.tokens.astype(TOKEN_DTYPE).tobytes()).digest()
 
 
-class CorpusStore:
+class CorpusStore(Store):
     """Read access to a written corpus.
 
     Raises:
         StoreIncompleteError: the folder holds no finished store.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest = read_manifest(path)
-
-    @classmethod
-    def open(cls, ref: StoreRef) -> "CorpusStore":
-        return cls(ref.path)
 
     @classmethod
     def write(cls, root: Path, documents: Iterable[TokenisedDocument], attributes: dict[str, Any]) -> StoreRef:
@@ -89,10 +81,6 @@ class CorpusStore:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return StoreRef(kind="corpus", location=str(root / name), fingerprint=name)
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self.manifest["fingerprint"])
 
     @property
     def n_documents(self) -> int:

@@ -19,7 +19,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from storage.errors import StoreDamagedError, StoreIncompleteError
-from storage.manifest import is_complete, new_store, read_manifest, write_manifest, writer_lock
+from storage.manifest import Store, is_complete, new_store, read_manifest, write_manifest, writer_lock
 from storage.ref import StoreRef
 from storage.schema import EXAMPLE_COLUMNS, rows_per_shard
 from storage.zarr_arrays import array_at
@@ -29,20 +29,12 @@ __all__ = ["GradientStore", "Segment"]
 CRC_BYTES = 4
 
 
-class GradientStore:
+class GradientStore(Store):
     """All segments of one (model, projection, tokenisation).
 
     Raises:
         StoreIncompleteError: the folder holds no store.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest = read_manifest(path)
-
-    @classmethod
-    def open(cls, ref: StoreRef) -> "GradientStore":
-        return cls(ref.path)
 
     @classmethod
     def create(
@@ -79,7 +71,7 @@ class GradientStore:
 
     @property
     def ref(self) -> StoreRef:
-        return StoreRef(kind="gradients", location=str(self.path), fingerprint=str(self.manifest["fingerprint"]))
+        return StoreRef(kind="gradients", location=str(self.path), fingerprint=self.fingerprint)
 
     @property
     def layers(self) -> list[dict[str, Any]]:

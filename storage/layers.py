@@ -9,14 +9,14 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from storage.errors import StoreDamagedError
-from storage.manifest import is_complete, new_store, read_manifest, write_manifest
+from storage.manifest import Store, new_store, write_manifest
 from storage.ref import StoreRef
 from storage.zarr_arrays import array_at
 
 __all__ = ["LayerStore"]
 
 
-class LayerStore:
+class LayerStore(Store):
     """Matrices by (layer, name), with the layer table and attributes.
 
     Raises:
@@ -24,18 +24,9 @@ class LayerStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest = read_manifest(path)
+        super().__init__(path)
         self._group = zarr.open_group(path, mode="r", use_consolidated=False)
         self._numbers = {layer["name"]: number for number, layer in enumerate(self.layers)}
-
-    @classmethod
-    def open(cls, ref: StoreRef) -> "LayerStore":
-        return cls(ref.path)
-
-    @classmethod
-    def exists(cls, root: Path, fingerprint: str) -> bool:
-        return is_complete(root / fingerprint)
 
     @classmethod
     def write(

@@ -10,14 +10,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
 from storage.errors import SchemaVersionError, StoreBusyError, StoreDamagedError, StoreIncompleteError
+from storage.ref import StoreRef
 from storage.schema import SCHEMA_VERSION
 
-__all__ = ["is_complete", "new_store", "read_manifest", "replace_file", "write_manifest", "writer_lock"]
+__all__ = ["Store", "is_complete", "new_store", "read_manifest", "replace_file", "write_manifest", "writer_lock"]
 
 MANIFEST = "manifest.json"
 
@@ -62,6 +63,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "upgrade dataworth"
         )
     return content
+
+
+class Store:
+    """A folder with a manifest; the stores are made from this.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        StoreIncompleteError: it holds no finished store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_manifest(path)
+
+    @classmethod
+    def open(cls, ref: StoreRef) -> Self:
+        """The store a reference points to."""
+        return cls(ref.path)
+
+    @classmethod
+    def exists(cls, root: Path, fingerprint: str) -> bool:
+        """A finished store of this fingerprint is in a folder of stores."""
+        return is_complete(root / fingerprint)
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
 
 
 @contextmanager

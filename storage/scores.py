@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from storage.manifest import is_complete, new_store, read_manifest, write_manifest
-from storage.ref import StoreRef
+from storage.manifest import Store, new_store, write_manifest
 from storage.schema import PASSAGES, SOURCE_SUMS
 
 __all__ = ["ScoreStore", "ScoreWriter"]
@@ -80,24 +79,12 @@ class ScoreWriter:
         self._pending = [joined[:, n_ready:]] if n_ready < n_pending else []
 
 
-class ScoreStore:
+class ScoreStore(Store):
     """Passages of the best and worst documents of each query, and sums by source; written once.
 
     Raises:
         StoreIncompleteError: the folder holds no finished store.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest = read_manifest(path)
-
-    @classmethod
-    def open(cls, ref: StoreRef) -> "ScoreStore":
-        return cls(ref.path)
-
-    @classmethod
-    def exists(cls, root: Path, fingerprint: str) -> bool:
-        return is_complete(root / fingerprint)
 
     @classmethod
     @contextmanager
