@@ -40,7 +40,7 @@ def sentences_for_known_errors() -> None:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Columns side by side; text to the left, numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    cells = [[_printable(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:

@@ -25,6 +25,8 @@ from tasks.scoring.task import score_corpus
 
 __all__ = ["value_corpus"]
 
+ARTIFACT_ROWS = 200
+
 Narrow = TypeVar("Narrow", bound=IndexConfig)
 
 
@@ -116,8 +118,9 @@ def _page(url: str | None) -> str | None:
 def _artifact(results: str, parts: ValuationParts, logged: dict[str, str | None]) -> None:
     """The headline in Prefect: the sources' table and where everything is."""
     run = f"[{logged['run_id']}]({logged['url']})" if logged["url"] else f"`{logged['run_id']}`"
+    sources = markdown_table(valuation_summary(parts).sources, ARTIFACT_ROWS)
     create_markdown_artifact(
         key="sources",
-        markdown=f"{markdown_table(valuation_summary(parts).sources)}\n\nMLflow run: {run}\n\nResults: `{results}`\n",
+        markdown=f"{sources}\n\nMLflow run: {run}\n\nResults: `{results}`\n",
         description=f"What each source is worth: {parts.title}",
     )

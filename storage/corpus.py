@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import StoreDamagedError
-from storage.manifest import Store, is_complete, write_manifest, writer_lock
+from storage.manifest import Store, is_complete, staging_folder, write_manifest, writer_lock
 from storage.ref import StoreRef
 from storage.schema import DOCUMENTS, TOKEN_DTYPE, WINDOWS
 
@@ -68,9 +66,7 @@ class CorpusStore(Store):
             documents: in the order they are to be numbered.
             attributes: JSON-serialisable; part of the fingerprint (tokeniser, window length).
         """
-        root.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
-        try:
+        with staging_folder(root) as staging:
             digest = hashlib.sha256(repr(sorted(attributes.items())).encode())
             counts = _write_tables(staging, documents, digest)
             name = digest.hexdigest()[:32]
@@ -78,8 +74,6 @@ class CorpusStore(Store):
             with writer_lock(root / name):
                 if not is_complete(root / name):
                     os.replace(staging, root / name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         return StoreRef(kind="corpus", location=str(root / name), fingerprint=name)
 
     @property

@@ -4,9 +4,12 @@ A store is a folder that counts only once its `manifest.json` is there; the mani
 and renamed into place. Stores made in one go are built in a sibling folder and renamed as a whole.
 """
 
+import glob
 import json
 import os
+import platform
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +21,16 @@ from storage.errors import SchemaVersionError, StoreBusyError, StoreDamagedError
 from storage.ref import StoreRef
 from storage.schema import SCHEMA_VERSION
 
-__all__ = ["Store", "is_complete", "new_store", "read_manifest", "replace_file", "write_manifest", "writer_lock"]
+__all__ = [
+    "Store",
+    "is_complete",
+    "new_store",
+    "read_manifest",
+    "replace_file",
+    "staging_folder",
+    "write_manifest",
+    "writer_lock",
+]
 
 MANIFEST = "manifest.json"
 
@@ -111,6 +123,35 @@ def writer_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def staging_folder(root: Path) -> Iterator[Path]:
+    """A folder of this process in `root` to make files in; it goes with the block, however that ends.
+
+    What a process of this machine left there when it was killed is removed, too.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    prefix = f".staging-{platform.node() or 'host'}-"
+    for left in root.glob(f"{glob.escape(prefix)}*"):
+        owner = left.name.removeprefix(prefix).split("-")[0]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=root))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

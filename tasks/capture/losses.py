@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 __all__ = ["example_losses", "sampled_labels"]
 
 IGNORED = -100
+PIECE_TOKENS = 1024
 
 
 def _targets(labels: Int[Tensor, "n t"]) -> Int[Tensor, "n t"]:
@@ -51,11 +52,15 @@ def sampled_labels(
     """
     targets = _targets(labels)
     chosen = targets != IGNORED
-    probabilities = logits.detach()[chosen].float().softmax(dim=-1)
+    moved = torch.zeros_like(chosen)
+    moved[:, 1:] = chosen[:, :-1]
     drawn = labels.new_full((draws, *labels.shape), IGNORED)
-    if len(probabilities):
-        samples = torch.multinomial(probabilities, draws, replacement=True, generator=generator)
-        moved = torch.zeros_like(chosen)
-        moved[:, 1:] = chosen[:, :-1]
-        drawn[:, moved] = samples.T.to(labels.dtype)
+    # In pieces: the probabilities of a whole batch in float32 would be as large as its logits again.
+    samples = [
+        torch.multinomial(piece.float().softmax(dim=-1), draws, replacement=True, generator=generator)
+        for piece in logits.detach()[chosen].split(PIECE_TOKENS)
+        if len(piece)
+    ]
+    if samples:
+        drawn[:, moved] = torch.cat(samples).T.to(labels.dtype)
     return drawn

@@ -13,6 +13,8 @@ from tasks.report.numbers import interval, number, percent
 
 __all__ = ["QuerySummary", "Summary", "markdown_table", "summary"]
 
+MOST_CELL_CHARACTERS = 80
+
 
 @dataclass(frozen=True)
 class QuerySummary:
@@ -98,20 +100,28 @@ def summary(queries: CorpusStore, scores: ScoreStore, values: CoalitionStore, fa
 
 
 def _cell(text: str) -> str:
-    """Text that Markdown shows as it is, in one cell of a table."""
+    """Text that Markdown shows as it is, in one cell of a table; a long one is cut."""
+    text = text if len(text) <= MOST_CELL_CHARACTERS else f"{text[: MOST_CELL_CHARACTERS - 1]}…"
     escaped = "".join(f"\\{letter}" if letter in "\\`*_{}[]()#+-.!|~>:@" else letter for letter in text)
     return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").split())
 
 
-def markdown_table(sources: list[dict[str, Any]]) -> str:
-    """The sources' table in Markdown: source, share, value with its interval, documents, tokens."""
+def markdown_table(sources: list[dict[str, Any]], most: int) -> str:
+    """The sources' table in Markdown: source, share, value with its interval, documents, tokens.
+
+    Args:
+        sources: rows of VALUES, largest value first.
+        most: rows that are shown; a last line counts the others.
+    """
     lines = [
         "| source | share | value | interval | documents | tokens |",
         "| --- | ---: | ---: | :---: | ---: | ---: |",
     ]
-    for row in sources:
+    for row in sources[:most]:
         lines.append(
             f"| {_cell(row['source'])} | {percent(row['share'])} | {number(row['value'])} "
             f"| {interval(row['low'], row['high'])} | {row['n_documents']:,} | {row['n_tokens']:,} |"
         )
+    if len(sources) > most:
+        lines.append(f"\nand {len(sources) - most:,} more in sources.csv")
     return "\n".join(lines)

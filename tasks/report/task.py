@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from storage.coalitions import CoalitionStore
 from storage.corpus import CorpusStore
 from storage.errors import DataworthError
-from storage.manifest import replace_file
+from storage.manifest import replace_file, staging_folder
 from storage.ref import StoreRef
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore
@@ -32,6 +31,9 @@ from tasks.report.tracking import LoggedRun, TrackedValuation, flat, log_run, me
 __all__ = ["ValuationParts", "log_valuation", "publish_valuation", "valuation_summary"]
 
 PACKAGES = ("dataworth", "torch", "transformers", "numpy", "zarr", "dask", "prefect", "mlflow")
+
+# MLflow holds 8,000 characters of a description: the largest sources, each at most 200.
+NOTE_ROWS = 25
 
 
 class ValuationParts(BaseModel):
@@ -96,9 +98,7 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
     Files are made in a folder beside and moved into place, so that nothing half-written is ever seen.
     """
     folder = Path(results)
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
-    try:
+    with staging_folder(folder) as staging:
         values = CoalitionStore.open(parts.values).values.to_pandas()
         values.to_parquet(staging / "sources.parquet", index=False)
         (staging / "sources.csv").write_text(safe_csv(values), encoding="utf-8")
@@ -113,8 +113,6 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         shutil.rmtree(folder / "scores.zarr", ignore_errors=True)
         for path in sorted(staging.iterdir()):
             os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     _write_valuation(folder, parts, None)
 
 
@@ -162,6 +160,7 @@ def log_valuation(results: str, parts: ValuationParts, tracking: TrackingConfig)
     gathered = valuation_summary(parts)
     corpus = CorpusStore.open(parts.corpus)
     prefect_link = f"[{parts.prefect_run}]({parts.prefect_url})" if parts.prefect_url else f"`{parts.prefect_run}`"
+    table = markdown_table(gathered.sources, NOTE_ROWS)
     tracked = TrackedValuation(
         name=parts.title,
         params=flat(parts.parameters),
@@ -178,7 +177,7 @@ def log_valuation(results: str, parts: ValuationParts, tracking: TrackingConfig)
             "prefect.flow_run_id": parts.prefect_run,
             "prefect.flow_run_url": parts.prefect_url or "",
         },
-        note=f"Prefect flow run: {prefect_link}\n\nReport: `report.html`\n\n{markdown_table(gathered.sources)}",
+        note=f"Prefect flow run: {prefect_link}\n\nReport: `report.html`\n\n{table}",
         files=tuple(folder / name for name in ("report.html", "sources.csv", "sources.parquet", "documents.parquet")),
         tables={
             "sources": _columns(CoalitionStore.open(parts.values).values.to_pandas(), ALL_QUERIES),

@@ -76,7 +76,7 @@ def tracking_uri(uri: str | None) -> str:
 
 def metric_name(text: str) -> str:
     """Text as MLflow accepts it in a metric's name; what had to be changed gets a mark that keeps names apart."""
-    name = re.sub(r"[^\w\-. /]", "_", text, flags=re.ASCII).strip("/. ")[:200]
+    name = re.sub(r"[^\w\-. ]", "_", text, flags=re.ASCII).strip(". ")[:200]
     return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 

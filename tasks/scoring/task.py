@@ -201,7 +201,8 @@ def _shard_results(
     threads: int,
 ) -> Iterator[tuple[ShardWork, ShardScores]]:
     """Results in the order of the shards, a few shards ahead of the reader, so that memory stays bounded."""
-    from distributed import KilledWorker
+    from distributed import CancelledError, KilledWorker
+    from distributed.comm import CommClosedError
 
     shared = client.scatter(preconditioned, broadcast=True, hash=False)
     sources = client.scatter(players.sources, broadcast=True, hash=False)
@@ -229,6 +230,8 @@ def _shard_results(
             yield work, future.result()
     except KilledWorker as error:
         raise DataworthError(f"the Dask workers died while scoring, out of memory or killed ({error})") from error
+    except (CancelledError, CommClosedError) as error:
+        raise DataworthError("the Dask scheduler went away while scoring: run again once it is back") from error
 
 
 def _tally(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from storage.corpus import CorpusStore, TokenisedDocument
 from storage.errors import SchemaVersionError, StoreBusyError, StoreDamagedError, StoreIncompleteError
 from storage.layers import LayerStore
-from storage.manifest import new_store, read_manifest, write_manifest, writer_lock
+from storage.manifest import new_store, read_manifest, staging_folder, write_manifest, writer_lock
 from storage.ref import fingerprint
 from storage.scores import ScoreWriter
 
@@ -32,6 +33,28 @@ def test_a_store_that_was_not_finished_is_not_there(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
     with pytest.raises(StoreIncompleteError, match="holds no finished store"):
         read_manifest(tmp_path / "s")
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_ones_work_is_not(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from storage.manifest import staging_folder\n"
+        f"with staging_folder(Path({str(tmp_path)!r})) as folder:\n"
+        "    (folder / 'half').write_text('x'); print(folder, flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        left = Path(process.stdout.readline().strip())
+        with staging_folder(tmp_path) as own:
+            assert left.is_dir()
+            assert own != left
+        process.kill()
+        process.wait()
+        with staging_folder(tmp_path):
+            assert not left.exists()
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_newer_schema_and_a_broken_manifest_are_told(tmp_path):
