@@ -115,7 +115,8 @@ def doctor() -> None:
     from flows.doctor import checks
 
     rows = checks()
-    say(table(["", "what", "found"], [["ok" if row.ok else "FAILS", row.what, row.found] for row in rows]))
+    cells = [["ok" if row.ok else "FAILS", row.what, row.found] for row in rows]
+    say(table(["", "what", "found"], cells, n_text=3))
     if not all(row.ok for row in rows):
         raise DataworthError("; ".join(f"{row.what}: {row.remedy}" for row in rows if not row.ok))
 

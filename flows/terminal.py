@@ -38,15 +38,15 @@ def sentences_for_known_errors() -> None:
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Columns side by side; text to the left, numbers to the right."""
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], n_text: int = 1) -> str:
+    """Columns side by side; the first `n_text`, which are text, to the left, the others to the right."""
     cells = [[_printable(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
-        aligned = [row[0].ljust(widths[0])]
-        aligned += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join(aligned).rstrip()
+        sized = list(zip(row, widths, strict=True))
+        left = [cell.ljust(width) for cell, width in sized[:n_text]]
+        return "  ".join([*left, *(cell.rjust(width) for cell, width in sized[n_text:])]).rstrip()
 
     return "\n".join([line(cells[0]), line(["-" * width for width in widths]), *(line(row) for row in cells[1:])])
 
