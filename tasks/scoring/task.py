@@ -202,7 +202,7 @@ def _shard_results(
 ) -> Iterator[tuple[ShardWork, ShardScores]]:
     """Results in the order of the shards, a few shards ahead of the reader, so that memory stays bounded."""
     from distributed import CancelledError, KilledWorker
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     shared = client.scatter(preconditioned, broadcast=True, hash=False)
     sources = client.scatter(players.sources, broadcast=True, hash=False)
