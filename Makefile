@@ -27,7 +27,7 @@ lint: $(READY)
 
 $(READY): infra/requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r infra/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r infra/requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
 
@@ -37,6 +37,8 @@ lock:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	# A reference of the tests. It asks for torchvision, which it does not use and which would replace torch.
+	$(BIN)/python -m pip install --quiet --no-deps kronfluence==1.0.1 einconv==0.1.0 opt_einsum==3.4.0
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > infra/requirements.lock
 
 clean:

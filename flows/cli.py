@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from flows.config import DemoConfig, FitConfig, IndexConfig, ValueConfig
+from flows.config import CorpusRunConfig, DemoConfig, ValueConfig
 from flows.options import ConfiguredCommand, configuration, options
 from flows.terminal import passages, say, sentences_for_known_errors, table
 from storage.errors import DataworthError, InputError
@@ -56,16 +56,16 @@ def _value(config: ValueConfig) -> None:
     say_valuation(value_corpus(config))
 
 
-@_command("index", IndexConfig, "Store the projected gradients of a corpus.")
-def _index(config: IndexConfig) -> None:
+@_command("index", CorpusRunConfig, "Store the projected gradients of a corpus.")
+def _index(config: CorpusRunConfig) -> None:
     _check_inputs(config.corpus.files)
     from flows.index_corpus import index_corpus
 
     say(f"gradient store: {index_corpus(config).location}")
 
 
-@_command("fit", FitConfig, "Fit bases and curvature of a model on a corpus.")
-def _fit(config: FitConfig) -> None:
+@_command("fit", CorpusRunConfig, "Fit bases and curvature of a model on a corpus.")
+def _fit(config: CorpusRunConfig) -> None:
     _check_inputs(config.corpus.files)
     from flows.fit_curvature import fit_curvature
 

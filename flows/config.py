@@ -12,28 +12,23 @@ from tasks.projection.config import ProjectionConfig
 from tasks.report.config import TrackingConfig
 from tasks.scoring.config import ClusterConfig, ScoringConfig
 
-__all__ = ["DemoConfig", "FitConfig", "IndexConfig", "ValueConfig"]
+__all__ = ["CorpusRunConfig", "DemoConfig", "ValueConfig"]
 
 STORE = "Folder of the stores, reused by later runs; default: $DATAWORTH_HOME/store, else ~/.dataworth/store."
 
 
-class IndexConfig(Configuration):
-    """Parameters of `index-corpus`."""
+class CorpusRunConfig(Configuration):
+    """Parameters of `index-corpus` and `fit-curvature`."""
 
     model: ModelConfig = Field(description="The model.")
     corpus: CorpusConfig = Field(description="The documents.")
     projection: ProjectionConfig = Field(default_factory=ProjectionConfig, description="Projection of gradients.")
+    curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Curvature of the training loss.")
     gradients: GradientsConfig = Field(default_factory=GradientsConfig, description="Computing and storing gradients.")
     store: str | None = Field(None, min_length=1, description=STORE)
 
 
-class FitConfig(IndexConfig):
-    """Parameters of `fit-curvature`."""
-
-    curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Curvature of the training loss.")
-
-
-class ValueConfig(FitConfig):
+class ValueConfig(CorpusRunConfig):
     """Parameters of `value-corpus`."""
 
     queries: QueriesConfig = Field(description="What is explained.")

@@ -5,11 +5,11 @@ from pathlib import Path
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.config import FitConfig, IndexConfig
+from flows.config import CorpusRunConfig
 from storage.locations import check_writable, default_store
 from storage.ref import StoreRef
 from tasks.corpus.task import prepare_corpus
-from tasks.curvature.task import fit_fisher
+from tasks.curvature.task import fit_covariances, fit_matrices
 from tasks.progress import run_logger
 from tasks.projection.task import make_bases
 
@@ -23,9 +23,10 @@ class Prepared(BaseModel):
 
     corpus: StoreRef = Field(description="The corpus, cut into windows.")
     bases: StoreRef = Field(description="The bases of the projection.")
+    covariances: StoreRef | None = Field(None, description="The layers' whole covariances, where the run needs them.")
 
 
-def store_folder(config: IndexConfig) -> str:
+def store_folder(config: CorpusRunConfig) -> str:
     """The folder of the stores, absolute, so that workers elsewhere on the machine find it.
 
     Raises:
@@ -36,17 +37,27 @@ def store_folder(config: IndexConfig) -> str:
     return str(folder)
 
 
-def prepared_stores(config: IndexConfig) -> Prepared:
+def prepared_stores(config: CorpusRunConfig) -> Prepared:
     """Corpus and bases of a run, made where they are not there yet."""
     store = store_folder(config)
-    return Prepared(
-        corpus=prepare_corpus(store, config.model, config.corpus),
-        bases=make_bases(store, config.model, config.projection),
-    )
+    corpus = prepare_corpus(store, config.model, config.corpus)
+    covariances = None
+    if _needs_covariances(config):
+        covariances = fit_covariances(store, config.model, corpus, config.curvature, config.gradients.batch_tokens)
+    bases = make_bases(store, config.model, config.projection, covariances)
+    return Prepared(corpus=corpus, bases=bases, covariances=covariances)
+
+
+def _needs_covariances(config: CorpusRunConfig) -> bool:
+    """PCA bases are made of them, and without a projection KFAC and EK-FAC; else those of projected vectors will do."""
+    if config.projection.bases is not None:
+        return False
+    factored = config.curvature.kind in ("kfac", "ekfac")
+    return config.projection.kind == "pca" or (config.projection.kind == "identity" and factored)
 
 
 @flow(name="fit-curvature", description="Fits bases and curvature of a model on a corpus; kept, and reused.")
-def fit_curvature(config: FitConfig, prepared: Prepared | None = None) -> StoreRef | None:
+def fit_curvature(config: CorpusRunConfig, prepared: Prepared | None = None) -> StoreRef | None:
     """Fit the curvature of the training loss in the projected space.
 
     Args:
@@ -60,11 +71,12 @@ def fit_curvature(config: FitConfig, prepared: Prepared | None = None) -> StoreR
     if config.curvature.kind == "none":
         run_logger().info("curvature none: nothing to fit")
         return None
-    return fit_fisher(
+    return fit_matrices(
         store_folder(config),
         config.model,
         stores.corpus,
         stores.bases,
+        stores.covariances,
         config.curvature,
         config.gradients.batch_tokens,
     )

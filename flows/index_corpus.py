@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from flows.config import IndexConfig
+from flows.config import CorpusRunConfig
 from flows.fit_curvature import Prepared, prepared_stores, store_folder
 from storage.ref import StoreRef
 from tasks.gradients.task import index_gradients
@@ -11,7 +11,7 @@ __all__ = ["index_corpus"]
 
 
 @flow(name="index-corpus", description="Stores the projected gradients of a corpus; documents already there are kept.")
-def index_corpus(config: IndexConfig, prepared: Prepared | None = None) -> StoreRef:
+def index_corpus(config: CorpusRunConfig, prepared: Prepared | None = None) -> StoreRef:
     """Compute and store the gradients of the documents that are not stored yet.
 
     Args:

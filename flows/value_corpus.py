@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
-from flows.config import FitConfig, IndexConfig, ValueConfig
+from flows.config import CorpusRunConfig, ValueConfig
 from flows.fit_curvature import fit_curvature, prepared_stores, store_folder
 from flows.index_corpus import index_corpus
 from storage.locations import check_writable
@@ -26,8 +26,6 @@ from tasks.scoring.task import score_corpus
 __all__ = ["value_corpus"]
 
 ARTIFACT_ROWS = 200
-
-Narrow = TypeVar("Narrow", bound=IndexConfig)
 
 
 class _Timings(dict[str, float]):
@@ -58,9 +56,9 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
         prepared = prepared_stores(config)
         queries = prepare_queries(store, config.model, config.queries)
     with seconds.step("fit"):
-        curvature = fit_curvature(_narrowed(config, FitConfig), prepared)
+        curvature = fit_curvature(_narrowed(config), prepared)
     with seconds.step("index"):
-        gradients = index_corpus(_narrowed(config, IndexConfig), prepared)
+        gradients = index_corpus(_narrowed(config), prepared)
     with seconds.step("queries"):
         precise = GradientsConfig(dtype="float32", batch_tokens=config.gradients.batch_tokens)
         query_gradients = index_gradients(store, config.model, queries, prepared.bases, precise, what="the queries")
@@ -105,9 +103,9 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
     }
 
 
-def _narrowed(config: ValueConfig, kind: type[Narrow]) -> Narrow:
-    """The part of a configuration that another flow takes."""
-    return kind.model_validate(config.model_dump(include=set(kind.model_fields)))
+def _narrowed(config: ValueConfig) -> CorpusRunConfig:
+    """The part of a configuration that the other flows take."""
+    return CorpusRunConfig.model_validate(config.model_dump(include=set(CorpusRunConfig.model_fields)))
 
 
 def _page(url: str | None) -> str | None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from storage.errors import StoreDamagedError
 from storage.manifest import Store, is_complete, staging_folder, write_manifest, writer_lock
 from storage.ref import StoreRef
-from storage.schema import DOCUMENTS, TOKEN_DTYPE, WINDOWS
+from storage.schema import DOCUMENTS, NO_CLASS, TOKEN_DTYPE, WINDOWS
 
 __all__ = ["CorpusStore", "TokenisedDocument"]
 
@@ -32,6 +32,7 @@ class TokenisedDocument:
         windows: per window (first token, n_tokens, n_masked, first character, end character); the loss of the first
             `n_masked` tokens of a window is not taken.
         n_prompt_characters: length of the prompt at the start of `text`; 0 for documents of a corpus.
+        label: class, for a classifier; NO_CLASS where the tokens themselves are the targets.
     """
 
     document_id: str
@@ -40,11 +41,13 @@ class TokenisedDocument:
     tokens: np.ndarray
     windows: tuple[tuple[int, int, int, int, int], ...]
     n_prompt_characters: int = 0
+    label: int = NO_CLASS
 
     @property
     def content(self) -> bytes:
-        """SHA-256 of what decides the gradients: token ids and masks."""
-        masks = np.asarray([window[2] for window in self.windows], TOKEN_DTYPE)
+        """SHA-256 of what decides the gradients: token ids, and masks or class."""
+        targets = [window[2] for window in self.windows] if self.label == NO_CLASS else [self.label]
+        masks = np.asarray(targets, TOKEN_DTYPE)
         return hashlib.sha256(masks.tobytes() + self.tokens.astype(TOKEN_DTYPE).tobytes()).digest()
 
 
@@ -96,7 +99,8 @@ class CorpusStore(Store):
     def windows(self) -> dict[str, np.ndarray]:
         """The windows' table as arrays of length n_examples, in document order."""
         table = pq.read_table(self.path / "windows.parquet")
-        return {name: table.column(name).to_numpy() for name in table.column_names}
+        columns = {name: table.column(name).to_numpy() for name in table.column_names}
+        return {"label": np.full(len(table), NO_CLASS, np.int32), **columns}  # early corpora have no such column
 
     @cached_property
     def first_windows(self) -> np.ndarray:
@@ -169,6 +173,7 @@ def _write_tables(folder: Path, documents: Iterable[TokenisedDocument], digest: 
                         "n_masked": n_masked,
                         "character_start": first_character,
                         "character_end": end_character,
+                        "label": document.label,
                     }
                 )
             tokens.write(document.tokens.astype(TOKEN_DTYPE).tobytes())

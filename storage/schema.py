@@ -33,6 +33,7 @@ __all__ = [
     "ALL_QUERIES",
     "DOCUMENTS",
     "EXAMPLE_COLUMNS",
+    "NO_CLASS",
     "PASSAGES",
     "SCHEMA_VERSION",
     "SHARD_BYTES",
@@ -67,8 +68,11 @@ WINDOWS = pa.schema(
         pa.field("n_masked", pa.int32(), nullable=False),
         pa.field("character_start", pa.int32(), nullable=False),
         pa.field("character_end", pa.int32(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),  # class of a classifier's example, else NO_CLASS
     ]
 )
+
+NO_CLASS = -1
 
 EXAMPLE_COLUMNS = {"n_tokens": np.dtype("int32"), "loss": np.dtype("float32")}
 

@@ -12,12 +12,14 @@ for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "DATAWORTH_DASK"):
 from jaxtyping import install_import_hook
 
 CHECKED = [
-    "tasks.capture",
+    "tasks.capture.losses",
+    "tasks.capture.passes",
     "tasks.projection.bases",
     "tasks.projection.logra",
     "tasks.projection.sides",
     "tasks.projection.sketch",
-    "tasks.curvature.fisher",
+    "tasks.curvature.sums",
+    "tasks.curvature.draws",
     "tasks.curvature.damping",
     "tasks.curvature.precondition",
     "tasks.gradients.order",

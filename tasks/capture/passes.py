@@ -1,54 +1,85 @@
-"""One forward pass and its backward passes: from a batch of examples to rows of projected gradients."""
+"""One forward pass and its backward passes over a batch of examples."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from tasks.capture.hooks import GradientCapture
-from tasks.capture.losses import example_losses, sampled_labels
+from tasks.capture.gradients import GradientCapture
+from tasks.capture.losses import IGNORED, Head, Labeller, data_labels, next_tokens, target_losses
 
-__all__ = ["gradient_rows", "sampled_gradient_rows"]
+__all__ = ["Body", "backward_losses", "backward_passes", "gradient_rows"]
+
+# input_ids, attention_mask → hidden states (n, t, d) of a language model, or (n, d) of a classifier
+Body = Callable[[Tensor, Tensor], Tensor]
 
 
 def gradient_rows(
-    model: nn.Module,
+    body: Body,
+    head: Head,
     capture: GradientCapture,
     input_ids: Int[Tensor, "n t"],
     attention_mask: Int[Tensor, "n t"],
-    labels: Int[Tensor, "n t"],
+    labels: Int[Tensor, "n ..."],
 ) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
-    """Gradients of each example's loss, and the losses (nats, summed over tokens).
+    """Gradients of each example's loss, and the losses (nats, summed over targets).
 
     Args:
-        model: a causal language model with frozen weights.
-        capture: active, on layers of this model.
-        input_ids, attention_mask, labels: one padded batch; labels are -100 where there is no loss.
+        body: from tokens to hidden states.
+        head: from hidden states to logits; body and head belong to a model with frozen weights.
+        capture: active, on layers of the body.
+        input_ids, attention_mask: one padded batch.
+        labels: (n, t) token ids, -100 where there is no loss; or (n,) classes.
     """
-    # No name holds the logits, the largest tensor of all: back-propagation does not need them.
-    losses = example_losses(model(input_ids=input_ids, attention_mask=attention_mask).logits, labels)
-    losses.sum().backward()
-    return capture.rows(), losses.detach()
+    losses = backward_losses(body, head, input_ids, attention_mask, labels)
+    return capture.rows(), losses
 
 
-def sampled_gradient_rows(
-    model: nn.Module,
-    capture: GradientCapture,
+def backward_losses(
+    body: Body,
+    head: Head,
     input_ids: Int[Tensor, "n t"],
     attention_mask: Int[Tensor, "n t"],
-    labels: Int[Tensor, "n t"],
-    draws: int,
-    generator: torch.Generator,
-) -> Iterator[Float[Tensor, "n c"]]:
-    """For each draw the gradients under labels sampled from the model: one forward pass, `draws` backward passes.
+    labels: Int[Tensor, "n ..."],
+) -> Float[Tensor, " n"]:
+    """Back-propagates the sum of the examples' losses; returns each (nats, summed over its targets).
 
     Args:
-        model, capture, input_ids, attention_mask, labels: as in `gradient_rows`.
-        draws: independent draws of the labels.
-        generator: on the model's device.
+        body, head, input_ids, attention_mask, labels: as in `gradient_rows`.
     """
-    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
-    for draw, drawn in enumerate(sampled_labels(logits, labels, draws, generator), 1):
-        example_losses(logits, drawn).sum().backward(retain_graph=draw < draws)
-        yield capture.rows()
+    hidden, targets, examples = _targets(body(input_ids, attention_mask), labels)
+    (losses,) = target_losses(hidden, head, data_labels(targets))
+    losses.sum().backward()
+    return losses.detach().new_zeros(len(labels)).index_add_(0, examples, losses.detach())
+
+
+def backward_passes(
+    body: Body,
+    head: Head,
+    input_ids: Int[Tensor, "n t"],
+    attention_mask: Int[Tensor, "n t"],
+    labels: Int[Tensor, "n ..."],
+    labeller: Callable[[Tensor], Labeller],
+) -> Iterator[None]:
+    """One forward pass, and a backward pass for each label a labeller gives; it stops after each for the caller.
+
+    Args:
+        body, head, input_ids, attention_mask, labels: as in `gradient_rows`; the data's labels say where there is loss.
+        labeller: from the (p,) data's targets, those with loss in row-major order, to the labels to use.
+    """
+    hidden, targets, _ = _targets(body(input_ids, attention_mask), labels)
+    losses = target_losses(hidden, head, labeller(targets))
+    del hidden
+    for number, loss in enumerate(losses, 1):
+        loss.sum().backward(retain_graph=number < len(losses))
+        yield
+
+
+def _targets(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """States that predict something (p, d), what they predict (p,), and the example of each (p,)."""
+    if labels.dim() == 1:
+        return states, labels, torch.arange(len(labels), device=labels.device)
+    targets = next_tokens(labels)
+    chosen = targets != IGNORED
+    return states[chosen], targets[chosen], chosen.nonzero()[:, 0]

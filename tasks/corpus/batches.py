@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from storage.corpus import CorpusStore
+from storage.schema import NO_CLASS
 
-__all__ = ["batches_by_length", "corpus_batch", "padded_batch"]
+__all__ = ["batches_by_length", "corpus_batch", "n_targets", "padded_batch"]
 
 IGNORED = -100
 
@@ -56,7 +57,27 @@ def padded_batch(
 
 
 def corpus_batch(corpus: CorpusStore, windows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """input_ids, attention_mask and labels of some windows of a corpus, on a device (see `padded_batch`)."""
-    arrays = padded_batch([corpus.tokens(int(window)) for window in windows], corpus.windows["n_masked"][windows], 0)
-    input_ids, attention_mask, labels = (torch.from_numpy(array).to(device) for array in arrays)
-    return input_ids, attention_mask, labels
+    """input_ids, attention_mask and labels of some windows of a corpus, on a device (see `padded_batch`).
+
+    Labels of a classifier's corpus are the (n_examples,) classes instead.
+    """
+    input_ids, attention_mask, labels = padded_batch(
+        [corpus.tokens(int(window)) for window in windows], corpus.windows["n_masked"][windows], 0
+    )
+    classes = corpus.windows["label"][windows]
+    if len(classes) and classes[0] != NO_CLASS:
+        labels = classes.astype(np.int64)
+    return _moved(input_ids, device), _moved(attention_mask, device), _moved(labels, device)
+
+
+def _moved(array: np.ndarray, device: torch.device) -> Tensor:
+    """On a GPU, from pinned memory, so that the copy does not wait for what is computed there."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def n_targets(labels: Tensor) -> Tensor:
+    """(n_examples,) targets of each example: labels that carry loss, of which the first token is none; or one class."""
+    if labels.dim() == 1:
+        return torch.ones_like(labels)
+    return (labels[:, 1:] != IGNORED).sum(dim=1)

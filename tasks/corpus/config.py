@@ -17,13 +17,22 @@ class CorpusConfig(Configuration):
     id: str = Field("id", min_length=1, description="Name of the field that holds a document's id.")
     source: str = Field("source", min_length=1, description="Name of the field that says who provided it.")
     text: str = Field("text", min_length=1, description="Name of the field that holds the text.")
-    max_length: int = Field(512, ge=2, le=1_048_576, description="Tokens of a window; longer documents are cut.")
+    label: str = Field("label", min_length=1, description="Name of the field of a document's class (classifiers only).")
+    max_length: int = Field(
+        512,
+        ge=2,
+        le=1_048_576,
+        description="Tokens of a window; longer documents are cut, for a classifier after the first window.",
+    )
 
 
 class QueriesConfig(Configuration):
     """What is explained: prompts, with a completion or completed by the model."""
 
-    file: str = Field(min_length=1, description="JSONL with `id`, `prompt` and optionally `completion`.")
+    file: str = Field(
+        min_length=1,
+        description="JSONL with `id`, `prompt` and optionally `completion`; a class for a classifier.",
+    )
     max_new_tokens: int = Field(
         64, ge=1, le=4096, description="Most tokens the model may add to a prompt that has no completion (greedy)."
     )

@@ -20,12 +20,14 @@ class Document:
     Args:
         id, source, text: as given.
         where: file and line it was read from, for messages.
+        label: class as given, where labels are asked for.
     """
 
     id: str
     source: str
     text: str
     where: str
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def document(row: Mapping[str, Any], fields: Mapping[str, str], where: str) -> D
 
     Args:
         row: field name → value.
-        fields: `id`, `source`, `text` → the names they have in `row`.
+        fields: `id`, `source`, `text`, and `label` where it is wanted → the names they have in `row`.
         where: file and line.
 
     Raises:
@@ -54,6 +56,7 @@ def document(row: Mapping[str, Any], fields: Mapping[str, str], where: str) -> D
         source=_name(row, fields["source"], where),
         text=_text(row, fields["text"], where),
         where=where,
+        label=_name(row, fields["label"], where) if "label" in fields else None,
     )
 
 

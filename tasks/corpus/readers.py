@@ -19,17 +19,25 @@ Row = tuple[dict[str, Any], str]
 ROWS_PER_BATCH = 1024
 
 
-def read_documents(config: CorpusConfig) -> Iterator[Document]:
+def read_documents(config: CorpusConfig, *, labelled: bool = False) -> Iterator[Document]:
     """All documents of a corpus, in the order of its files.
+
+    Args:
+        config: files and fields.
+        labelled: every document must have a class.
 
     Raises:
         InputError: whatever is wrong, naming file, line and field; also when there is no document at all.
     """
     fields = {"id": config.id, "source": config.source, "text": config.text}
+    if labelled:
+        fields["label"] = config.label
 
     def documents() -> Iterator[Document]:
         for name in config.files:
             if _is_folder(name):
+                if labelled:
+                    raise InputError(f"{name}: a folder of text says no classes; give a classifier's corpus as JSONL")
                 yield from _folder(Path(name))
             else:
                 for row, where in _rows(name):

@@ -1,6 +1,7 @@
 """Prefect tasks that turn documents and queries into a corpus store."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,8 +12,9 @@ from storage.errors import InputError
 from storage.locations import StoreFolders
 from storage.ref import StoreRef
 from tasks.corpus.config import CorpusConfig, QueriesConfig
+from tasks.corpus.documents import Document, Query
 from tasks.corpus.readers import read_documents, read_queries
-from tasks.corpus.windows import tokenised_document, tokenised_query
+from tasks.corpus.windows import class_number, classified_text, tokenised_document, tokenised_query
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
 from tasks.progress import run_logger
@@ -33,9 +35,14 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
             f"--corpus.max_length {corpus.max_length}: the model reads at most {loaded.max_positions} tokens; "
             f"pass --corpus.max_length {loaded.max_positions} or less"
         )
-    documents = (
-        tokenised_document(loaded.tokenizer, document, corpus.max_length) for document in read_documents(corpus)
-    )
+
+    def tokenised(document: Document) -> TokenisedDocument:
+        if loaded.labels is None:
+            return tokenised_document(loaded.tokenizer, document, corpus.max_length)
+        label = class_number(document.label or "", loaded.labels, f"{document.where}, field {corpus.label!r}")
+        return classified_text(loaded.tokenizer, document.id, document.source, document.text, label, corpus.max_length)
+
+    documents = map(tokenised, read_documents(corpus, labelled=loaded.labels is not None))
     attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": corpus.max_length}
     ref = CorpusStore.write(StoreFolders(Path(store)).corpora, documents, attributes)
     written = CorpusStore.open(ref)
@@ -64,6 +71,9 @@ def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> S
 
     def tokenised() -> Iterator[TokenisedDocument]:
         for query in read_queries(queries):
+            if loaded.labels is not None:
+                yield _classified_query(loaded, query)
+                continue
             completion = query.completion
             if completion is None:
                 completion = _completion(
@@ -77,6 +87,19 @@ def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> S
     ref = CorpusStore.write(StoreFolders(Path(store)).corpora, tokenised(), attributes)
     run_logger().info("%s queries", CorpusStore.open(ref).n_documents)
     return ref
+
+
+def _classified_query(loaded: LoadedModel, query: Query) -> TokenisedDocument:
+    """The class of a query is its completion, or what the model says."""
+    text = classified_text(loaded.tokenizer, query.id, "", query.prompt, 0, loaded.max_positions)
+    if query.completion is not None:
+        label = class_number(query.completion.strip(), loaded.labels or (), f"{query.where}, field 'completion'")
+    else:
+        input_ids = torch.from_numpy(text.tokens[None].astype("int64")).to(loaded.device)
+        with torch.no_grad():
+            label = int(loaded.model(input_ids=input_ids).logits[0].argmax())
+    said = f"{query.prompt}\n→ {(loaded.labels or ())[label]}"
+    return replace(text, text=said, label=label, n_prompt_characters=len(query.prompt))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from storage.corpus import TokenisedDocument
 from storage.errors import InputError
 from tasks.corpus.documents import Document
 
-__all__ = ["tokenised_document", "tokenised_query", "window_bounds"]
+__all__ = ["class_number", "classified_text", "tokenised_document", "tokenised_query", "window_bounds"]
 
 
 def window_bounds(n_tokens: int, max_length: int) -> list[tuple[int, int]]:
@@ -93,4 +93,53 @@ def tokenised_query(
         tokens=np.asarray(ids, np.int32),
         windows=((0, len(ids), len(prompt_ids), 0, len(text)),),
         n_prompt_characters=len(prompt),
+    )
+
+
+def class_number(label: str, labels: Sequence[str], where: str) -> int:
+    """The number of a class given by its name or its number.
+
+    Args:
+        label: as given.
+        labels: names of the model's classes, in their order.
+        where: file and line, for messages.
+
+    Raises:
+        InputError: the model has no such class.
+    """
+    if label in labels:
+        return list(labels).index(label)
+    if label.isdecimal() and int(label) < len(labels):
+        return int(label)
+    known = ", ".join(labels[:8]) + (" …" if len(labels) > 8 else "")
+    raise InputError(f"{where}: the model has no class {label!r}; it knows {known}, or 0 to {len(labels) - 1}")
+
+
+def classified_text(
+    tokenizer: Any, document_id: str, source: str, text: str, label: int, max_length: int | None
+) -> TokenisedDocument:
+    """A text as one window whose target is a class; what is beyond `max_length` tokens is cut off.
+
+    Args:
+        tokenizer: a transformers tokenizer; its own default special tokens are added.
+        document_id, source, text: of the document.
+        label: number of its class.
+        max_length: most tokens; None for no limit.
+    """
+    encoding = tokenizer(
+        text,
+        truncation=max_length is not None,
+        max_length=max_length,
+        return_offsets_mapping=tokenizer.is_fast,
+        verbose=False,
+    )
+    ids = encoding["input_ids"]
+    first, end = _characters(encoding["offset_mapping"] if tokenizer.is_fast else [(0, len(text))])
+    return TokenisedDocument(
+        document_id=document_id,
+        source=source,
+        text=text,
+        tokens=np.asarray(ids, np.int32),
+        windows=((0, len(ids), 0, first, end),) if ids else (),
+        label=label,
     )

@@ -20,13 +20,17 @@ class DampingConfig(Configuration):
 
 
 class CurvatureConfig(Configuration):
-    """The Hessian of the training loss in the projected space."""
+    """The Hessian of the training loss in the projected space. Labels, draws, fraction and seed also make pca bases."""
 
-    kind: Literal["none", "fisher"] = Field(
-        "fisher", description="none: plain gradient dot product; fisher: mean of g g^T per layer, dense."
+    kind: Literal["none", "fisher", "kfac", "ekfac"] = Field(
+        "fisher",
+        description="none: plain gradient dot product; fisher: mean of g g^T per layer, dense; kfac: Kronecker product "
+        "of the covariances of inputs and output gradients; ekfac: their eigenvectors, with eigenvalues of their own.",
     )
-    labels: Literal["sampled", "empirical"] = Field(
-        "sampled", description="Labels of the curvature's gradients: drawn from the model, or the data's own."
+    labels: Literal["sampled", "empirical", "exact"] = Field(
+        "sampled",
+        description="Labels of the curvature's gradients: drawn from the model, the data's own, or (classifiers) every "
+        "class with its probability.",
     )
     draws: int = Field(4, ge=1, le=64, description="Label draws for an example (sampled labels).")
     fraction: float = Field(1.0, gt=0, le=1, description="Share of the corpus' documents the curvature is fitted on.")

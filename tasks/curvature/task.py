@@ -1,7 +1,9 @@
-"""Prefect task that fits the curvature of the training loss in the projected space."""
+"""Prefect tasks that fit covariances and the curvature of the training loss in the projected space."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,63 +14,165 @@ from storage.corpus import CorpusStore
 from storage.errors import InputError
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
+from storage.manifest import writer_lock
+from storage.partial import PartialSums
 from storage.ref import StoreRef, fingerprint
-from tasks.capture.hooks import CaptureError, GradientCapture
-from tasks.capture.passes import gradient_rows, sampled_gradient_rows
-from tasks.corpus.batches import batches_by_length, corpus_batch
+from tasks.capture.factors import FactorCapture
+from tasks.capture.gradients import GradientCapture
+from tasks.capture.hooks import CaptureError, LayerCapture
+from tasks.capture.losses import Labeller, data_labels, drawn_labels, every_class
+from tasks.capture.passes import backward_passes
+from tasks.corpus.batches import batches_by_length, corpus_batch, n_targets
 from tasks.curvature.config import CurvatureConfig
-from tasks.curvature.fisher import MOST_COLUMNS, FisherSum
+from tasks.curvature.draws import label_uniforms
+from tasks.curvature.precondition import eigendecomposition
+from tasks.curvature.sums import MOST_COLUMNS, EigenvalueSum, FisherSum, RowSum
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
+from tasks.processes import processes
 from tasks.progress import progress, run_logger
-from tasks.projection.logra import stored_projections
+from tasks.projection.bases import projections_of
+from tasks.projection.config import ProjectionConfig
+from tasks.projection.logra import LayerProjection, layer_table, stored_projections
 
-__all__ = ["fit_fisher"]
+__all__ = ["ACTIONS", "fit_covariances", "fit_matrices"]
 
-ALGORITHM = 1
+ALGORITHM = 2
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+Matrices = list[dict[str, np.ndarray]]
 
 
-@task(name="fit-fisher", task_run_name="fit the {curvature.labels} Fisher")
-def fit_fisher(
-    store: str, model: ModelConfig, corpus: StoreRef, bases: StoreRef, curvature: CurvatureConfig, batch_tokens: int
+@task(name="fit-covariances", task_run_name="fit the covariances of inputs and output gradients")
+def fit_covariances(
+    store: str, model: ModelConfig, corpus: StoreRef, curvature: CurvatureConfig, batch_tokens: int
 ) -> StoreRef:
-    """The Fisher matrix of every tracked layer in the projected space, on a share of the corpus.
+    """KFAC's two covariances of every tracked layer, whole: what PCA bases are made of, and EK-FAC without projection.
+
+    Memory: (n_inputs^2 + n_outputs^2) float64 a layer, whatever the size of the corpus.
+    """
+    loaded, documents = load(model), CorpusStore.open(corpus)
+    parts = _parts(loaded, documents, curvature) | {"covariances": ALGORITHM}
+    projections = projections_of(loaded.layers, ProjectionConfig(kind="identity"))
+
+    def fitted(windows: np.ndarray) -> Matrices:
+        factors = _ordered_sums(
+            store, model, corpus, None, curvature, batch_tokens, windows, "covariances", fingerprint(parts), None
+        )
+        return _covariances(projections, factors)
+
+    return _stored(store, parts, layer_table(projections), documents, curvature, fitted)
+
+
+@task(name="fit-curvature", task_run_name="fit the {curvature.labels} {curvature.kind}")
+def fit_matrices(
+    store: str,
+    model: ModelConfig,
+    corpus: StoreRef,
+    bases: StoreRef,
+    covariances: StoreRef | None,
+    curvature: CurvatureConfig,
+    batch_tokens: int,
+) -> StoreRef:
+    """The curvature of every tracked layer in the projected space, on a share of the corpus.
 
     Damping is no part of it: it is applied when queries are preconditioned.
 
+    Args:
+        store: root of the stores.
+        model: the checkpoint.
+        corpus: documents.
+        bases: of the projection.
+        covariances: those `fit_covariances` made for the same run, if it did: KFAC and EK-FAC then need no pass of
+            their own for them.
+        curvature: kind, labels, draws, fraction and seed.
+        batch_tokens: most tokens of one pass.
+
     Raises:
-        InputError: a layer keeps more columns than a dense block may have.
+        InputError: the curvature does not fit the projection or the model.
     """
-    loaded = load(model)
-    documents = CorpusStore.open(corpus)
-    basis_store = LayerStore.open(bases)
-    largest = max(basis_store.layers, key=lambda layer: int(layer["n_columns"]))
-    if largest["n_columns"] > MOST_COLUMNS:
+    loaded, documents, basis_store = load(model), CorpusStore.open(corpus), LayerStore.open(bases)
+    _check_layers(basis_store, curvature)
+    parts = _parts(loaded, documents, curvature) | {
+        "curvature": ALGORITHM,
+        "kind": curvature.kind,
+        "bases": bases.fingerprint,
+        "factors": covariances.fingerprint if covariances and curvature.kind != "fisher" else None,
+    }
+
+    def sums(what: str, windows: np.ndarray, eigenvectors: Any = None) -> dict[str, Tensor]:
+        return _ordered_sums(
+            store, model, corpus, bases, curvature, batch_tokens, windows, what, fingerprint(parts), eigenvectors
+        )
+
+    def fitted(windows: np.ndarray) -> Matrices:
+        n_examples = len(windows)
+        if curvature.kind == "fisher":
+            totals = sums("fisher", windows)
+            return [{"fisher": totals[str(n)].numpy() / n_examples} for n in range(len(basis_store.layers))]
+        projections = stored_projections(basis_store)
+        if covariances is None:
+            factors = _covariances(projections, sums("covariances", windows))
+        else:
+            factors = _projected_covariances(projections, LayerStore.open(covariances))
+        matrices = [_eigenvectors(entry) for entry in factors]
+        if curvature.kind == "ekfac":
+            totals = sums("eigenvalues", windows, [_vectors(entry) for entry in matrices])
+            for number, entry in enumerate(matrices):
+                entry["eigenvalues"] = totals[str(number)].numpy() / n_examples
+        return matrices
+
+    return _stored(store, parts, basis_store.layers, documents, curvature, fitted)
+
+
+def _parts(loaded: LoadedModel, corpus: CorpusStore, curvature: CurvatureConfig) -> dict[str, Any]:
+    """What decides the sums, apart from bases and kind."""
+    unused = {"kind", "damping"} | (set() if curvature.labels == "sampled" else {"draws"})
+    if curvature.labels == "exact" and loaded.n_classes is None:
+        raise InputError(
+            "--curvature.labels exact: sums over every class, which a classifier has and a language model does not; "
+            "pass --curvature.labels sampled"
+        )
+    return {
+        "model": loaded.fingerprint,
+        "corpus": fingerprint(sorted(content.hex() for content in corpus.contents.tolist())),
+        **corpus.manifest["attributes"],
+        **curvature.model_dump(exclude=unused),
+    }
+
+
+def _check_layers(bases: LayerStore, curvature: CurvatureConfig) -> None:
+    largest = max(bases.layers, key=lambda layer: int(layer["n_columns"]))
+    if curvature.kind == "fisher" and largest["n_columns"] > MOST_COLUMNS:
         raise InputError(
             f"--curvature fisher: layer {largest['name']} keeps {largest['k_out']} x {largest['k_in']} columns, "
-            f"a dense Fisher holds at most {MOST_COLUMNS}; lower --projection.rank or pass --curvature none"
+            f"a dense Fisher holds at most {MOST_COLUMNS}; lower --projection.rank or pass --curvature ekfac"
         )
-    settings = curvature.model_dump(exclude={"damping"} if curvature.labels == "sampled" else {"damping", "draws"})
-    parts = {
-        "fisher": ALGORITHM,
-        "model": loaded.fingerprint,
-        "bases": bases.fingerprint,
-        "corpus": fingerprint(sorted(content.hex() for content in documents.contents.tolist())),
-        **documents.manifest["attributes"],
-        **settings,
-    }
+    if curvature.kind in ("kfac", "ekfac") and any(
+        layer["n_columns"] != layer["k_out"] * layer["k_in"] for layer in bases.layers
+    ):
+        raise InputError(
+            f"--curvature {curvature.kind}: needs the two sides of a layer apart, which factgrass sketches together; "
+            "pass --curvature fisher or another --projection"
+        )
+
+
+def _stored(
+    store: str,
+    parts: dict[str, Any],
+    layers: Sequence[dict[str, Any]],
+    corpus: CorpusStore,
+    curvature: CurvatureConfig,
+    fitted: Callable[[np.ndarray], Matrices],
+) -> StoreRef:
+    """Fit and write, or say that it is there already."""
     root, name = StoreFolders(Path(store)).layers, fingerprint(parts)
     if LayerStore.exists(root, name):
-        run_logger().info("curvature %s is there already", name)
+        run_logger().info("%s %s is there already", "curvature" if "kind" in parts else "covariances", name)
         return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
-    windows = _chosen_windows(documents, curvature)
-    fisher = FisherSum(basis_store.layers)
-    with progress("curvature", len(windows), "example") as bar:
-        for rows, n_examples in _curvature_rows(loaded, basis_store, documents, windows, curvature, batch_tokens):
-            fisher.add(rows)
-            bar.advance(n_examples)
-    matrices = [{"fisher": matrix} for matrix in fisher.mean()]
-    return LayerStore.write(root, name, basis_store.layers, matrices, {**parts, "n_examples": len(windows)})
+    windows = _chosen_windows(corpus, curvature)
+    with writer_lock(root / f"{name}-fit"):
+        return LayerStore.write(root, name, layers, fitted(windows), {**parts, "n_examples": len(windows)})
 
 
 def _chosen_windows(corpus: CorpusStore, config: CurvatureConfig) -> np.ndarray:
@@ -82,27 +186,144 @@ def _chosen_windows(corpus: CorpusStore, config: CurvatureConfig) -> np.ndarray:
     return np.concatenate([np.arange(first[document], first[document + 1]) for document in chosen])
 
 
-def _curvature_rows(
-    loaded: LoadedModel,
-    bases: LayerStore,
-    corpus: CorpusStore,
-    windows: np.ndarray,
-    config: CurvatureConfig,
+def _ordered_sums(*arguments: Any) -> dict[str, Tensor]:
+    """`_sums` on every process; the totals, on the CPU."""
+    processes().order("fit", {"arguments": arguments})
+    return _sums(*arguments)
+
+
+def _sums(
+    store: str,
+    model: ModelConfig,
+    corpus: StoreRef,
+    bases: StoreRef | None,
+    curvature: CurvatureConfig,
     batch_tokens: int,
-) -> Iterator[tuple[Tensor, int]]:
-    """Gradients with the curvature's own labels, batch by batch, and how many examples are done with each."""
-    device, dtype = loaded.device, loaded.model.dtype
-    projections = [projection.to(device, dtype) for projection in stored_projections(bases)]
-    generator = torch.Generator(device).manual_seed(config.seed)
+    windows: np.ndarray,
+    what: str,
+    name: str,
+    eigenvectors: list[tuple[np.ndarray, np.ndarray]] | None,
+) -> dict[str, Tensor]:
+    """Sums over the windows of what a curvature is made of: this process adds its batches, and all add up theirs.
+
+    What is summed is kept now and then, so that a killed run goes on from there.
+    """
+    loaded, documents, place = load(model), CorpusStore.open(corpus), processes()
+    if bases is None:
+        projections = projections_of(loaded.layers, ProjectionConfig(kind="identity"))
+    else:
+        projections = stored_projections(LayerStore.open(bases))
+    projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
+    modules = [layer.modules for layer in loaded.layers]
+    capture: LayerCapture
+    accumulator: RowSum | FactorCapture
+    if what == "covariances":
+        capture = accumulator = FactorCapture(modules, projections)
+    else:
+        capture = GradientCapture(modules, projections)
+        table = layer_table(projections)
+        if eigenvectors is None:
+            accumulator = FisherSum(table)
+        else:
+            inputs, outputs = zip(*eigenvectors, strict=True)
+            accumulator = EigenvalueSum(table, inputs, outputs)
+    steps = {"what": what, "name": name, "batch_tokens": batch_tokens, "rank": place.rank, "size": place.size}
+    partial = PartialSums(StoreFolders(Path(store)).layers, fingerprint(steps))
+    done, kept = partial.load()
+    accumulator.sums.update({key: torch.from_numpy(array) for key, array in kept.items()})
+    everyone = batches_by_length(documents.windows["n_tokens"][windows], batch_tokens)
+    batches = everyone[place.rank :: place.size]
+    if done:
+        run_logger().info("%s: going on after %s of %s batches", what, done, len(batches))
+    kept_at = time.monotonic()
+    with progress(f"curvature: {what}", len(batches), "batch") as bar, capture:
+        bar.advance(done)
+        for number, batch in enumerate(batches[done:], done + 1):
+            for _ in _passes(loaded, capture, documents, windows[batch], curvature):
+                if isinstance(capture, GradientCapture) and not isinstance(accumulator, FactorCapture):
+                    accumulator.add(capture.rows())
+            bar.advance()
+            if time.monotonic() - kept_at > SECONDS_BETWEEN_CHECKPOINTS:
+                partial.save(number, {key: tensor.cpu().numpy() for key, tensor in accumulator.sums.items()})
+                kept_at = time.monotonic()
+        if model.shard and len(batches) < -(-len(everyone) // place.size):
+            # Sharded weights are gathered by all processes at once: one pass without use, while others have their last.
+            sums = {key: tensor.clone() for key, tensor in accumulator.sums.items()}
+            for _ in _passes(loaded, capture, documents, windows[everyone[0]], curvature):
+                pass
+            accumulator.sums.update(sums)
+    totals = place.total(accumulator.sums)
+    partial.remove()
+    return totals
+
+
+def _passes(
+    loaded: LoadedModel, capture: LayerCapture, corpus: CorpusStore, windows: np.ndarray, config: CurvatureConfig
+) -> Iterator[None]:
+    """The backward passes of one batch under the curvature's own labels."""
+    input_ids, attention_mask, labels = corpus_batch(corpus, windows, loaded.device)
+    if isinstance(capture, FactorCapture):
+        capture.tokens = attention_mask
+
+    def labeller(targets: Tensor) -> Labeller:
+        if config.labels == "empirical":
+            return data_labels(targets)
+        if config.labels == "exact" and loaded.n_classes is not None:
+            return every_class(loaded.n_classes)
+        documents = corpus.windows["document"][windows]
+        uniforms = label_uniforms(
+            corpus.contents[documents].tolist(),
+            (windows - corpus.first_windows[documents]).tolist(),
+            n_targets(labels).tolist(),
+            config.draws,
+            config.seed,
+        )
+        return drawn_labels(torch.from_numpy(uniforms).to(targets.device))
+
     try:
-        with GradientCapture([layer.module for layer in loaded.layers], projections) as capture:
-            for batch in batches_by_length(corpus.windows["n_tokens"][windows], batch_tokens):
-                inputs = corpus_batch(corpus, windows[batch], device)
-                if config.labels == "empirical":
-                    yield gradient_rows(loaded.model, capture, *inputs)[0], len(batch)
-                    continue
-                draws = sampled_gradient_rows(loaded.model, capture, *inputs, config.draws, generator)
-                for draw, rows in enumerate(draws, 1):
-                    yield rows, len(batch) if draw == config.draws else 0
+        yield from backward_passes(*loaded.halves, input_ids, attention_mask, labels, labeller)
     except CaptureError as error:
         raise InputError(str(error)) from error
+
+
+def _covariances(projections: Sequence[LayerProjection], sums: dict[str, Tensor]) -> Matrices:
+    return [
+        {"input_covariance": inputs.numpy(), "output_covariance": outputs.numpy()}
+        for inputs, outputs in FactorCapture([()] * len(projections), projections).covariances(sums)
+    ]
+
+
+def _projected_covariances(projections: Sequence[LayerProjection], whole: LayerStore) -> Matrices:
+    """A C A^T of the whole covariances C of each side with basis A."""
+    matrices = []
+    for projection in projections:
+        exact = projection.to(torch.device("cpu"), torch.float64)
+        found = {}
+        for name, side in (("input_covariance", exact.input_side), ("output_covariance", exact.output_side)):
+            covariance = torch.from_numpy(whole.matrix(projection.name, name))
+            half = side.projected(covariance, trailing_one=False)
+            found[name] = side.projected(half.T.contiguous(), trailing_one=False).numpy()
+        matrices.append(found)
+    return matrices
+
+
+def _eigenvectors(covariances: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Eigenvectors of both factors, and KFAC's eigenvalues: the products of theirs."""
+    inputs, input_eigenvectors = eigendecomposition(covariances["input_covariance"])
+    outputs, output_eigenvectors = eigendecomposition(covariances["output_covariance"])
+    return {
+        "input_eigenvectors": input_eigenvectors,
+        "output_eigenvectors": output_eigenvectors,
+        "eigenvalues": np.outer(outputs, inputs),
+    }
+
+
+def _vectors(matrices: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return matrices["input_eigenvectors"], matrices["output_eigenvectors"]
+
+
+def _follow_fit(arguments: Sequence[Any]) -> None:
+    _sums(*arguments)
+
+
+ACTIONS = {"fit": _follow_fit}

@@ -1,30 +1,32 @@
 """Prefect task that computes the projected gradients of a corpus and stores them shard by shard."""
 
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from prefect import task
 
 from storage.corpus import CorpusStore
-from storage.errors import InputError, StoreError
+from storage.errors import InputError
 from storage.gradients import GradientStore, Segment
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
-from tasks.capture.hooks import CaptureError, GradientCapture
+from tasks.capture.gradients import GradientCapture
+from tasks.capture.hooks import CaptureError
 from tasks.capture.passes import gradient_rows
 from tasks.corpus.batches import batches_by_length, corpus_batch
 from tasks.gradients.config import GradientsConfig
 from tasks.gradients.order import content_order, row_windows
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
-from tasks.progress import progress, run_logger
+from tasks.processes import processes
+from tasks.progress import Progress, progress, run_logger
 from tasks.projection.logra import LayerProjection, stored_projections
 
-__all__ = ["index_gradients"]
+__all__ = ["ACTIONS", "index_gradients"]
 
 ALGORITHM = 1
 
@@ -34,6 +36,8 @@ def index_gradients(
     store: str, model: ModelConfig, corpus: StoreRef, bases: StoreRef, gradients: GradientsConfig, what: str
 ) -> StoreRef:
     """Projected gradients of every document not yet stored; those already there are not computed again.
+
+    Processes started together by torchrun share the shards.
 
     Args:
         store: root of the stores.
@@ -64,26 +68,55 @@ def index_gradients(
     order = content_order(documents.contents, documents.column("n_tokens").to_numpy())
     with target.writer():
         segments = target.plan(documents.contents[order], n_windows[order])
+        open_shards = [(segment.name, shard) for segment in segments for shard in segment.open_shards()]
         n_rows = sum(_n_rows(segment, shard) for segment in segments for shard in segment.open_shards())
         run_logger().info("%s: %s of %s examples to compute", what, f"{n_rows:,}", f"{documents.n_examples:,}")
-        if n_rows:
-            indexer = _Indexer(loaded, stored_projections(basis_store), documents, gradients)
-            # One thread writes a shard while the next is computed; leaving the block waits for it.
-            with progress(f"gradients of {what}", n_rows, "example") as bar, ThreadPoolExecutor(1) as writer:
-                written: Future[None] | None = None
-                for segment, shard, computed in indexer.shards(segments):
-                    if written is not None:
-                        written.result()
-                    written = writer.submit(segment.write_shard, shard, *computed)
-                    bar.advance(_n_rows(segment, shard))
-                if written is not None:
-                    written.result()
+        if open_shards:
+            arguments = (model, corpus, bases, gradients, target.ref, open_shards)
+            processes().order("index", {"arguments": arguments})
+            with progress(f"gradients of {what}", n_rows, "example") as bar:
+                _index(*arguments, bar=bar)
     return target.ref
 
 
 def _n_rows(segment: Segment, shard: int) -> int:
     rows = segment.rows(shard)
     return rows.stop - rows.start
+
+
+def _index(
+    model: ModelConfig,
+    corpus: StoreRef,
+    bases: StoreRef,
+    gradients: GradientsConfig,
+    target: StoreRef,
+    open_shards: list[tuple[str, int]],
+    *,
+    bar: Progress | None = None,
+) -> None:
+    """Compute and write this process's part of the open shards; returns when every process has written its own."""
+    place = processes()
+    store = GradientStore.open(target)
+    segments = {segment.name: segment for segment in store.segments()}
+    indexer = _Indexer(load(model), stored_projections(LayerStore.open(bases)), CorpusStore.open(corpus), gradients)
+    # One thread writes a shard while the next is computed; leaving the block waits for it.
+    with ThreadPoolExecutor(1) as writer:
+        written: Future[None] | None = None
+        for first in range(0, len(open_shards), place.size):
+            together = [(segments[name], shard) for name, shard in open_shards[first : first + place.size]]
+            if place.rank < len(together):
+                segment, shard = together[place.rank]
+                computed = indexer.computed(segment, shard)
+                if written is not None:
+                    written.result()
+                written = writer.submit(segment.write_shard, shard, *computed)
+            if model.shard:
+                indexer.keep_step(together, place.rank)
+            if bar is not None:
+                bar.advance(sum(_n_rows(segment, shard) for segment, shard in together))
+        if written is not None:
+            written.result()
+    place.wait()
 
 
 class _Indexer:
@@ -95,29 +128,27 @@ class _Indexer:
         self._loaded, self._corpus, self._config = loaded, corpus, config
         self._projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
         self._n_columns = sum(projection.n_columns for projection in projections)
+        self._windows_of: dict[str, np.ndarray] = {}
+        self._batch_tokens = config.batch_tokens
 
-    def shards(
-        self, segments: list[Segment]
-    ) -> Iterator[tuple[Segment, int, tuple[np.ndarray, dict[str, np.ndarray]]]]:
-        """Segment, shard, and what is to be written there, for every shard that is not there yet."""
-        for segment in segments:
-            windows = row_windows(
+    def _windows(self, segment: Segment, shard: int) -> np.ndarray:
+        """The windows whose gradients are the rows of a shard."""
+        if segment.name not in self._windows_of:
+            self._windows_of[segment.name] = row_windows(
                 segment.contents, segment.first_rows, self._corpus.contents, self._corpus.first_windows
             )
-            for shard in segment.open_shards():
-                yield segment, shard, self._computed(windows[segment.rows(shard)])
+        return self._windows_of[segment.name][segment.rows(shard)]
 
-    def _computed(self, windows: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(n, n_columns) gradients in the stored type and the example columns of some windows."""
+    def _batches(self, windows: np.ndarray) -> list[np.ndarray]:
+        return batches_by_length(self._corpus.windows["n_tokens"][windows], self._batch_tokens)
+
+    def computed(self, segment: Segment, shard: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(n, n_columns) gradients in the stored type and the example columns of a shard."""
+        windows = self._windows(segment, shard)
         try:
             rows, losses = self._window_gradients(windows)
         except CaptureError as error:
             raise InputError(str(error)) from error
-        except torch.OutOfMemoryError:
-            raise StoreError(
-                f"the device has not enough memory for {self._config.batch_tokens} tokens: "
-                "lower --gradients.batch_tokens"
-            ) from None
         with np.errstate(over="ignore"):
             stored = rows.astype(self._config.dtype)
         finite = np.isfinite(stored).all(axis=1)
@@ -131,14 +162,42 @@ class _Indexer:
         return stored, {"n_tokens": self._corpus.windows["n_tokens"][windows], "loss": losses}
 
     def _window_gradients(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, n_columns) float32 gradients and (n,) losses, computed in batches of similar length."""
-        rows = np.empty((len(windows), self._n_columns), np.float32)
-        losses = np.empty(len(windows), np.float32)
-        lengths = self._corpus.windows["n_tokens"][windows]
-        with GradientCapture([layer.module for layer in self._loaded.layers], self._projections) as capture:
-            for batch in batches_by_length(lengths, self._config.batch_tokens):
-                inputs = corpus_batch(self._corpus, windows[batch], self._loaded.device)
-                batch_rows, batch_losses = gradient_rows(self._loaded.model, capture, *inputs)
-                rows[batch] = batch_rows.cpu().numpy()
-                losses[batch] = batch_losses.cpu().numpy()
-        return rows, losses
+        """(n, n_columns) float32 gradients and (n,) losses, computed in batches of similar length.
+
+        On a GPU rows go to pinned memory while the next batch is computed.
+        """
+        device = self._loaded.device
+        on_gpu = device.type == "cuda"
+        rows = torch.empty((len(windows), self._n_columns), pin_memory=on_gpu)
+        losses = torch.empty(len(windows), pin_memory=on_gpu)
+        places = np.empty(len(windows), np.int64)
+        first = 0
+        with GradientCapture([layer.modules for layer in self._loaded.layers], self._projections) as capture:
+            for batch in self._batches(windows):
+                inputs = corpus_batch(self._corpus, windows[batch], device)
+                batch_rows, batch_losses = gradient_rows(*self._loaded.halves, capture, *inputs)
+                end = first + len(batch)
+                rows[first:end].copy_(batch_rows, non_blocking=on_gpu)
+                losses[first:end].copy_(batch_losses, non_blocking=on_gpu)
+                places[batch] = np.arange(first, end)
+                first = end
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        return rows.numpy()[places], losses.numpy()[places]
+
+    def keep_step(self, together: list[tuple[Segment, int]], rank: int) -> None:
+        """Passes without use, where another process has more of them: sharded weights are gathered by all at once."""
+        counts = [len(self._batches(self._windows(segment, shard))) for segment, shard in together]
+        own = counts[rank] if rank < len(counts) else 0
+        segment, shard = together[0]
+        inputs = corpus_batch(self._corpus, self._windows(segment, shard)[:1], self._loaded.device)
+        with GradientCapture([layer.modules for layer in self._loaded.layers], self._projections) as capture:
+            for _ in range(max(counts) - own):
+                gradient_rows(*self._loaded.halves, capture, *inputs)
+
+
+def _follow_index(arguments: tuple[Any, ...]) -> None:
+    _index(*arguments)
+
+
+ACTIONS = {"index": _follow_index}

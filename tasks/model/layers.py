@@ -1,8 +1,9 @@
 """The layers of a model whose gradients are kept."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,22 +13,31 @@ from storage.errors import InputError
 
 __all__ = ["Coverage", "TrackedLayer", "coverage", "tracked_layers"]
 
+# Where PEFT keeps the low-rank matrices of an adapter.
+ADAPTER_PARTS = ("lora_A", "lora_B")
+
 
 @dataclass(frozen=True)
 class TrackedLayer:
     """A linear layer y = W x (+ b).
 
     Args:
-        name: the module's name in the model.
-        module: nn.Linear, or Conv1D with its transposed weight.
+        name: the module's name in the model, the first one where several share the weight.
+        modules: linear modules of one weight, most often a single one: nn.Linear, Conv1D with its transposed weight,
+            or a linear layer of another kind (quantised) that says `in_features` and `out_features`.
         n_inputs: columns of W, plus one for the bias where there is one (x then carries a trailing 1).
         n_outputs: rows of W.
     """
 
     name: str
-    module: nn.Module
+    modules: tuple[nn.Module, ...]
     n_inputs: int
     n_outputs: int
+
+    @property
+    def module(self) -> nn.Module:
+        """The module, the first one where several share the weight."""
+        return self.modules[0]
 
     @property
     def has_bias(self) -> bool:
@@ -55,39 +65,61 @@ class Coverage:
         parts = ", ".join(f"{kind} {count / self.n_parameters:.1%}" for kind, count in largest)
         return (
             f"{self.n_tracked / self.n_parameters:.1%} of {self.n_parameters:,} parameters are tracked; "
-            f"{left / self.n_parameters:.1%} are not ({parts})"
+            f"{left / self.n_parameters:.1%} are not" + (f" ({parts})" if parts else "")
         )
 
 
-def _layer(name: str, module: nn.Module) -> TrackedLayer | None:
-    if isinstance(module, nn.Linear):
-        n_inputs, n_outputs = module.in_features, module.out_features
-    elif isinstance(module, Conv1D):
+def _shape(module: nn.Module) -> tuple[int, int] | None:
+    """(n_inputs, n_outputs) of a linear layer without its bias; None for any other module."""
+    if isinstance(module, Conv1D):
         n_inputs, n_outputs = module.weight.shape
-    else:
-        return None
-    return TrackedLayer(name, module, n_inputs + (module.bias is not None), n_outputs)
+        return n_inputs, n_outputs
+    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    # A wrapper of a linear layer says the same sizes; the layer inside is the one to track.
+    if all(isinstance(size, int) for size in sizes) and next(module.children(), None) is None:
+        return sizes  # type: ignore[return-value]  # both are int here
+    return None
 
 
-def tracked_layers(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[TrackedLayer]:
+def _linear_layers(model: nn.Module) -> list[TrackedLayer]:
+    """Every linear layer of the body once, modules that share weight and bias together."""
+    body = model.base_model if isinstance(model, PreTrainedModel) else model
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    inside = {id(module) for module in body.modules()}
+    by_weight: dict[tuple[int, int], TrackedLayer] = {}
+    for name, module in model.named_modules():
+        shape = _shape(module)
+        if shape is None or id(module) not in inside or module is head:
+            continue
+        weight = getattr(module, "weight", None)
+        bias = getattr(module, "bias", None)
+        key = (id(module if weight is None else weight), id(bias))
+        first = by_weight.get(key)
+        shared = (module,) if first is None else (*first.modules, module)
+        name = name if first is None else first.name
+        by_weight[key] = TrackedLayer(name, shared, shape[0] + (bias is not None), shape[1])
+    return list(by_weight.values())
+
+
+def tracked_layers(
+    model: nn.Module,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    adapters: Literal["auto", "only", "none"] = "auto",
+) -> list[TrackedLayer]:
     """The linear layers of the transformer's body, in the model's order; the head and embeddings are not among them.
 
     Args:
         model: a transformers model, or any module (then its linear layers are all body).
         include: patterns of which a name must match one; none: every name.
         exclude: patterns of which a name must match none.
+        adapters: `only`: the matrices of LoRA adapters; `none`: the layers they adapt and all others; `auto`: adapters
+            where the model has any.
 
     Raises:
         InputError: a pattern matches no layer, or nothing is left to track.
     """
-    body = model.base_model if isinstance(model, PreTrainedModel) else model
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    inside = {id(module) for module in body.modules()}
-    layers = [
-        layer
-        for name, module in model.named_modules()
-        if id(module) in inside and module is not head and (layer := _layer(name, module)) is not None
-    ]
+    layers = list(_of_kind(_linear_layers(model), adapters))
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             example = f", such as {layers[0].name}" if layers else ""
@@ -105,9 +137,17 @@ def tracked_layers(model: nn.Module, include: Sequence[str] = (), exclude: Seque
     return kept
 
 
+def _of_kind(layers: list[TrackedLayer], adapters: str) -> Iterator[TrackedLayer]:
+    of_adapters = [any(part in ADAPTER_PARTS for part in layer.name.split(".")) for layer in layers]
+    if adapters == "only" and not any(of_adapters):
+        raise InputError("--model.adapters only: the model has no LoRA adapters")
+    wanted = any(of_adapters) and adapters != "none"
+    return (layer for layer, is_adapter in zip(layers, of_adapters, strict=True) if is_adapter == wanted)
+
+
 def coverage(model: nn.Module, layers: Sequence[TrackedLayer]) -> Coverage:
-    """How many of the model's parameters the tracked layers hold."""
-    tracked = {id(parameter) for layer in layers for parameter in layer.module.parameters(recurse=False)}
+    """How many of the model's parameters the tracked layers hold; a quantised weight counts as what it stands for."""
+    tracked = {id(parameter) for layer in layers for m in layer.modules for parameter in m.parameters(recurse=False)}
     untracked: dict[str, int] = {}
     seen: set[int] = set()
     for module in model.modules():
@@ -116,5 +156,5 @@ def coverage(model: nn.Module, layers: Sequence[TrackedLayer]) -> Coverage:
                 kind = type(module).__name__
                 untracked[kind] = untracked.get(kind, 0) + parameter.numel()
             seen.add(id(parameter))
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Coverage(n_parameters, n_parameters - sum(untracked.values()), untracked)
+    n_tracked = sum(layer.n_inputs * layer.n_outputs for layer in layers)
+    return Coverage(n_tracked + sum(untracked.values()), n_tracked, untracked)

@@ -1,7 +1,9 @@
 """Loading a checkpoint that nobody has to trust: safetensors only, no code from the hub."""
 
 import hashlib
+import importlib.util
 import json
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,12 +12,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from storage.errors import InputError
 from tasks.model.config import ModelConfig
+from tasks.model.halves import Halves, halves, whole
 from tasks.model.layers import TrackedLayer, tracked_layers
+from tasks.model.sharding import shard
 
 __all__ = ["LoadedModel", "load", "model_fingerprint", "tokenizer_fingerprint"]
 
@@ -31,6 +41,8 @@ class LoadedModel:
         model: no parameter requires a gradient.
         tokenizer: the checkpoint's own.
         layers: the tracked layers.
+        halves: body and head.
+        labels: names of a classifier's classes, in their order; None for a language model.
         fingerprint: of architecture, weights and data type.
         tokenizer_fingerprint: of the tokenizer's files.
         max_positions: most tokens the model reads; None if it states none.
@@ -39,6 +51,8 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: Any
     layers: tuple[TrackedLayer, ...]
+    halves: Halves
+    labels: tuple[str, ...] | None
     fingerprint: str
     tokenizer_fingerprint: str
     max_positions: int | None
@@ -47,12 +61,18 @@ class LoadedModel:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def n_classes(self) -> int | None:
+        """Classes of a classifier; None for a language model."""
+        return None if self.labels is None else len(self.labels)
+
 
 def load(config: ModelConfig) -> LoadedModel:
     """Load a checkpoint, once for the same parameters and the same files in one process.
 
     Raises:
-        InputError: no such checkpoint, not a causal language model, no safetensors, unknown device.
+        InputError: no such checkpoint, neither a causal language model nor a classifier of one class an example, no
+            safetensors, unknown device.
     """
     return _loaded(config.model_dump_json(), _files_state(config.name))
 
@@ -74,32 +94,63 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...]) -> Loade
     transformers_logging.disable_progress_bar()
     device = _device(config.device)
     try:
-        architecture = AutoConfig.from_pretrained(config.name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            config.name,
-            config=architecture,
-            dtype=_dtype(config.dtype, device),
-            use_safetensors=True,
-            trust_remote_code=False,
+        base = _base_name(config.name)
+        architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        labels = _labels(architecture)
+        kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+        model = kind.from_pretrained(
+            config.name, dtype=_dtype(config.dtype, device), use_safetensors=True, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(config.name, trust_remote_code=False)
+        of_its_own = base == config.name or (Path(config.name) / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(config.name if of_its_own else base, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
         raise InputError(f"--model {config.name}: cannot be loaded ({_first_sentence(error)})") from error
-    nn.Module.to(model.requires_grad_(False).eval(), device)
+    model.requires_grad_(False).eval()
     model.config.use_cache = False
     n_embedded = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
     if len(tokenizer) > n_embedded:
         raise InputError(
             f"--model {config.name}: the tokenizer has {len(tokenizer)} tokens, the model embeds only {n_embedded}"
         )
+    identity = model_fingerprint(model)
+    if config.shard:
+        shard(model, device)
+    elif not getattr(model, "is_quantized", False):
+        nn.Module.to(model, device)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        layers=tuple(tracked_layers(model, config.include, config.exclude)),
-        fingerprint=model_fingerprint(model),
+        layers=tuple(tracked_layers(model, config.include, config.exclude, config.adapters)),
+        halves=whole(model) if config.shard or labels is not None else halves(model),
+        labels=labels,
+        fingerprint=identity,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         max_positions=getattr(architecture.get_text_config(), "max_position_embeddings", None),
     )
+
+
+def _base_name(name: str) -> str:
+    """The checkpoint whose architecture it is: of a folder of LoRA adapters, the model they were trained on."""
+    adapter = Path(name) / "adapter_config.json"
+    if not adapter.is_file() or (Path(name) / "config.json").is_file():
+        return name
+    base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ValueError("its adapter_config.json names no base model")
+    if not (Path(name) / "adapter_model.safetensors").is_file():
+        raise ValueError("the adapter has no adapter_model.safetensors, and pickled weights are never read")
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError("a LoRA adapter needs the package peft: pip install peft")
+    return str(base)
+
+
+def _labels(architecture: Any) -> tuple[str, ...] | None:
+    """The classes of a sequence classifier, None for any other architecture."""
+    if not any(name.endswith("ForSequenceClassification") for name in architecture.architectures or ()):
+        return None
+    if architecture.num_labels < 2 or architecture.problem_type not in (None, "single_label_classification"):
+        raise ValueError("a classifier must choose one of several classes; regression and multi-label are not covered")
+    return tuple(str(architecture.id2label[number]) for number in range(architecture.num_labels))
 
 
 def _first_sentence(error: BaseException) -> str:
@@ -110,7 +161,10 @@ def _first_sentence(error: BaseException) -> str:
 def _device(name: str) -> torch.device:
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+        if accelerator is None:
+            return torch.device("cpu")
+        # Processes started together by torchrun take one device each.
+        return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -136,6 +190,8 @@ def model_fingerprint(model: nn.Module) -> str:
             if not key.startswith("_") and key not in ("transformers_version", "use_cache", "torch_dtype", "dtype")
         }
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, adapter in sorted(getattr(model, "peft_config", {}).items()):
+        digest.update(json.dumps([name, adapter.to_dict()], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())

@@ -1,12 +1,13 @@
-"""Random projections, keyed so that they are the same in any process, on any device, in any order of layers.
+"""Projections: random, keyed so that they are the same in any process, on any device, in any order of layers; and PCA.
 
 Sources: LoGra, Choe et al. 2024 (arXiv 2405.13954), section 3.1, with rows scaled so that inner products keep their
 expectation; coordinate masks and FactGraSS, Hu et al. 2025 (arXiv 2505.18976).
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,13 +18,40 @@ from tasks.projection.logra import LayerProjection
 from tasks.projection.sides import BasisSide, CoordinateSide, IdentitySide, Side
 from tasks.projection.sketch import SparseSketch
 
-__all__ = ["layer_projection", "layer_rank", "random_basis", "random_coordinates"]
+__all__ = [
+    "Covariances",
+    "LayerShape",
+    "layer_projection",
+    "layer_rank",
+    "leading_basis",
+    "projections_of",
+    "random_basis",
+    "random_coordinates",
+]
 
 SideName = Literal["input", "output"]
+Covariances = tuple[np.ndarray, np.ndarray]  # of a layer's inputs and of its output gradients
 
 # FactGraSS masks each side to this multiple of the rank, and sketches the product of both down to rank squared. At 2
 # the product itself costs most of what masking saves; at 1.5 the whole is more than twice as cheap as random bases.
 FACTGRASS_WIDTH = 1.5
+
+
+@runtime_checkable
+class LayerShape(Protocol):
+    """What a projection has to know of a layer (see tasks.model.layers.TrackedLayer)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def n_inputs(self) -> int: ...
+
+    @property
+    def n_outputs(self) -> int: ...
+
+    @property
+    def has_bias(self) -> bool: ...
 
 
 def _generator(layer: str, part: str, seed: int) -> np.random.Generator:
@@ -53,6 +81,19 @@ def random_coordinates(layer: str, side: SideName, size: int, rank: int, seed: i
     return np.sort(chosen).astype(np.int64)
 
 
+def leading_basis(covariance: Float[np.ndarray, "size size"], rank: int) -> Float[np.ndarray, "k size"]:
+    """Eigenvectors of the k largest eigenvalues, one a row, float32; decomposed in float64.
+
+    The largest entry of each is positive, so that the same covariance gives the same basis anywhere.
+
+    Source: LoGra, Choe et al. 2024 (arXiv 2405.13954), section 3.1: the KFAC eigenvectors as bases.
+    """
+    _, vectors = np.linalg.eigh(covariance.astype(np.float64))
+    basis = vectors[:, ::-1][:, :rank].T
+    largest = np.abs(basis).argmax(axis=1)
+    return (basis * np.sign(basis[np.arange(rank), largest])[:, None]).astype(np.float32)
+
+
 def layer_rank(layer: str, size: int, config: ProjectionConfig) -> int:
     """Dimensions kept of a side of `size` dimensions, by the first pattern of `ranks` that matches, else `rank`."""
     for entry in config.ranks:
@@ -62,16 +103,27 @@ def layer_rank(layer: str, size: int, config: ProjectionConfig) -> int:
     return min(size, config.rank)
 
 
-def _side(layer: str, side: SideName, size: int, rank: int, config: ProjectionConfig) -> Side:
+def _side(
+    layer: str, side: SideName, size: int, rank: int, config: ProjectionConfig, covariance: np.ndarray | None = None
+) -> Side:
     if config.kind == "identity" or rank >= size:
         return IdentitySide(size)
+    if config.kind == "pca":
+        if covariance is None:
+            raise ValueError(f"pca bases of layer {layer} need its covariances")
+        return BasisSide(torch.from_numpy(leading_basis(covariance, rank)))
     if config.kind == "random":
         return BasisSide(torch.from_numpy(random_basis(layer, side, size, rank, config.seed)))
     return CoordinateSide(torch.from_numpy(random_coordinates(layer, side, size, rank, config.seed)), size)
 
 
 def layer_projection(
-    layer: str, n_inputs: int, n_outputs: int, has_bias: bool, config: ProjectionConfig
+    layer: str,
+    n_inputs: int,
+    n_outputs: int,
+    has_bias: bool,
+    config: ProjectionConfig,
+    covariances: Covariances | None = None,
 ) -> LayerProjection:
     """The projection of one layer; a side that would keep everything is left as it is.
 
@@ -81,11 +133,13 @@ def layer_projection(
         n_outputs: dimensions of its output.
         has_bias: of the layer.
         config: kind, rank and seed.
+        covariances: of its inputs and of its output gradients, for pca bases.
     """
     k_in, k_out = layer_rank(layer, n_inputs, config), layer_rank(layer, n_outputs, config)
     if config.kind != "factgrass":
-        input_side = _side(layer, "input", n_inputs, k_in, config)
-        output_side = _side(layer, "output", n_outputs, k_out, config)
+        of_inputs, of_outputs = covariances or (None, None)
+        input_side = _side(layer, "input", n_inputs, k_in, config, of_inputs)
+        output_side = _side(layer, "output", n_outputs, k_out, config, of_outputs)
         return LayerProjection(layer, n_inputs, n_outputs, has_bias, input_side, output_side)
     input_side = _side(layer, "input", n_inputs, min(n_inputs, round(FACTGRASS_WIDTH * k_in)), config)
     output_side = _side(layer, "output", n_outputs, min(n_outputs, round(FACTGRASS_WIDTH * k_out)), config)
@@ -97,3 +151,21 @@ def layer_projection(
         size=k_in * k_out,
     )
     return LayerProjection(layer, n_inputs, n_outputs, has_bias, input_side, output_side, sketch)
+
+
+def projections_of(
+    layers: Sequence[LayerShape], config: ProjectionConfig, covariances: Mapping[str, Covariances] | None = None
+) -> list[LayerProjection]:
+    """The projection of every layer.
+
+    Args:
+        layers: tracked layers of a model.
+        config: kind, rank and seed.
+        covariances: by layer name, for pca bases.
+    """
+    return [
+        layer_projection(
+            layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias, config, (covariances or {}).get(layer.name)
+        )
+        for layer in layers
+    ]

@@ -12,9 +12,10 @@ __all__ = ["ProjectionConfig"]
 class ProjectionConfig(Configuration):
     """How a layer's gradient is made small on both sides."""
 
-    kind: Literal["random", "mask", "factgrass", "identity"] = Field(
+    kind: Literal["random", "pca", "mask", "factgrass", "identity"] = Field(
         "random",
-        description="random: Gaussian bases (LoGra); mask: a subset of coordinates; factgrass: wider masks, "
+        description="random: Gaussian bases (LoGra); pca: leading eigenvectors of the KFAC factors, fitted on the "
+        "corpus; mask: a subset of coordinates; factgrass: wider masks, "
         "then a sparse sketch; identity: no projection, for small models.",
     )
     rank: int = Field(16, ge=1, le=4096, description="Dimensions kept on each side of a layer.")
@@ -24,6 +25,12 @@ class ProjectionConfig(Configuration):
         "side, such as '*.mlp.*=0.25'.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the random projection.")
+    bases: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder of bases made earlier (a run logs it), used as they are: keeps pca bases while a corpus "
+        "grows, so that its gradients are found again.",
+    )
 
     @field_validator("ranks")
     @classmethod

@@ -68,11 +68,15 @@ class LayerProjection:
         """A x for every token; x is the layer's input, to which the trailing 1 of a bias is added here."""
         return self.input_side.projected(activation, trailing_one=self.has_bias)
 
+    def projected_output_gradient(self, output_gradient: Float[Tensor, "... o"]) -> Float[Tensor, "... k"]:
+        """B d for every token."""
+        return self.output_side.projected(output_gradient, trailing_one=False)
+
     def projected_gradient(
         self, output_gradient: Float[Tensor, "n t o"], projected_activation: Float[Tensor, "n t k"]
     ) -> Float[Tensor, "n c"]:
         """(n, n_columns): sum over tokens of (B d_t) (A x_t)^T of each example, one matrix product an example."""
-        projected = self.output_side.projected(output_gradient, trailing_one=False)
+        projected = self.projected_output_gradient(output_gradient)
         rows = torch.bmm(projected.transpose(1, 2), projected_activation).flatten(1)
         return rows if self.sketch is None else self.sketch.sketched(rows)
 

@@ -1,9 +1,11 @@
 """Prefect task that makes the bases of a model's tracked layers."""
 
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 
+from storage.errors import InputError
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
@@ -11,7 +13,7 @@ from tasks.model.config import ModelConfig
 from tasks.model.layers import coverage
 from tasks.model.loading import load
 from tasks.progress import run_logger
-from tasks.projection.bases import layer_projection
+from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import layer_table, projection_matrices
 
@@ -21,21 +23,65 @@ ALGORITHM = 1
 
 
 @task(name="make-bases", task_run_name="make {projection.kind} bases")
-def make_bases(store: str, model: ModelConfig, projection: ProjectionConfig) -> StoreRef:
-    """The bases of every tracked layer, made once for the same layers and parameters."""
+def make_bases(
+    store: str, model: ModelConfig, projection: ProjectionConfig, covariances: StoreRef | None = None
+) -> StoreRef:
+    """The bases of every tracked layer, made once for the same layers and parameters.
+
+    Args:
+        store: root of the stores.
+        model: the checkpoint.
+        projection: kind, ranks and seed, or bases made earlier.
+        covariances: of the layers, for pca bases.
+
+    Raises:
+        InputError: bases made earlier do not belong to this model's layers.
+    """
     loaded = load(model)
-    run_logger().info(coverage(loaded.model, loaded.layers).sentence())
+    run_logger().warning(coverage(loaded.model, loaded.layers).sentence())
     shapes = [[layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias] for layer in loaded.layers]
-    settings = projection.model_dump(include={"kind"} if projection.kind == "identity" else None)
-    name = fingerprint({"bases": ALGORITHM, "projection": settings, "layers": shapes})
+    if projection.bases is not None:
+        return _earlier(Path(projection.bases), shapes)
+    settings = projection.model_dump(include={"kind"}) if projection.kind == "identity" else _settings(projection)
+    parts = {"bases": ALGORITHM, "projection": settings, "layers": shapes}
+    if covariances is not None:
+        parts["covariances"] = covariances.fingerprint
+    name = fingerprint(parts)
     root = StoreFolders(Path(store)).layers
+    ref = StoreRef(kind="layers", location=str(root / name), fingerprint=name)
     if LayerStore.exists(root, name):
-        run_logger().info("bases %s are there already", name)
-        return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
-    projections = [
-        layer_projection(layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias, projection)
-        for layer in loaded.layers
-    ]
+        run_logger().info("bases %s are there already", ref.location)
+        return ref
+    found = None
+    if covariances is not None:
+        fitted = LayerStore.open(covariances)
+        found = {
+            layer.name: (
+                fitted.matrix(layer.name, "input_covariance"),
+                fitted.matrix(layer.name, "output_covariance"),
+            )
+            for layer in loaded.layers
+        }
+    projections = projections_of(loaded.layers, projection, found)
+    run_logger().info("bases in %s", ref.location)
     matrices = [projection_matrices(entry) for entry in projections]
     attributes = {"kind": "bases", "projection": settings}
     return LayerStore.write(root, name, layer_table(projections), matrices, attributes)
+
+
+def _settings(projection: ProjectionConfig) -> dict[str, Any]:
+    unused = {"bases", "seed"} if projection.kind == "pca" else {"bases"}
+    return projection.model_dump(exclude=unused)
+
+
+def _earlier(folder: Path, shapes: list[list[Any]]) -> StoreRef:
+    """Bases made earlier, where they fit the layers."""
+    if not LayerStore.exists(folder.parent, folder.name):
+        raise InputError(f"--projection.bases {folder}: holds no finished bases")
+    found = LayerStore(folder)
+    if found.attributes.get("kind") != "bases":
+        raise InputError(f"--projection.bases {folder}: holds no bases, but another kind of matrices")
+    names = ("name", "n_inputs", "n_outputs", "has_bias")
+    if [[layer[name] for name in names] for layer in found.layers] != shapes:
+        raise InputError(f"--projection.bases {folder}: made for other layers than this model's")
+    return StoreRef(kind="layers", location=str(folder.absolute()), fingerprint=found.fingerprint)

@@ -2,12 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["Preconditioned", "document_sums", "self_influence", "window_scores"]
+__all__ = ["Preconditioned", "Whitening", "Whitenings", "document_sums", "self_influence", "window_scores"]
+
+
+@runtime_checkable
+class Whitening(Protocol):
+    """What self-influence needs of a layer's curvature (see tasks.curvature.precondition)."""
+
+    def whitened(self, gradients: np.ndarray) -> np.ndarray:
+        """(H + lambda I)^-1/2 g up to a rotation."""
+
+
+# Per layer its columns, and None where the curvature is the identity.
+Whitenings = Sequence[tuple[slice, Whitening | None]]
 
 
 @dataclass(frozen=True)
@@ -16,24 +28,24 @@ class Preconditioned:
 
     Args:
         queries: (n_queries, n_columns) float32, (H + lambda I)^-1 applied.
-        whitening: None for `dot`; else per layer (columns, V / sqrt(w + lambda)), with None for the identity.
+        whitening: of every layer; None for `dot`.
     """
 
     queries: np.ndarray
-    whitening: Sequence[tuple[slice, np.ndarray | None]] | None
+    whitening: Whitenings | None
 
 
-def self_influence(rows: Float[np.ndarray, "n c"], whitening: Sequence[tuple[slice, Any]]) -> Float[np.ndarray, " n"]:
+def self_influence(rows: Float[np.ndarray, "n c"], whitening: Whitenings) -> Float[np.ndarray, " n"]:
     """g^T (H + lambda I)^-1 g for each row, summed over layers; float32 products, float64 sums.
 
     Args:
         rows: (n, n_columns).
-        whitening: per layer its columns and V / sqrt(w + lambda), or None for the identity.
+        whitening: of every layer.
     """
     total = np.zeros(len(rows))
-    for columns, factor in whitening:
+    for columns, layer in whitening:
         block = rows[:, columns].astype(np.float32)
-        whitened = block if factor is None else block @ factor
+        whitened = block if layer is None else layer.whitened(block)
         total += np.einsum("nk,nk->n", whitened, whitened, dtype=np.float64)
     return total
 

@@ -21,10 +21,9 @@ from storage.ref import StoreRef, fingerprint
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore, ScoreWriter
 from tasks.curvature.config import DampingConfig
-from tasks.curvature.damping import damping
-from tasks.curvature.precondition import DampedInverse, eigendecomposition
+from tasks.curvature.precondition import Preconditioner, damped_inverse
 from tasks.progress import progress, run_logger
-from tasks.scoring.blocks import Preconditioned, self_influence, window_scores
+from tasks.scoring.blocks import Preconditioned, Whitenings, self_influence, window_scores
 from tasks.scoring.combination import Combination
 from tasks.scoring.config import ClusterConfig, ScoringConfig
 from tasks.scoring.plan import ShardWork, corpus_places, shard_works
@@ -114,18 +113,17 @@ def _players(corpus: CorpusStore) -> _Players:
     return _Players(rows, sources[rows], [str(name) for name in names], np.bincount(sources), n_tokens)
 
 
-def _inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, DampedInverse]:
+def _inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, Preconditioner]:
     """The damped inverse of each layer's curvature; empty without a curvature."""
     inverses = {}
     if curvature is not None:
         fitted = LayerStore.open(curvature)
         for layer in fitted.layers:
-            eigenvalues, eigenvectors = eigendecomposition(fitted.matrix(layer["name"], "fisher"))
+            name = layer["name"]
             try:
-                strength = damping(eigenvalues, config)
+                inverses[name] = damped_inverse({key: fitted.matrix(name, key) for key in fitted.names(name)}, config)
             except ValueError as error:
-                raise InputError(f"layer {layer['name']}: {error}; pass --curvature.damping.rule absolute") from None
-            inverses[layer["name"]] = DampedInverse(eigenvalues, eigenvectors, strength)
+                raise InputError(f"layer {name}: {error}; pass --curvature.damping.rule absolute") from None
     return inverses
 
 
@@ -135,19 +133,12 @@ def _layer_columns(layers: Sequence[dict[str, Any]]) -> list[tuple[str, slice]]:
     ]
 
 
-def _whitening(
-    layers: Sequence[dict[str, Any]], inverses: dict[str, DampedInverse]
-) -> list[tuple[slice, np.ndarray | None]]:
-    factors = []
-    for name, columns in _layer_columns(layers):
-        inverse = inverses.get(name)
-        scale = None if inverse is None else inverse.eigenvectors / np.sqrt(inverse.eigenvalues + inverse.damping)
-        factors.append((columns, None if scale is None else scale.astype(np.float32)))
-    return factors
+def _whitening(layers: Sequence[dict[str, Any]], inverses: dict[str, Preconditioner]) -> Whitenings:
+    return [(columns, inverses.get(name)) for name, columns in _layer_columns(layers)]
 
 
 def _preconditioned(
-    query_rows: np.ndarray, layers: Sequence[dict[str, Any]], inverses: dict[str, DampedInverse], kind: str
+    query_rows: np.ndarray, layers: Sequence[dict[str, Any]], inverses: dict[str, Preconditioner], kind: str
 ) -> Preconditioned:
     """(H + lambda I)^-1 applied to every query, and one row more: their sum, which stands for all queries."""
     rows = query_rows.astype(np.float64)
@@ -300,7 +291,7 @@ def _passages(
     corpus: CorpusStore,
     gradients: GradientStore,
     preconditioned: Preconditioned,
-    whitening: list[tuple[slice, np.ndarray | None]],
+    whitening: Whitenings,
     query_ids: list[str],
 ) -> list[dict[str, Any]]:
     """The best documents of each query (rank 1, 2, …) and the worst (rank -1, -2, …), with their telling window."""

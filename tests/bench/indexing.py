@@ -16,13 +16,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from storage.gradients import GradientStore
-from tasks.capture.hooks import GradientCapture
-from tasks.capture.losses import example_losses
-from tasks.capture.passes import gradient_rows
+from tasks.capture.gradients import GradientCapture
+from tasks.capture.losses import data_labels
+from tasks.capture.passes import backward_passes, gradient_rows
+from tasks.model.halves import halves
 from tasks.model.layers import tracked_layers
-from tasks.projection.bases import layer_projection
+from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import LayerProjection, layer_table
+from tasks.projection.logra import layer_table
 from tests.bench.machine import interleaved, ratio
 
 __all__ = ["BATCH", "HIDDEN", "LAYERS", "ROUNDS", "TOKENS", "Indexer", "batch_of", "frozen_pass", "model_of", "rows"]
@@ -62,8 +63,8 @@ def frozen_pass(model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...]) -> Non
 
     for layer in tracked_layers(model):
         handles.append(layer.module.register_forward_hook(start))
-    input_ids, mask, labels = batch
-    example_losses(model(input_ids=input_ids, attention_mask=mask).logits, labels).sum().backward()
+    for _ in backward_passes(*halves(model), *batch, data_labels):
+        pass
     for handle in handles:
         handle.remove()
 
@@ -72,14 +73,6 @@ def batch_of() -> tuple[torch.Tensor, ...]:
     """Random tokens, without padding."""
     input_ids = torch.randint(0, VOCABULARY, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
     return input_ids, torch.ones_like(input_ids), input_ids.clone()
-
-
-def projections_of(model: LlamaForCausalLM, config: ProjectionConfig) -> list[LayerProjection]:
-    """The projection of every tracked layer."""
-    return [
-        layer_projection(layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias, config)
-        for layer in tracked_layers(model)
-    ]
 
 
 class Indexer:
@@ -91,9 +84,9 @@ class Indexer:
     def __init__(
         self, model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...], config: ProjectionConfig, folder: Path
     ) -> None:
-        self.model, self.batch = model, batch
+        self.halves, self.batch = halves(model), batch
         self.modules = [layer.module for layer in tracked_layers(model)]
-        self.projections = projections_of(model, config)
+        self.projections = projections_of(tracked_layers(model), config)
         table = layer_table(self.projections)
         store = GradientStore.create(folder, f"{config.kind}-{config.rank}", table, "float16", {})
         names = np.asarray([b"%d" % row for row in range(MOST_CALLS * BATCH)], "S32")
@@ -103,7 +96,7 @@ class Indexer:
 
     def __call__(self) -> None:
         with GradientCapture(self.modules, self.projections) as capture:
-            rows, losses = gradient_rows(self.model, capture, *self.batch)
+            rows, losses = gradient_rows(*self.halves, capture, *self.batch)
         columns = {"n_tokens": np.full(BATCH, TOKENS), "loss": losses.cpu().numpy()}
         self.segment.write_shard(self.shard, rows.cpu().numpy().astype(np.float16), columns)
         self.shard += 1

@@ -3,7 +3,14 @@
 import numpy as np
 import torch
 
-__all__ = ["dense_gradients", "dense_scores", "layer_gradient", "negative_log_likelihood", "projected_dense"]
+__all__ = [
+    "dense_factors",
+    "dense_gradients",
+    "dense_scores",
+    "layer_gradient",
+    "negative_log_likelihood",
+    "projected_dense",
+]
 
 
 def negative_log_likelihood(model, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -76,3 +83,34 @@ def dense_scores(queries, examples, fisher, damping: float | None, ratio: float 
             q = np.linalg.solve(fisher[layer] + strength * np.eye(len(fisher[layer])), q.T).T
         total += q @ z.T
     return total
+
+
+def dense_factors(model, modules, examples) -> list[tuple[np.ndarray, np.ndarray]]:
+    """KFAC's (A, S) of each module: means over tokens of x x^T (with the trailing 1 of a bias) and of d d^T.
+
+    Each example runs by itself, without padding; activations and output gradients are read off the graph.
+    """
+    vectors = [([], []) for _ in modules]
+    for input_ids, labels in examples:
+        seen = {}
+
+        def keep(module, inputs, output, seen=seen):
+            output.requires_grad_(True).retain_grad()
+            seen[module] = (inputs[0].detach(), output)
+
+        handles = [module.register_forward_hook(keep) for module in modules]
+        negative_log_likelihood(model, input_ids, labels).backward()
+        for handle in handles:
+            handle.remove()
+        for (inputs, outputs), module in zip(vectors, modules, strict=True):
+            x, y = seen[module]
+            x = x.reshape(-1, x.shape[-1])
+            if module.bias is not None:
+                x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+            inputs.append(x.numpy())
+            outputs.append(y.grad.reshape(-1, y.shape[-1]).numpy())
+    means = []
+    for inputs, outputs in vectors:
+        x, d = np.concatenate(inputs), np.concatenate(outputs)
+        means.append((x.T @ x / len(x), d.T @ d / len(d)))
+    return means

@@ -3,76 +3,37 @@
 import numpy as np
 import pytest
 import torch
-import zarr
 from transformers import AutoModelForCausalLM
 
 from storage.corpus import CorpusStore
 from storage.errors import InputError, StoreIncompleteError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
+from storage.ref import StoreRef
 from storage.scores import ScoreStore
-from tasks.capture.losses import sampled_labels
+from tasks.capture.losses import drawn_labels
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.task import value_sources
-from tasks.corpus.batches import batches_by_length, corpus_batch
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.task import prepare_corpus, prepare_queries
 from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.curvature.task import fit_fisher
+from tasks.curvature.draws import label_uniforms
+from tasks.curvature.task import fit_matrices
 from tasks.gradients.config import GradientsConfig
-from tasks.gradients.task import index_gradients
 from tasks.model.config import ModelConfig
 from tasks.model.layers import tracked_layers
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import stored_projections
 from tasks.projection.task import make_bases
-from tasks.scoring.config import ClusterConfig, ScoringConfig
-from tasks.scoring.task import score_corpus
-from tests.reference.dense import dense_gradients, dense_scores, projected_dense
-
-PRECISE = GradientsConfig(dtype="float32", batch_tokens=96)
-MAX_LENGTH = 24
-
-
-class Pipeline:
-    """Runs the tasks' bodies one after another and keeps what they return."""
-
-    def __init__(self, store, checkpoint, corpus_file, queries_file, projection, curvature, gradients=PRECISE):
-        self.store, self.model = str(store), ModelConfig(name=str(checkpoint), exclude=projection.pop("exclude", []))
-        corpus_config = CorpusConfig(files=[str(corpus_file)], max_length=MAX_LENGTH)
-        self.curvature_config = curvature
-        self.corpus = prepare_corpus.fn(self.store, self.model, corpus_config)
-        self.queries = prepare_queries.fn(self.store, self.model, QueriesConfig(file=str(queries_file)))
-        self.bases = make_bases.fn(self.store, self.model, ProjectionConfig(**projection))
-        self.curvature = None
-        if curvature.kind != "none":
-            self.curvature = fit_fisher.fn(
-                self.store, self.model, self.corpus, self.bases, curvature, gradients.batch_tokens
-            )
-        self.gradients = self.indexed(self.corpus, gradients)
-        self.query_gradients = self.indexed(self.queries, PRECISE)
-
-    def indexed(self, corpus, gradients):
-        return index_gradients.fn(self.store, self.model, corpus, self.bases, gradients, "test")
-
-    def scores(self, workers=1, **scoring):
-        return score_corpus.fn(
-            self.store,
-            self.corpus,
-            self.gradients,
-            self.queries,
-            self.query_gradients,
-            self.curvature,
-            self.curvature_config.damping,
-            ScoringConfig(save_matrix=True, **scoring),
-            ClusterConfig(workers=workers),
-        )
-
-
-def matrix_by_id(scores, n_queries):
-    group = zarr.open_group(ScoreStore.open(scores).matrix_path, mode="r")
-    ids = group["document_id"][...].tolist()
-    return dict(zip(ids, group["scores"][...][:n_queries].T, strict=True))
+from tests.reference.dense import dense_factors, dense_gradients, dense_scores, projected_dense
+from tests.reference.pipeline import (
+    MAX_LENGTH,
+    Pipeline,
+    assert_same_scores,
+    document_scores,
+    matrix_by_id,
+    tokens_of,
+)
 
 
 def reference(pipeline, checkpoint):
@@ -88,35 +49,11 @@ def reference(pipeline, checkpoint):
             [projected_dense(g, p).flatten().numpy() for g, p in zip(item, projections, strict=True)] for item in found
         ]
 
-    def examples(store):
-        pairs = []
-        for window in range(store.n_examples):
-            ids = torch.from_numpy(store.tokens(window).astype(np.int64))
-            labels = ids.clone()
-            labels[: store.windows["n_masked"][window]] = -100
-            pairs.append((ids, labels))
-        return pairs
-
-    return model, gradients, examples
+    return model, gradients
 
 
 def mean_outer(items):
     return [np.mean([np.outer(item[layer], item[layer]) for item in items], axis=0) for layer in range(len(items[0]))]
-
-
-def document_scores(pipeline, window_scores):
-    corpus = CorpusStore.open(pipeline.corpus)
-    first, ids = corpus.first_windows, corpus.column("document_id").to_pylist()
-    return {name: window_scores[:, first[n] : first[n + 1]].sum(axis=1) for n, name in enumerate(ids)}
-
-
-def assert_same_scores(found, expected):
-    assert found.keys() == expected.keys()
-    names = sorted(expected)
-    f, e = np.stack([found[name] for name in names]), np.stack([expected[name] for name in names])
-    assert np.linalg.norm(e) > 0
-    assert np.linalg.norm(f - e) <= 1e-4 * np.linalg.norm(e)
-    assert np.abs(f - e).max() <= 1e-4 * np.abs(e).max()
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "neox"])
@@ -124,8 +61,8 @@ def assert_same_scores(found, expected):
 def test_scores_equal_the_dense_computation(tmp_path, checkpoints, corpus_file, queries_file, name, projection):
     curvature = CurvatureConfig(labels="empirical", damping=DampingConfig(rule="relative", value=0.1))
     pipeline = Pipeline(tmp_path, checkpoints[name], corpus_file, queries_file, dict(projection), curvature)
-    _, gradients, examples = reference(pipeline, checkpoints[name])
-    corpus, queries = (gradients(examples(CorpusStore.open(ref))) for ref in (pipeline.corpus, pipeline.queries))
+    _, gradients = reference(pipeline, checkpoints[name])
+    corpus, queries = (gradients(tokens_of(ref)) for ref in (pipeline.corpus, pipeline.queries))
     expected = dense_scores(queries, corpus, mean_outer(corpus), None, ratio=0.1)
     assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, expected))
 
@@ -133,34 +70,149 @@ def test_scores_equal_the_dense_computation(tmp_path, checkpoints, corpus_file, 
 def test_scores_with_sampled_labels_equal_the_dense_computation(tmp_path, checkpoints, corpus_file, queries_file):
     curvature = CurvatureConfig(labels="sampled", draws=3, damping=DampingConfig(rule="absolute", value=0.5))
     pipeline = Pipeline(tmp_path, checkpoints["llama"], corpus_file, queries_file, {"kind": "identity"}, curvature)
-    model, gradients, examples = reference(pipeline, checkpoints["llama"])
+    model, gradients = reference(pipeline, checkpoints["llama"])
     corpus_store = CorpusStore.open(pipeline.corpus)
-    # The same draws in the same batches: all windows, in the order of their contents.
-    order = np.lexsort((corpus_store.contents, corpus_store.column("n_tokens").to_numpy()))
-    first = corpus_store.first_windows
-    windows = np.concatenate([np.arange(first[document], first[document + 1]) for document in order])
-    generator = torch.Generator().manual_seed(curvature.seed)
+    # The same numbers, each example by itself.
     in_float32 = model.float()
     drawn_examples = []
-    for batch in batches_by_length(corpus_store.windows["n_tokens"][windows], PRECISE.batch_tokens):
-        ids, mask, labels = corpus_batch(corpus_store, windows[batch], torch.device("cpu"))
-        logits = in_float32(input_ids=ids, attention_mask=mask).logits
-        for drawn in sampled_labels(logits, labels, 3, generator):
-            lengths = mask.sum(dim=1)
-            drawn_examples += [(ids[r, : lengths[r]], drawn[r, : lengths[r]]) for r in range(len(ids))]
+    for window, (ids, labels) in enumerate(tokens_of(pipeline.corpus)):
+        document = corpus_store.windows["document"][window]
+        place = int(window - corpus_store.first_windows[document])
+        uniforms = label_uniforms([corpus_store.contents[document]], [place], [len(ids) - 1], 3, curvature.seed)
+        logits = in_float32(input_ids=ids[None]).logits[0, :-1]
+        drawn, _ = drawn_labels(torch.from_numpy(uniforms))(logits, slice(0, len(ids) - 1))
+        drawn_examples += [(ids, torch.cat([labels[:1], own])) for own in drawn]
     model.double()
     fisher = mean_outer(gradients(drawn_examples))
-    corpus, queries = (gradients(examples(CorpusStore.open(ref))) for ref in (pipeline.corpus, pipeline.queries))
+    corpus, queries = (gradients(tokens_of(ref)) for ref in (pipeline.corpus, pipeline.queries))
     expected = dense_scores(queries, corpus, fisher, 0.5)
     assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, expected))
+
+
+def kronecker_curvature(kind, pipeline, checkpoint, corpus):
+    """Per layer the dense matrix that KFAC or EK-FAC stands for, in the projected space, with empirical labels."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float64).eval().requires_grad_(False)
+    modules = [layer.module for layer in tracked_layers(model)]
+    projections = stored_projections(LayerStore.open(pipeline.bases))
+    matrices = []
+    factors = dense_factors(model, modules, tokens_of(pipeline.corpus))
+    for number, ((inputs, outputs), projection) in enumerate(zip(factors, projections, strict=True)):
+        a_basis = np.asarray(getattr(projection.input_side, "basis", np.eye(len(inputs))), np.float64)
+        s_basis = np.asarray(getattr(projection.output_side, "basis", np.eye(len(outputs))), np.float64)
+        a, s = a_basis @ inputs @ a_basis.T, s_basis @ outputs @ s_basis.T
+        if kind == "kfac":
+            matrices.append(np.kron(s, a))
+            continue
+        vectors = np.kron(np.linalg.eigh(s)[1], np.linalg.eigh(a)[1])
+        squares = np.mean([(vectors.T @ item[number]) ** 2 for item in corpus], axis=0)
+        matrices.append(vectors @ np.diag(squares) @ vectors.T)
+    return matrices
+
+
+@pytest.mark.parametrize("kind", ["kfac", "ekfac"])
+@pytest.mark.parametrize(
+    "projection", [{"kind": "identity"}, {"kind": "random", "rank": 5}, {"kind": "pca", "rank": 5}], ids=str
+)
+def test_scores_with_kronecker_factors_equal_the_dense_computation(
+    tmp_path, checkpoints, corpus_file, queries_file, kind, projection
+):
+    curvature = CurvatureConfig(kind=kind, labels="empirical", damping=DampingConfig(rule="relative", value=0.1))
+    checkpoint = checkpoints["llama with biases"]
+    pipeline = Pipeline(tmp_path, checkpoint, corpus_file, queries_file, dict(projection), curvature)
+    _, gradients = reference(pipeline, checkpoint)
+    corpus, queries = (gradients(tokens_of(ref)) for ref in (pipeline.corpus, pipeline.queries))
+    dense = kronecker_curvature(kind, pipeline, checkpoint, corpus)
+    expected = dense_scores(queries, corpus, dense, None, ratio=0.1)
+    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, expected))
+    own = np.sqrt(np.diag(dense_scores(corpus, corpus, dense, None, ratio=0.1)))
+    relative = pipeline.scores(kind="relative")
+    assert_same_scores(matrix_by_id(relative, 2), document_scores(pipeline, expected / own))
+
+
+def test_pca_bases_are_the_leading_eigenvectors(tmp_path, checkpoints, corpus_file, queries_file):
+    curvature = CurvatureConfig(kind="none", labels="empirical")
+    projection = {"kind": "pca", "rank": 5}
+    pipeline = Pipeline(tmp_path, checkpoints["gpt2"], corpus_file, queries_file, projection, curvature)
+    model = AutoModelForCausalLM.from_pretrained(checkpoints["gpt2"], dtype=torch.float64).eval().requires_grad_(False)
+    factors = dense_factors(model, [layer.module for layer in tracked_layers(model)], tokens_of(pipeline.corpus))
+    for entry, covariances in zip(stored_projections(LayerStore.open(pipeline.bases)), factors, strict=True):
+        for side, covariance in zip((entry.input_side, entry.output_side), covariances, strict=True):
+            basis = side.basis.numpy().astype(np.float64)
+            np.testing.assert_allclose(basis @ basis.T, np.eye(5), atol=1e-5)
+            kept = np.trace(basis @ covariance @ basis.T)
+            best = np.linalg.eigvalsh(covariance)[-5:].sum()
+            assert kept == pytest.approx(best, rel=1e-4)
+
+
+def test_a_killed_fit_goes_on_from_what_it_kept(tmp_path, checkpoints, corpus_file, queries_file, monkeypatch):
+    """Interrupted after three batches, with what it had kept: the same matrices, each batch computed once."""
+    from tasks.curvature import task as module
+
+    def fitted(store, kind, stop_after=None):
+        passes, real = [], module.backward_passes
+
+        def counted(*arguments):
+            if len(passes) == stop_after:
+                raise KeyboardInterrupt
+            passes.append(1)
+            return real(*arguments)
+
+        monkeypatch.setattr(module, "backward_passes", counted)
+        monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        curvature = CurvatureConfig(kind=kind, draws=2)
+        try:
+            pipeline = Pipeline(
+                store, checkpoints["llama"], corpus_file, queries_file, {"kind": "random", "rank": 3}, curvature
+            )
+        except KeyboardInterrupt:
+            return len(passes), None
+        finally:
+            monkeypatch.setattr(module, "backward_passes", real)
+        store = LayerStore.open(pipeline.curvature)
+        return len(passes), {
+            (layer["name"], key): store.matrix(layer["name"], key)
+            for layer in store.layers
+            for key in store.names(layer["name"])
+        }
+
+    for kind in ("fisher", "ekfac"):
+        n_passes, expected = fitted(tmp_path / f"{kind} whole", kind)
+        assert n_passes > 4
+        assert fitted(tmp_path / f"{kind} killed", kind, stop_after=3) == (3, None)
+        n_rest, found = fitted(tmp_path / f"{kind} killed", kind)
+        assert n_rest == n_passes - 3
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[key], expected[key]) for key in expected)
+        assert not list((tmp_path / f"{kind} killed" / "layers").glob(".partial*"))
+
+
+def test_earlier_bases_are_used_as_they_are(tmp_path, checkpoints, corpus_file, queries_file, small):
+    bases = StoreRef(**small.bases.model_dump()).location
+    again = make_bases.fn(str(tmp_path / "elsewhere"), small.model, ProjectionConfig(bases=bases))
+    assert again.fingerprint == small.bases.fingerprint
+    other = ModelConfig(name=str(checkpoints["gpt2"]))
+    with pytest.raises(InputError, match="made for other layers"):
+        make_bases.fn(small.store, other, ProjectionConfig(bases=bases))
+    with pytest.raises(InputError, match="no bases, but another kind"):
+        make_bases.fn(small.store, small.model, ProjectionConfig(bases=small.curvature.location))
+    with pytest.raises(InputError, match="holds no finished bases"):
+        make_bases.fn(small.store, small.model, ProjectionConfig(bases=str(tmp_path)))
+
+
+def test_exact_labels_and_factors_are_refused_where_they_are_not_defined(small):
+    with pytest.raises(InputError, match="which a classifier has and a language model does not"):
+        fit_matrices.fn(small.store, small.model, small.corpus, small.bases, None, CurvatureConfig(labels="exact"), 96)
+    sketched = make_bases.fn(small.store, small.model, ProjectionConfig(kind="factgrass", rank=3))
+    with pytest.raises(InputError, match="factgrass sketches together"):
+        fit_matrices.fn(small.store, small.model, small.corpus, sketched, None, CurvatureConfig(kind="ekfac"), 96)
 
 
 def test_relative_and_cosine_scores_equal_their_formulas(tmp_path, checkpoints, corpus_file, queries_file):
     curvature = CurvatureConfig(labels="empirical", damping=DampingConfig(rule="absolute", value=1.0))
     projection = {"kind": "random", "rank": 4}
     pipeline = Pipeline(tmp_path, checkpoints["llama"], corpus_file, queries_file, projection, curvature)
-    _, gradients, examples = reference(pipeline, checkpoints["llama"])
-    corpus, queries = (gradients(examples(CorpusStore.open(ref))) for ref in (pipeline.corpus, pipeline.queries))
+    _, gradients = reference(pipeline, checkpoints["llama"])
+    corpus, queries = (gradients(tokens_of(ref)) for ref in (pipeline.corpus, pipeline.queries))
     fisher = mean_outer(corpus)
     dot = dense_scores(queries, corpus, fisher, 1.0)
     own = np.sqrt(np.diag(dense_scores(corpus, corpus, fisher, 1.0)))
@@ -179,8 +231,8 @@ def test_without_curvature_scores_are_plain_inner_products(tmp_path, checkpoints
     pipeline = Pipeline(
         tmp_path, checkpoints["gpt2"], corpus_file, queries_file, {"kind": "identity"}, CurvatureConfig(kind="none")
     )
-    _, gradients, examples = reference(pipeline, checkpoints["gpt2"])
-    corpus, queries = (gradients(examples(CorpusStore.open(ref))) for ref in (pipeline.corpus, pipeline.queries))
+    _, gradients = reference(pipeline, checkpoints["gpt2"])
+    corpus, queries = (gradients(tokens_of(ref)) for ref in (pipeline.corpus, pipeline.queries))
     expected = dense_scores(queries, corpus, None, None)
     assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, expected))
 
@@ -254,9 +306,9 @@ def test_indexing_again_computes_nothing_and_new_documents_alone(small, corpus_f
 
     real = module.gradient_rows
 
-    def counting(model, capture, *batch):
+    def counting(body, head, capture, *batch):
         counted.append(len(batch[0]))
-        return real(model, capture, *batch)
+        return real(body, head, capture, *batch)
 
     monkeypatch.setattr(module, "gradient_rows", counting)
     before = GradientStore.open(small.gradients).rows_of(CorpusStore.open(small.corpus).contents)
@@ -315,7 +367,7 @@ def test_refusals_in_one_sentence(tmp_path, small, corpus_file):
         small.scores()
 
 
-def test_a_dense_fisher_too_large_is_refused(tmp_path, small, monkeypatch):
+def test_a_dense_fisher_too_large_is_refused(small, monkeypatch):
     monkeypatch.setattr("tasks.curvature.task.MOST_COLUMNS", 8)
     with pytest.raises(InputError, match="a dense Fisher holds at most 8"):
-        fit_fisher.fn(small.store, small.model, small.corpus, small.bases, CurvatureConfig(seed=1), 96)
+        fit_matrices.fn(small.store, small.model, small.corpus, small.bases, None, CurvatureConfig(seed=1), 96)

@@ -5,10 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.capture.hooks import CaptureError, GradientCapture
-from tasks.capture.losses import example_losses, sampled_labels
-from tasks.capture.passes import gradient_rows, sampled_gradient_rows
-from tasks.model.layers import tracked_layers
+from tasks.capture.gradients import GradientCapture
+from tasks.capture.hooks import CaptureError
+from tasks.capture.losses import data_labels, drawn_labels, every_class, example_losses, target_losses
+from tasks.capture.passes import backward_passes, gradient_rows
+from tasks.model.halves import halves
+from tasks.model.halves import whole as in_one_piece
+from tasks.model.layers import coverage, tracked_layers
 from tasks.projection.bases import layer_projection
 from tasks.projection.config import ProjectionConfig
 from tests.reference.checkpoints import ARCHITECTURES, CLASSIFIERS
@@ -47,10 +50,10 @@ def batch_of(lengths, vocabulary=250, masked=0):
     return examples, (input_ids, mask, labels)
 
 
-def captured(model, layers, rank, batch, dtype=torch.float64):
+def captured(model, layers, rank, batch, dtype=torch.float64, parts=None):
     modules = [layer.module for layer in layers]
     with GradientCapture(modules, projections(layers, rank, dtype), dtype) as capture:
-        return gradient_rows(model, capture, *batch)
+        return gradient_rows(*(parts or halves(model)), capture, *batch)
 
 
 @pytest.mark.parametrize("rank", [None, 1, 5, 16])
@@ -96,20 +99,54 @@ def test_classifiers_give_one_gradient_an_example(model_in_float64, name):
     examples, (input_ids, mask, _) = batch_of(LENGTHS)
     labels = torch.tensor([0, 2, 1])
     with GradientCapture([layer.module for layer in layers], projections(layers), torch.float64) as capture:
-        log_p = model(input_ids=input_ids, attention_mask=mask).logits.log_softmax(-1)
-        (-log_p[torch.arange(3), labels]).sum().backward()
-        rows = capture.rows()
+        rows, losses = gradient_rows(*in_one_piece(model), capture, input_ids, mask, labels)
+    expected = [class_gradient(model, layers, ids, label) for (ids, _), label in zip(examples, labels, strict=True)]
+    for row, found, (loss, gradient) in zip(rows, losses, expected, strict=True):
+        assert torch.linalg.vector_norm(row - gradient) <= 1e-9 * torch.linalg.vector_norm(gradient)
+        assert float(found) == pytest.approx(loss, rel=1e-9)
+
+
+def class_gradient(model, layers, ids, label):
     parameters = [p for layer in layers for p in (layer.module.weight, layer.module.bias)]
-    for row, (ids, _), label in zip(rows, examples, labels, strict=True):
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        loss = -model(input_ids=ids[None]).logits[0].log_softmax(-1)[label]
-        gradients = torch.autograd.grad(loss, parameters)
-        expected = [
-            torch.cat([w, b[:, None]], dim=1).flatten() for w, b in zip(gradients[::2], gradients[1::2], strict=True)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    loss = -model(input_ids=ids[None]).logits[0].log_softmax(-1)[label]
+    gradients = torch.autograd.grad(loss, parameters)
+    loss = loss.detach()
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    blocks = [torch.cat([w, b[:, None]], dim=1).flatten() for w, b in zip(gradients[::2], gradients[1::2], strict=True)]
+    return loss.item(), torch.cat(blocks)
+
+
+def test_every_class_with_its_probability_gives_the_exact_fisher(model_in_float64):
+    model = model_in_float64("bert classifier")
+    layers = tracked_layers(model)
+    examples, (input_ids, mask, _) = batch_of(LENGTHS)
+    labels = torch.zeros(3, dtype=torch.long)
+    with GradientCapture([layer.module for layer in layers], projections(layers), torch.float64) as capture:
+        rows = [
+            capture.rows()
+            for _ in backward_passes(*in_one_piece(model), input_ids, mask, labels, lambda _: every_class(3))
         ]
-        expected = torch.cat(expected)
-        assert torch.linalg.vector_norm(row - expected) <= 1e-9 * torch.linalg.vector_norm(expected)
+    assert len(rows) == 3
+    for number, (ids, _) in enumerate(examples):
+        probabilities = model(input_ids=ids[None]).logits[0].softmax(-1).tolist()
+        for label, probability in enumerate(probabilities):
+            _, gradient = class_gradient(model, layers, ids, label)
+            torch.testing.assert_close(rows[label][number], gradient * probability**0.5, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_body_and_head_make_the_models_logits(model_in_float64, name):
+    """Split in two wherever the architecture allows it: here everywhere but in BERT, whose head is a network."""
+    model = model_in_float64(name)
+    _, (input_ids, mask, _) = batch_of(LENGTHS)
+    body, head = halves(model)
+    states = body(input_ids, mask)
+    logits = model(input_ids=input_ids, attention_mask=mask).logits
+    torch.testing.assert_close(head(states)[mask.bool()], logits[mask.bool()], rtol=1e-6, atol=1e-6)
+    assert (states.shape[-1] == 16) == (name != "bert")
 
 
 def test_tokens_of_all_examples_in_one_dimension_are_told_apart():
@@ -207,10 +244,11 @@ def test_gradient_checkpointing_counts_nothing_twice(model_in_float64, reentrant
     layers = tracked_layers(model)
     _, batch = batch_of(LENGTHS)
     plain, _ = captured(model, layers, 4, batch)
+    parts = halves(model)
     model.train()  # checkpointing is active in training mode only; this model has no dropout
     model.enable_input_require_grads()
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
-    again, _ = captured(model, layers, 4, batch)
+    again, _ = captured(model, layers, 4, batch, parts=parts)
     torch.testing.assert_close(plain, again, rtol=1e-12, atol=1e-12)
 
 
@@ -265,32 +303,109 @@ def test_wrong_uses_are_told():
         capture.__enter__()
 
 
-def test_sampled_labels_follow_the_model_and_the_mask():
-    logits = torch.log(torch.tensor([0.1, 0.6, 0.3])).expand(2, 4, 3)
-    labels = torch.tensor([[0, 1, 2, -100], [-100, -100, 1, 1]])
-    drawn = sampled_labels(logits, labels, 4000, torch.Generator().manual_seed(0))
-    assert drawn.shape == (4000, 2, 4)
-    targets = labels.clone()
-    targets[:, 0] = -100  # the first token is never predicted
-    assert bool(((drawn == -100) == (targets == -100)).all())
-    values = drawn[:, targets != -100]
-    frequencies = torch.stack([(values == token).double().mean() for token in range(3)])
-    assert frequencies.tolist() == pytest.approx([0.1, 0.6, 0.3], abs=0.015)
+def test_drawn_labels_follow_the_model():
+    logits = torch.log(torch.tensor([0.1, 0.6, 0.3])).expand(2, 3)
+    uniforms = torch.rand(8000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn, weights = drawn_labels(uniforms)(logits, slice(0, 2))
+    assert drawn.shape == weights.shape == (8000, 2)
+    frequencies = torch.stack([(drawn == token).double().mean(dim=0) for token in range(3)])
+    for target in range(2):
+        assert frequencies[:, target].tolist() == pytest.approx([0.1, 0.6, 0.3], abs=0.015)
+    assert weights.sum(dim=0).tolist() == pytest.approx([1.0, 1.0], rel=1e-5)
+    edges, _ = drawn_labels(torch.tensor([[0.0], [1 - 1e-12]], dtype=torch.float64))(logits[:1], slice(0, 1))
+    assert edges.flatten().tolist() == [0, 2]
 
 
-def test_sampled_rows_are_gradients_under_the_drawn_labels(model_in_float64):
+def test_drawn_rows_are_gradients_under_the_drawn_labels(model_in_float64):
     model = model_in_float64("neox")
     layers = tracked_layers(model)
     examples, batch = batch_of(LENGTHS)
     modules = [layer.module for layer in layers]
+    n_targets = sum(length - 1 for length in LENGTHS)
+    uniforms = torch.rand(3, n_targets, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     with GradientCapture(modules, projections(layers), torch.float64) as capture:
-        rows = list(sampled_gradient_rows(model, capture, *batch, 3, torch.Generator().manual_seed(5)))
+        passes = backward_passes(*halves(model), *batch, lambda _: drawn_labels(uniforms))
+        rows = [capture.rows() for _ in passes]
     logits = model(input_ids=batch[0], attention_mask=batch[1]).logits
-    drawn = sampled_labels(logits, batch[2], 3, torch.Generator().manual_seed(5))
+    places = [(row, place) for row, length in enumerate(LENGTHS) for place in range(1, length)]
     assert len(rows) == 3
-    assert not torch.equal(drawn[0], drawn[1])
-    for labels, found in zip(drawn, rows, strict=True):
-        redrawn = [(ids, labels[row, : len(ids)]) for row, (ids, _) in enumerate(examples)]
+    for draw, found in enumerate(rows):
+        redrawn = [(ids, labels.clone()) for ids, labels in examples]
+        for (row, place), uniform in zip(places, uniforms[draw], strict=True):
+            upto = logits[row, place - 1].softmax(-1).cumsum(-1)
+            redrawn[row][1][place] = int((upto <= uniform).sum())
         dense = dense_gradients(model, modules, redrawn)
         expected = torch.stack([torch.cat([gradient.flatten() for gradient in item]) for item in dense])
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(found, expected / 3**0.5)
+
+
+@pytest.mark.parametrize("n_targets", [0, 1, 5])
+def test_losses_in_pieces_and_their_gradients(monkeypatch, n_targets):
+    monkeypatch.setattr("tasks.capture.losses.PIECE_TARGETS", 2)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(3, 7).double().requires_grad_(False)
+    hidden = torch.randn(n_targets, 3, dtype=torch.float64, requires_grad=True)
+    targets, outer = torch.arange(n_targets) % 7, torch.randn(n_targets, dtype=torch.float64)
+    (losses,) = target_losses(hidden, head, data_labels(targets))
+    (losses * outer).sum().backward()
+    found, hidden.grad = hidden.grad, None
+    expected = -head(hidden).log_softmax(-1)[torch.arange(n_targets), targets]
+    (expected * outer).sum().backward()
+    torch.testing.assert_close(losses.double(), expected)
+    torch.testing.assert_close(found, hidden.grad)
+
+
+def test_two_modules_of_one_weight_are_one_layer_whose_gradient_is_the_sum():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 3)).double()
+    model[2].weight, model[2].bias = model[0].weight, model[0].bias
+    (layer,) = tracked_layers(model)
+    assert (layer.name, len(layer.modules)) == ("0", 2)
+    x = torch.randn(2, 4, 3, dtype=torch.float64)
+    with GradientCapture([layer.modules], [whole("0", 4, 3, True)], torch.float64) as capture:
+        (model(x) ** 2).sum().backward()
+        rows = capture.rows()
+    for example in range(2):
+        model.zero_grad()
+        (model(x[example]) ** 2).sum().backward()
+        expected = torch.cat([model[0].weight.grad, model[0].bias.grad[:, None]], dim=1).flatten()
+        torch.testing.assert_close(rows[example], expected)
+
+
+class QuantisedLinear(torch.nn.Module):
+    """A linear layer of eight-bit integers and a scale, as quantisation libraries keep them; no nn.Linear."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        scale = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("qweight", (linear.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.qweight.to(x.dtype) * self.scale, self.bias)
+
+
+def test_quantised_layers_are_tracked_like_the_weights_they_stand_for(model_in_float64):
+    model = model_in_float64("llama with biases")
+    dense_layers = tracked_layers(model)
+    for layer in dense_layers:
+        parent, _, child = layer.name.rpartition(".")
+        setattr(model.get_submodule(parent), child, QuantisedLinear(layer.module))
+    layers = tracked_layers(model)
+    assert [layer.name for layer in layers] == [layer.name for layer in dense_layers]
+    examples, batch = batch_of(LENGTHS)
+    rows, _ = captured(model, layers, None, batch)
+    for layer in layers:
+        parent, _, child = layer.name.rpartition(".")
+        linear = torch.nn.Linear(layer.n_inputs - 1, layer.n_outputs).double()
+        with torch.no_grad():
+            linear.weight.copy_(layer.module.qweight * layer.module.scale)
+            linear.bias.copy_(layer.module.bias)
+        setattr(model.get_submodule(parent), child, linear)
+    modules = [layer.module for layer in tracked_layers(model)]
+    dense = dense_gradients(model, modules, examples)
+    expected = torch.stack([torch.cat([gradient.flatten() for gradient in item]) for item in dense])
+    torch.testing.assert_close(rows, expected)
+    assert coverage(model, layers).n_tracked == sum(layer.n_inputs * layer.n_outputs for layer in layers)

@@ -9,25 +9,19 @@ from hypothesis.extra.numpy import arrays
 
 from tasks.curvature.config import DampingConfig
 from tasks.curvature.damping import damping
-from tasks.curvature.fisher import FisherSum
-from tasks.curvature.precondition import DampedInverse, eigendecomposition
+from tasks.curvature.precondition import DampedInverse, KroneckerInverse, damped_inverse, eigendecomposition
+from tasks.curvature.sums import EigenvalueSum, FisherSum
 
 LAYERS = [{"first_column": 0, "n_columns": 3}, {"first_column": 3, "n_columns": 2}]
 
 
-def test_fisher_is_the_mean_over_examples_however_they_come():
+def test_fisher_is_the_sum_over_examples_however_they_come():
     rows = torch.randn(11, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     fisher = FisherSum(LAYERS)
     for part in (rows[:4], rows[4:4], rows[4:5], rows[5:]):
         fisher.add(part)
-    first, second = fisher.mean()
-    np.testing.assert_allclose(first, np.mean([np.outer(row[:3], row[:3]) for row in rows.numpy()], axis=0))
-    np.testing.assert_allclose(second, np.mean([np.outer(row[3:], row[3:]) for row in rows.numpy()], axis=0))
-
-
-def test_fisher_of_no_example_is_refused():
-    with pytest.raises(ValueError, match="no example"):
-        FisherSum(LAYERS).mean()
+    for number, block in enumerate((rows[:, :3].numpy(), rows[:, 3:].numpy())):
+        np.testing.assert_allclose(fisher.sums[str(number)], sum(np.outer(row, row) for row in block))
 
 
 def test_relative_damping_ignores_null_directions():
@@ -60,3 +54,44 @@ def test_damped_inverse_is_the_dense_solve(k, n, strength, data):
     np.testing.assert_allclose(inverse.applied(gradients), expected, rtol=1e-6, atol=1e-9)
     norms = (inverse.whitened(gradients) ** 2).sum(axis=1)
     np.testing.assert_allclose(norms, np.einsum("nk,nk->n", gradients, expected), rtol=1e-6, atol=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 3), st.floats(1e-2, 10.0), st.integers(0, 100))
+def test_the_kronecker_inverse_is_the_dense_solve(k_out, k_in, n, strength, seed):
+    generator = np.random.default_rng(seed)
+    outputs = np.linalg.qr(generator.standard_normal((k_out, k_out)))[0]
+    inputs = np.linalg.qr(generator.standard_normal((k_in, k_in)))[0]
+    eigenvalues = generator.random((k_out, k_in))
+    gradients = generator.standard_normal((n, k_out * k_in))
+    inverse = KroneckerInverse(eigenvalues, outputs, inputs, strength)
+    vectors = np.kron(outputs, inputs)
+    dense = vectors @ np.diag(eigenvalues.ravel()) @ vectors.T + strength * np.eye(k_out * k_in)
+    expected = np.linalg.solve(dense, gradients.T).T
+    np.testing.assert_allclose(inverse.applied(gradients), expected, rtol=1e-8, atol=1e-10)
+    norms = (inverse.whitened(gradients) ** 2).sum(axis=1)
+    np.testing.assert_allclose(norms, np.einsum("nk,nk->n", gradients, expected), rtol=1e-4, atol=1e-5)
+
+
+def test_relative_damping_of_kronecker_eigenvalues_is_that_of_all_of_them():
+    matrices = {
+        "eigenvalues": np.array([[4.0, 2.0], [1e-9, 0.0]]),
+        "input_eigenvectors": np.eye(2),
+        "output_eigenvectors": np.eye(2),
+    }
+    assert damped_inverse(matrices, DampingConfig(value=0.1)).damping == pytest.approx(0.3)
+
+
+def test_corrected_eigenvalues_are_the_sum_of_squares_in_the_basis():
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((7, 9))
+    layers = [{"first_column": 0, "k_out": 2, "k_in": 3}, {"first_column": 6, "k_out": 1, "k_in": 3}]
+    inputs = [np.linalg.qr(generator.standard_normal((3, 3)))[0] for _ in layers]
+    outputs = [np.linalg.qr(generator.standard_normal((layer["k_out"],) * 2))[0] for layer in layers]
+    found = EigenvalueSum(layers, inputs, outputs)
+    for part in (rows[:3], rows[3:3], rows[3:]):
+        found.add(torch.from_numpy(part))
+    for number, (layer, q_a, q_s) in enumerate(zip(layers, inputs, outputs, strict=True)):
+        first, shape = layer["first_column"], (layer["k_out"], layer["k_in"])
+        blocks = [row[first : first + shape[0] * shape[1]].reshape(shape) for row in rows]
+        np.testing.assert_allclose(found.sums[str(number)], sum((q_s.T @ block @ q_a) ** 2 for block in blocks))

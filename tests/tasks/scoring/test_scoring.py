@@ -25,7 +25,12 @@ def test_window_scores_are_inner_products():
 def test_relative_scores_divide_by_the_root_of_the_self_influence():
     rows, queries, factor = draw(4, 5), draw(2, 5).astype(np.float32), draw(3, 3, seed=1).astype(np.float32)
     rows[2] = 0
-    whitening = [(slice(0, 3), factor), (slice(3, 5), None)]
+
+    class Factor:
+        def whitened(self, gradients):
+            return gradients @ factor
+
+    whitening = [(slice(0, 3), Factor()), (slice(3, 5), None)]
     self_values = ((rows[:, :3] @ factor) ** 2).sum(axis=1) + (rows[:, 3:] ** 2).sum(axis=1)
     np.testing.assert_allclose(self_influence(rows, whitening), self_values, rtol=1e-5)
     found = window_scores(rows, Preconditioned(queries, whitening))

@@ -1,0 +1,244 @@
+"""Gradients from anyone's training loop: a context manager around `loss.backward()`, and a callback of the Trainer.
+
+Neither needs a change to the model's code, a server or a corpus file. What they leave is a gradient store like others.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from storage.errors import InputError
+from storage.gradients import GradientStore
+from storage.layers import LayerStore
+from storage.locations import check_writable
+from storage.ref import fingerprint
+from storage.schema import rows_per_shard
+from tasks.capture.gradients import GradientCapture
+from tasks.capture.passes import backward_losses
+from tasks.corpus.batches import n_targets
+from tasks.gradients.config import GradientsConfig
+from tasks.model.halves import halves, whole
+from tasks.model.layers import tracked_layers
+from tasks.model.loading import model_fingerprint
+from tasks.projection.bases import projections_of
+from tasks.projection.config import ProjectionConfig
+from tasks.projection.logra import layer_table, stored_projections
+
+__all__ = ["IndexCallback", "Indexing"]
+
+
+class Indexing:
+    """Context manager that stores the projected gradient of every example that is back-propagated inside.
+
+        with Indexing(model, "gradients") as index:
+            for batch in loader:
+                loss = model(**batch).loss
+                loss.backward()
+                index.add(ids_of(batch), mean_over=batch["labels"])
+        rows = index.rows(ids)
+
+    Weights may be trained meanwhile or frozen; a model under `torch.compile` is compiled anew inside.
+
+    Args:
+        model: any module with linear layers.
+        store: folder of gradient stores; this one is named after the model's weights on entering, and the projection.
+        projection: of the gradients; pca needs `bases` made earlier.
+        include, exclude: patterns of names of layers (see tasks.model.layers).
+        dtype: of the stored rows, float16 or float32.
+
+    Raises:
+        InputError: the store cannot be written, no layer is left, or a gradient does not fit the data type.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        store: str | Path,
+        projection: ProjectionConfig | None = None,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        dtype: str = "float16",
+    ) -> None:
+        config = projection or ProjectionConfig()
+        self._dtype = GradientsConfig.model_validate({"dtype": dtype}).dtype
+        layers = tracked_layers(model, include, exclude)
+        if config.bases is not None:
+            projections = stored_projections(LayerStore(Path(config.bases)))
+        elif config.kind == "pca":
+            raise InputError(
+                "pca bases are fitted on a corpus: run `dataworth fit`, then pass ProjectionConfig(bases=…)"
+            )
+        else:
+            projections = projections_of(layers, config)
+        parameter = next(model.parameters())
+        projections = [entry.to(parameter.device, parameter.dtype) for entry in projections]
+        root = Path(store).absolute()
+        check_writable(root, "store")
+        parts = {
+            "model": model_fingerprint(model),
+            "projection": config.model_dump(),
+            "layers": [layer.name for layer in layers],
+            "dtype": dtype,
+        }
+        table = layer_table(projections)
+        self.store = GradientStore.create(root, fingerprint(parts), table, self._dtype, parts)
+        self._capture = GradientCapture([layer.modules for layer in layers], projections)
+        self._writer = self.store.writer()
+        self._shard_rows = rows_per_shard(self.store.n_columns, self.store.dtype.itemsize)
+        self._waiting: dict[bytes, tuple[np.ndarray, int, float]] = {}
+
+    def __enter__(self) -> Self:
+        self._writer.__enter__()
+        torch.compiler.reset()
+        self._capture.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._capture.__exit__(kind, error, trace)
+        try:
+            self._write()  # whole rows, also where the loop was interrupted
+        finally:
+            self._writer.__exit__(kind, error, trace)
+
+    def add(
+        self,
+        ids: Sequence[str],
+        *,
+        mean_over: Tensor | int | None = None,
+        losses: Tensor | None = None,
+        n_tokens: Tensor | None = None,
+    ) -> None:
+        """Take the gradients of the batch that was back-propagated just now.
+
+        Args:
+            ids: one an example, in the batch's order; an id that is stored already is not stored again.
+            mean_over: what the loss is the mean of: the batch's labels, whose targets are counted, or a number; None
+                for a loss that is the sum over the examples.
+            losses: (n_examples,) nats, kept beside the rows where given.
+            n_tokens: (n_examples,) kept beside the rows where given.
+
+        Raises:
+            CaptureError: nothing was back-propagated.
+            ValueError: not one id an example.
+        """
+        rows = self._capture.rows()
+        if len(ids) != len(rows):
+            raise ValueError(f"{len(rows)} examples were back-propagated, got {len(ids)} ids")
+        if isinstance(mean_over, Tensor):
+            mean_over = int(n_targets(mean_over).sum())
+        with np.errstate(over="ignore"):
+            stored = (rows if mean_over is None else rows * mean_over).cpu().numpy().astype(self._dtype)
+        if not np.isfinite(stored).all():
+            bad = ids[int(np.argmin(np.isfinite(stored).all(axis=1)))]
+            raise InputError(f"the gradient of {bad!r} is not finite, or does not fit {self._dtype}: use float32")
+        lengths = np.zeros(len(ids), int) if n_tokens is None else n_tokens.cpu().numpy()
+        nats = np.full(len(ids), np.nan) if losses is None else losses.cpu().numpy()
+        for name, row, length, loss in zip(ids, stored, lengths, nats, strict=True):
+            self._waiting[_content(name)] = (row, int(length), float(loss))
+        while len(self._waiting) >= self._shard_rows:
+            self._write(self._shard_rows)
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray:
+        """(n_ids, n_columns) float32 stored gradients, in the order of the ids.
+
+        Raises:
+            StoreIncompleteError: one of them is not stored.
+        """
+        contents = np.asarray([_content(name) for name in ids], "S32")
+        return np.concatenate(self.store.rows_of(contents)).astype(np.float32)
+
+    def _write(self, most: int | None = None) -> None:
+        """Write waiting rows, the oldest first, as a segment of one shard or a few."""
+        chosen = list(self._waiting)[:most]
+        rows = [self._waiting.pop(content) for content in chosen]
+        known = np.isin(np.asarray(chosen, "S32"), self.store.stored())
+        kept = [row for row, is_known in zip(rows, known, strict=True) if not is_known]
+        contents = np.asarray(chosen, "S32")[~known]
+        if not kept:
+            return
+        for segment in self.store.plan(contents, np.ones(len(contents), np.int64)):
+            order = [int(np.flatnonzero(contents == content)[0]) for content in segment.contents]
+            for shard in segment.open_shards():
+                part = [kept[number] for number in order[segment.rows(shard)]]
+                gradients, n_tokens, losses = zip(*part, strict=True)
+                columns = {"n_tokens": np.asarray(n_tokens), "loss": np.asarray(losses)}
+                segment.write_shard(shard, np.stack(gradients), columns)
+
+
+def _content(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+class IndexCallback(TrainerCallback):
+    """A callback of transformers.Trainer that indexes the evaluation set whenever the Trainer evaluates.
+
+        index = IndexCallback("gradients")
+        trainer = Trainer(model=model, args=args, eval_dataset=data, callbacks=[index])
+        trainer.evaluate()
+        rows = index.stores[-1].rows(["0", "1"])
+
+    The gradients get a pass of their own after the evaluation, with the weights frozen meanwhile; the id of an example
+    is its number in the evaluation set. Each evaluation has its own store, named after the weights it saw.
+
+    Args:
+        store: folder of gradient stores.
+        projection, include, exclude, dtype: as in Indexing.
+    """
+
+    def __init__(
+        self,
+        store: str | Path,
+        projection: ProjectionConfig | None = None,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        dtype: str = "float16",
+    ) -> None:
+        self._store, self._projection = store, projection
+        self._settings: dict[str, Any] = {"include": include, "exclude": exclude, "dtype": dtype}
+        self.stores: list[Indexing] = []
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Index what was just evaluated."""
+        model, batches = given["model"], given["eval_dataloader"]
+        device = next(model.parameters()).device
+        first = 0
+        with _frozen(model), Indexing(model, self._store, self._projection, **self._settings) as index:
+            split = whole(model) if "ForSequenceClassification" in type(model).__name__ else halves(model)
+            for batch in batches:
+                input_ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
+                mask = batch.get("attention_mask", torch.ones_like(input_ids)).to(device)
+                ids = [str(number) for number in range(first, first + len(input_ids))]
+                with torch.enable_grad():
+                    losses = backward_losses(*split, input_ids, mask, labels)
+                index.add(ids, losses=losses, n_tokens=mask.sum(dim=1))
+                first += len(input_ids)
+        self.stores.append(index)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients of weights, both as they were afterwards."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,91 @@
+"""The two covariances of a layer that KFAC is made of, summed while back-propagating.
+
+A = mean over tokens of x x^T, S = mean over tokens of d d^T, with the loss a sum over tokens.
+Source: Martens & Grosse 2015 (arXiv 1503.05671); for sequence models Grosse et al. 2023 (arXiv 2308.03296).
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from tasks.capture.hooks import LayerCapture
+
+__all__ = ["FactorCapture", "Sides"]
+
+
+@runtime_checkable
+class Sides(Protocol):
+    """What capture of factors needs of a layer's projection (see tasks.projection.logra)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def k_in(self) -> int: ...
+
+    @property
+    def k_out(self) -> int: ...
+
+    def projected_activation(self, activation: Tensor) -> Tensor: ...
+
+    def projected_output_gradient(self, output_gradient: Tensor) -> Tensor: ...
+
+
+class FactorCapture(LayerCapture):
+    """Running sums over tokens of x x^T and d d^T of each layer, both in the projected space, in float64.
+
+    Padding is no token: `tokens` is set to each batch's attention mask before its forward pass. A backward pass under
+    each of m label draws must carry a loss scaled by sqrt(1 / m), so that S is their mean.
+
+    Args:
+        modules: the layers (see LayerCapture).
+        projections: one a layer; identity sides give the whole covariances.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module | tuple[nn.Module, ...]], projections: Sequence[Sides]) -> None:
+        super().__init__(modules, [projection.name for projection in projections])
+        self._projections = list(projections)
+        self.tokens: Tensor | None = None
+        self.sums: dict[str, Tensor] = {"n_tokens": torch.zeros(len(projections), dtype=torch.float64)}
+        for number, entry in enumerate(projections):
+            self.sums[f"input {number}"] = torch.zeros(entry.k_in, entry.k_in, dtype=torch.float64)
+            self.sums[f"output {number}"] = torch.zeros(entry.k_out, entry.k_out, dtype=torch.float64)
+
+    def _kept(self, number: int, activation: Tensor) -> Tensor:
+        n_examples, n_tokens = activation.shape[:2]
+        projected = self._projections[number].projected_activation(activation).flatten(0, 1)
+        counted: float = n_examples * n_tokens
+        if self.tokens is not None and self.tokens.shape == (n_examples, n_tokens):
+            projected = projected * self.tokens.reshape(-1, 1).to(projected.dtype)
+            counted = float(self.tokens.sum())
+        self.sums[f"input {number}"] = _added(self.sums[f"input {number}"], projected)
+        self.sums["n_tokens"][number] += counted
+        return activation.new_empty(0)
+
+    def _arrived(self, number: int, kept: Tensor, output_gradient: Tensor) -> None:
+        flat = output_gradient.reshape(-1, output_gradient.shape[-1])
+        projected = self._projections[number].projected_output_gradient(flat)
+        self.sums[f"output {number}"] = _added(self.sums[f"output {number}"], projected)
+
+    def covariances(self, sums: dict[str, Tensor] | None = None) -> list[tuple[Tensor, Tensor]]:
+        """(A, S) of each layer, float64: means over tokens of the sums, its own or those of several captures added up.
+
+        Raises:
+            ValueError: no token was seen.
+        """
+        total = self.sums if sums is None else sums
+        counts = total["n_tokens"]
+        if not bool((counts > 0).all()):
+            raise ValueError("the covariances of no token are not defined")
+        return [
+            (total[f"input {number}"] / float(count), total[f"output {number}"] / float(count))
+            for number, count in enumerate(counts)
+        ]
+
+
+def _added(total: Tensor, vectors: Tensor) -> Tensor:
+    """total + sum over rows v of v v^T; products in float32 at least, the sum in float64 on the vectors' device."""
+    precise = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    return total.to(precise.device).add_(torch.mm(precise.T, precise))

@@ -1,0 +1,101 @@
+"""Per-example projected gradients of linear layers, caught around any `loss.backward()`.
+
+The forward pass keeps projected activations (tokens x k, not tokens x d); the backward pass turns output gradients into
+projected gradients as they pass.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from tasks.capture.hooks import CaptureError, LayerCapture
+
+__all__ = ["GradientCapture", "Projection"]
+
+
+@runtime_checkable
+class Projection(Protocol):
+    """What capture needs of a layer's projection (see tasks.projection.logra)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def n_columns(self) -> int: ...
+
+    def projected_activation(self, activation: Tensor) -> Tensor: ...
+
+    def projected_gradient(self, output_gradient: Tensor, projected_activation: Tensor) -> Tensor: ...
+
+
+class GradientCapture(LayerCapture):
+    """Context manager that fills one row of projected gradients an example.
+
+    The loss that is back-propagated must be a SUM over examples, so that each row is its own example's gradient. A
+    layer called several times contributes the sum of its calls. Gradients add up until `rows()` takes them.
+
+    Args:
+        modules: the layers (see LayerCapture).
+        projections: one a layer, in the same order; they own consecutive columns of a row.
+        dtype: of the rows.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module | tuple[nn.Module, ...]],
+        projections: Sequence[Projection],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(modules, [projection.name for projection in projections])
+        self._projections = list(projections)
+        if len(self._projections) != len(self._modules):
+            raise ValueError(f"{len(self._modules)} layers need as many projections, got {len(self._projections)}")
+        sizes = [projection.n_columns for projection in projections]
+        self._columns = [slice(sum(sizes[:number]), sum(sizes[: number + 1])) for number in range(len(sizes))]
+        self._n_columns = sum(sizes)
+        self._dtype = dtype
+        self._rows: Tensor | None = None
+        self._reached: set[int] = set()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._rows = None
+        self._reached.clear()
+
+    def _kept(self, number: int, activation: Tensor) -> Tensor:
+        return self._projections[number].projected_activation(activation)
+
+    def _arrived(self, number: int, kept: Tensor, output_gradient: Tensor) -> None:
+        by_example = output_gradient.reshape(*kept.shape[:2], output_gradient.shape[-1])
+        block = self._projections[number].projected_gradient(by_example, kept)
+        if self._rows is None:
+            self._rows = torch.zeros(len(block), self._n_columns, dtype=self._dtype, device=block.device)
+        target = self._rows[:, self._columns[number]]
+        if number in self._reached:
+            target.add_(block)
+        else:
+            target.copy_(block)
+            self._reached.add(number)
+
+    def rows(self) -> Tensor:
+        """(n_examples, n_columns) gradients since the last call, which are then forgotten.
+
+        Raises:
+            CaptureError: nothing was back-propagated, or a layer had no part in the loss.
+        """
+        if self._rows is None:
+            raise CaptureError(
+                "no gradient arrived: call loss.backward() inside the capture first (and torch.compiler.reset() before "
+                "it, if the model was compiled outside)"
+            )
+        if len(self._reached) < len(self._names):
+            idle = next(number for number in range(len(self._names)) if number not in self._reached)
+            raise CaptureError(f"layer {self._names[idle]} has no part in the loss: exclude it with --model.exclude")
+        rows, self._rows, self._shape = self._rows, None, None
+        self._reached.clear()
+        return rows

@@ -1,0 +1,1 @@
+"""The tests, the dense references and the benches."""
