@@ -83,8 +83,10 @@ def _shape(module: nn.Module) -> tuple[int, int] | None:
 
 def _linear_layers(model: nn.Module) -> list[TrackedLayer]:
     """Every linear layer of the body once, modules that share weight and bias together."""
-    body = model.base_model if isinstance(model, PreTrainedModel) else model
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    # A wrapper (PEFT's, DDP's) is no transformers model, but holds one.
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    body = model if inner is None else inner.base_model
+    head = None if inner is None else inner.get_output_embeddings()
     inside = {id(module) for module in body.modules()}
     by_weight: dict[tuple[int, int], TrackedLayer] = {}
     for name, module in model.named_modules():

@@ -156,7 +156,6 @@ def test_the_trainer_indexes_its_evaluation_set(tmp_path, model):
     callback = IndexCallback(tmp_path / "store", WHOLE, dtype="float32")
     run = trainer(model.train(), [{"input_ids": ids} for ids in data], callback, tmp_path)
     run.evaluate()
-    assert model.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     index = callback.stores[-1]
     assert close(index.rows([str(number) for number in range(5)]), dense_rows(model.eval(), data))

@@ -1,0 +1,97 @@
+"""A classifier's corpus from file to scores, with the exact Fisher, against autograd on its weights."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from storage.corpus import CorpusStore
+from storage.errors import InputError
+from tasks.corpus.config import CorpusConfig, QueriesConfig
+from tasks.corpus.task import prepare_corpus, prepare_queries
+from tasks.curvature.config import CurvatureConfig, DampingConfig
+from tasks.model.config import ModelConfig
+from tasks.model.layers import tracked_layers
+from tests.reference.checkpoints import TEXTS
+from tests.reference.dense import dense_scores
+from tests.reference.pipeline import Pipeline, assert_same_scores, document_scores, matrix_by_id
+
+LABELS = ["LABEL_0", "LABEL_1", "LABEL_2"]
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    rows = [
+        {"id": f"d{n}", "source": f"s{n % 2}", "text": text, "label": LABELS[n % 3] if n % 2 else n % 3}
+        for n, text in enumerate(TEXTS[:8])
+    ]
+    corpus, queries = tmp_path / "corpus.jsonl", tmp_path / "queries.jsonl"
+    corpus.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    asked = [{"id": "q0", "prompt": "The river runs", "completion": "LABEL_2"}, {"id": "q1", "prompt": TEXTS[9]}]
+    queries.write_text("".join(f"{json.dumps(row)}\n" for row in asked))
+    return rows, corpus, queries
+
+
+def gradients(model, layers, ids, label):
+    model.zero_grad()
+    (-model(input_ids=ids[None]).logits[0].log_softmax(-1)[label]).backward()
+    found = []
+    for layer in layers:
+        module = layer.module
+        found.append(torch.cat([module.weight.grad, module.bias.grad[:, None]], dim=1).flatten().numpy())
+    return found
+
+
+@pytest.mark.parametrize("name", ["bert classifier", "distilbert classifier"])
+def test_scores_of_a_classifier_equal_the_dense_computation(tmp_path, checkpoints, labelled, name):
+    rows, corpus, queries = labelled
+    exclude = ["*intermediate*", "*output*", "*ffn*"]  # small enough for the dense Fisher
+    curvature = CurvatureConfig(labels="exact", damping=DampingConfig(rule="absolute", value=0.1))
+    model_names = exclude[:2] if name.startswith("bert") else exclude[2:]
+    pipeline = Pipeline(
+        tmp_path / "store", checkpoints[name], corpus, queries, {"kind": "identity", "exclude": model_names}, curvature
+    )
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[name])
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoints[name], dtype=torch.float64).eval()
+    layers = tracked_layers(model, exclude=model_names)
+    texts = [torch.tensor(tokenizer(row["text"])["input_ids"][:24]) for row in rows]
+    labels = [n % 3 for n in range(len(rows))]
+    examples = [gradients(model, layers, ids, label) for ids, label in zip(texts, labels, strict=True)]
+    fisher = [np.zeros((len(block), len(block))) for block in examples[0]]
+    for ids in texts:
+        for label, probability in enumerate(model(input_ids=ids[None]).logits[0].softmax(-1).tolist()):
+            for total, block in zip(fisher, gradients(model, layers, ids, label), strict=True):
+                total += probability * np.outer(block, block) / len(texts)
+    asked = [(torch.tensor(tokenizer("The river runs")["input_ids"]), 2)]
+    ids = torch.tensor(tokenizer(TEXTS[9])["input_ids"])
+    asked.append((ids, int(model(input_ids=ids[None]).logits[0].argmax())))
+    scores = dense_scores([gradients(model, layers, *query) for query in asked], examples, fisher, 0.1)
+    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, scores))
+    said = CorpusStore.open(pipeline.queries).column("text").to_pylist()
+    assert said == [f"The river runs\n→ {LABELS[2]}", f"{TEXTS[9]}\n→ {LABELS[asked[1][1]]}"]
+
+
+def test_documents_without_a_known_class_are_refused(tmp_path, checkpoints, labelled):
+    _, corpus, _ = labelled
+    model = ModelConfig(name=str(checkpoints["bert classifier"]))
+
+    def prepared(**fields):
+        return prepare_corpus.fn(
+            str(tmp_path / "store"), model, CorpusConfig(files=[str(corpus)], max_length=24, **fields)
+        )
+
+    with pytest.raises(InputError, match=r"corpus.jsonl.*line 1, field 'class': missing"):
+        prepared(label="class")
+    with pytest.raises(InputError, match=r"line 1, field 'source': the model has no class 's0'; it knows LABEL_0"):
+        prepared(label="source")
+    folder = tmp_path / "texts" / "one"
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text("words")
+    with pytest.raises(InputError, match="a folder of text says no classes"):
+        prepare_corpus.fn(str(tmp_path / "store"), model, CorpusConfig(files=[str(folder.parent)], max_length=24))
+    queries = tmp_path / "wrong.jsonl"
+    queries.write_text('{"id": "q", "prompt": "words", "completion": "joy"}\n')
+    with pytest.raises(InputError, match=r"field 'completion': the model has no class 'joy'"):
+        prepare_queries.fn(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
