@@ -34,18 +34,39 @@ def cli() -> None:
     """The command group."""
 
 
-def _command(name: str, kind: type[Any], text: str) -> Callable[[Callable[[Any], None]], click.Command]:
-    """Register a command that takes one configuration."""
+def _command(
+    name: str, kind: type[Any], text: str, *, together: bool = False
+) -> Callable[[Callable[[Any], None]], click.Command]:
+    """Register a command that takes one configuration; `together`: several processes of torchrun may run it."""
 
     def register(run: Callable[[Any], None]) -> click.Command:
         def callback(**given: Any) -> None:
-            run(configuration(kind, given))
+            config = configuration(kind, given)
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                run(config)
+            elif together:
+                _run_together(run, config)
+            else:
+                raise InputError(f"several processes work on `index` and `fit`; start `{name}` by itself after them")
 
         command = ConfiguredCommand(name, params=options(kind), callback=callback, help=text, no_args_is_help=False)
         cli.add_command(command)
         return command
 
     return register
+
+
+def _run_together(run: Callable[[Any], None], config: Any) -> None:
+    """The first of several processes runs the command; the others carry out its orders."""
+    from tasks.curvature.task import ACTIONS as FITTING
+    from tasks.gradients.task import ACTIONS as INDEXING
+    from tasks.processes import follow, processes
+
+    if processes().leads:
+        run(config)
+        processes().leave()
+    else:
+        follow({**FITTING, **INDEXING})
 
 
 @_command("value", ValueConfig, "Value a corpus for some queries: gradients, curvature, scores, values, report.")
@@ -56,7 +77,7 @@ def _value(config: ValueConfig) -> None:
     say_valuation(value_corpus(config))
 
 
-@_command("index", CorpusRunConfig, "Store the projected gradients of a corpus.")
+@_command("index", CorpusRunConfig, "Store the projected gradients of a corpus.", together=True)
 def _index(config: CorpusRunConfig) -> None:
     _check_inputs(config.corpus.files)
     from flows.index_corpus import index_corpus
@@ -64,7 +85,7 @@ def _index(config: CorpusRunConfig) -> None:
     say(f"gradient store: {index_corpus(config).location}")
 
 
-@_command("fit", CorpusRunConfig, "Fit bases and curvature of a model on a corpus.")
+@_command("fit", CorpusRunConfig, "Fit bases and curvature of a model on a corpus.", together=True)
 def _fit(config: CorpusRunConfig) -> None:
     _check_inputs(config.corpus.files)
     from flows.fit_curvature import fit_curvature

@@ -55,6 +55,13 @@ class Processes:
         if self.size > 1:
             dist.barrier()
 
+    def agreed(self, number: int) -> int:
+        """The leader's number, on every process."""
+        shared = [number]
+        if self.size > 1:
+            dist.broadcast_object_list(shared, src=0, device=CPU)
+        return shared[0]
+
     def total(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the processes, on the CPU."""
         totals = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
@@ -62,6 +69,12 @@ class Processes:
             for tensor in totals.values():
                 dist.all_reduce(tensor)
         return totals
+
+    def leave(self) -> None:
+        """The leader lets the others go, once nothing is left to order."""
+        if self.size > 1:
+            self.order("stop", {})
+            dist.destroy_process_group()
 
 
 @cache
@@ -87,5 +100,6 @@ def follow(actions: Mapping[str, Callable[..., Any]]) -> None:
         dist.broadcast_object_list(received, src=0, device=CPU)
         name, arguments = received[0]
         if name == "stop":
+            dist.destroy_process_group()
             return
         actions[name](**arguments)

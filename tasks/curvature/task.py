@@ -11,7 +11,7 @@ from prefect import task
 from torch import Tensor
 
 from storage.corpus import CorpusStore
-from storage.errors import InputError
+from storage.errors import InputError, StoreError
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.manifest import writer_lock
@@ -21,6 +21,7 @@ from tasks.capture.factors import FactorCapture
 from tasks.capture.gradients import GradientCapture
 from tasks.capture.hooks import CaptureError, LayerCapture
 from tasks.capture.losses import Labeller, data_labels, drawn_labels, every_class
+from tasks.capture.memory import measured_batch_tokens
 from tasks.capture.passes import backward_passes
 from tasks.corpus.batches import batches_by_length, corpus_batch, n_targets
 from tasks.curvature.config import CurvatureConfig
@@ -45,7 +46,7 @@ Matrices = list[dict[str, np.ndarray]]
 
 @task(name="fit-covariances", task_run_name="fit the covariances of inputs and output gradients")
 def fit_covariances(
-    store: str, model: ModelConfig, corpus: StoreRef, curvature: CurvatureConfig, batch_tokens: int
+    store: str, model: ModelConfig, corpus: StoreRef, curvature: CurvatureConfig, batch_tokens: int | None
 ) -> StoreRef:
     """KFAC's two covariances of every tracked layer, whole: what PCA bases are made of, and EK-FAC without projection.
 
@@ -72,7 +73,7 @@ def fit_matrices(
     bases: StoreRef,
     covariances: StoreRef | None,
     curvature: CurvatureConfig,
-    batch_tokens: int,
+    batch_tokens: int | None,
 ) -> StoreRef:
     """The curvature of every tracked layer in the projected space, on a share of the corpus.
 
@@ -86,7 +87,7 @@ def fit_matrices(
         covariances: those `fit_covariances` made for the same run, if it did: KFAC and EK-FAC then need no pass of
             their own for them.
         curvature: kind, labels, draws, fraction and seed.
-        batch_tokens: most tokens of one pass.
+        batch_tokens: most tokens of one pass; None: what fits.
 
     Raises:
         InputError: the curvature does not fit the projection or the model.
@@ -198,7 +199,7 @@ def _sums(
     corpus: StoreRef,
     bases: StoreRef | None,
     curvature: CurvatureConfig,
-    batch_tokens: int,
+    batch_tokens: int | None,
     windows: np.ndarray,
     what: str,
     name: str,
@@ -227,6 +228,9 @@ def _sums(
         else:
             inputs, outputs = zip(*eigenvectors, strict=True)
             accumulator = EigenvalueSum(table, inputs, outputs)
+    if batch_tokens is None:
+        batch_tokens = place.agreed(_measured(loaded, capture, documents, curvature))
+        accumulator.sums.update({key: torch.zeros_like(tensor) for key, tensor in accumulator.sums.items()})
     steps = {"what": what, "name": name, "batch_tokens": batch_tokens, "rank": place.rank, "size": place.size}
     partial = PartialSums(StoreFolders(Path(store)).layers, fingerprint(steps))
     done, kept = partial.load()
@@ -246,7 +250,7 @@ def _sums(
             if time.monotonic() - kept_at > SECONDS_BETWEEN_CHECKPOINTS:
                 partial.save(number, {key: tensor.cpu().numpy() for key, tensor in accumulator.sums.items()})
                 kept_at = time.monotonic()
-        if model.shard and len(batches) < -(-len(everyone) // place.size):
+        if loaded.sharded and len(batches) < -(-len(everyone) // place.size):
             # Sharded weights are gathered by all processes at once: one pass without use, while others have their last.
             sums = {key: tensor.clone() for key, tensor in accumulator.sums.items()}
             for _ in _passes(loaded, capture, documents, windows[everyone[0]], curvature):
@@ -255,6 +259,19 @@ def _sums(
     totals = place.total(accumulator.sums)
     partial.remove()
     return totals
+
+
+def _measured(loaded: LoadedModel, capture: LayerCapture, corpus: CorpusStore, config: CurvatureConfig) -> int:
+    """Tokens of a pass that fits the device, from trial passes over its longest window."""
+    longest = int(corpus.windows["n_tokens"].argmax())
+
+    def run(n_rows: int) -> None:
+        with capture:
+            for _ in _passes(loaded, capture, corpus, np.full(n_rows, longest), config):
+                if isinstance(capture, GradientCapture):
+                    capture.rows()
+
+    return measured_batch_tokens(run, int(corpus.windows["n_tokens"][longest]), loaded.device)
 
 
 def _passes(
@@ -284,6 +301,10 @@ def _passes(
         yield from backward_passes(*loaded.halves, input_ids, attention_mask, labels, labeller)
     except CaptureError as error:
         raise InputError(str(error)) from error
+    except torch.OutOfMemoryError:
+        raise StoreError(
+            f"the device has not enough memory for {input_ids.numel()} tokens: lower --gradients.batch_tokens"
+        ) from None
 
 
 def _covariances(projections: Sequence[LayerProjection], sums: dict[str, Tensor]) -> Matrices:

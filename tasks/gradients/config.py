@@ -13,6 +13,10 @@ class GradientsConfig(Configuration):
     """How gradients are computed in batches and stored."""
 
     dtype: Literal["float16", "float32"] = Field("float16", description="Data type of the stored rows.")
-    batch_tokens: int = Field(
-        4096, ge=2, le=2**24, description="Most tokens, padding included, of one forward and backward pass."
+    batch_tokens: int | None = Field(
+        None,
+        ge=2,
+        le=2**24,
+        description="Most tokens, padding included, of one forward and backward pass; default: what fits on a GPU, "
+        "4096 on a CPU.",
     )

@@ -9,13 +9,14 @@ import torch
 from prefect import task
 
 from storage.corpus import CorpusStore
-from storage.errors import InputError
+from storage.errors import InputError, StoreError
 from storage.gradients import GradientStore, Segment
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
 from tasks.capture.gradients import GradientCapture
 from tasks.capture.hooks import CaptureError
+from tasks.capture.memory import measured_batch_tokens
 from tasks.capture.passes import gradient_rows
 from tasks.corpus.batches import batches_by_length, corpus_batch
 from tasks.gradients.config import GradientsConfig
@@ -110,7 +111,7 @@ def _index(
                 if written is not None:
                     written.result()
                 written = writer.submit(segment.write_shard, shard, *computed)
-            if model.shard:
+            if indexer.sharded:
                 indexer.keep_step(together, place.rank)
             if bar is not None:
                 bar.advance(sum(_n_rows(segment, shard) for segment, shard in together))
@@ -129,7 +130,21 @@ class _Indexer:
         self._projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
         self._n_columns = sum(projection.n_columns for projection in projections)
         self._windows_of: dict[str, np.ndarray] = {}
-        self._batch_tokens = config.batch_tokens
+        measured = config.batch_tokens or measured_batch_tokens(self._trial, *self._longest())
+        self._batch_tokens = processes().agreed(measured)
+
+    @property
+    def sharded(self) -> bool:
+        return self._loaded.sharded
+
+    def _longest(self) -> tuple[int, torch.device]:
+        return int(self._corpus.windows["n_tokens"].max()), self._loaded.device
+
+    def _trial(self, n_rows: int) -> None:
+        """One pass over copies of the longest window."""
+        longest = np.full(n_rows, int(self._corpus.windows["n_tokens"].argmax()))
+        with GradientCapture([layer.modules for layer in self._loaded.layers], self._projections) as capture:
+            gradient_rows(*self._loaded.halves, capture, *corpus_batch(self._corpus, longest, self._loaded.device))
 
     def _windows(self, segment: Segment, shard: int) -> np.ndarray:
         """The windows whose gradients are the rows of a shard."""
@@ -146,7 +161,7 @@ class _Indexer:
         """(n, n_columns) gradients in the stored type and the example columns of a shard."""
         windows = self._windows(segment, shard)
         try:
-            rows, losses = self._window_gradients(windows)
+            rows, losses = self._fitting(windows)
         except CaptureError as error:
             raise InputError(str(error)) from error
         with np.errstate(over="ignore"):
@@ -160,6 +175,23 @@ class _Indexer:
                 f"the gradient of document {name!r} {fits if np.isfinite(rows).all() else 'is not finite'}"
             )
         return stored, {"n_tokens": self._corpus.windows["n_tokens"][windows], "loss": losses}
+
+    def _fitting(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`_window_gradients`, in smaller batches from here on where the device runs out of memory."""
+        while True:
+            try:
+                return self._window_gradients(windows)
+            except torch.OutOfMemoryError:
+                longest = int(self._corpus.windows["n_tokens"][windows].max())
+                if self._batch_tokens <= longest or self._loaded.sharded:
+                    raise StoreError(
+                        f"the device has not enough memory for {max(longest, self._batch_tokens)} tokens: lower "
+                        "--corpus.max_length or --gradients.batch_tokens, or pass --model.dtype bfloat16"
+                    ) from None
+            self._batch_tokens = max(longest, self._batch_tokens // 2)
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()
+            run_logger().warning("out of memory: going on with batches of %s tokens", self._batch_tokens)
 
     def _window_gradients(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, n_columns) float32 gradients and (n,) losses, computed in batches of similar length.

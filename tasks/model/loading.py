@@ -42,6 +42,7 @@ class LoadedModel:
         tokenizer: the checkpoint's own.
         layers: the tracked layers.
         halves: body and head.
+        sharded: the weights are spread over several processes, which must run their passes in step.
         labels: names of a classifier's classes, in their order; None for a language model.
         fingerprint: of architecture, weights and data type.
         tokenizer_fingerprint: of the tokenizer's files.
@@ -52,6 +53,7 @@ class LoadedModel:
     tokenizer: Any
     layers: tuple[TrackedLayer, ...]
     halves: Halves
+    sharded: bool
     labels: tuple[str, ...] | None
     fingerprint: str
     tokenizer_fingerprint: str
@@ -122,6 +124,7 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...]) -> Loade
         tokenizer=tokenizer,
         layers=tuple(tracked_layers(model, config.include, config.exclude, config.adapters)),
         halves=whole(model) if config.shard or labels is not None else halves(model),
+        sharded=config.shard,
         labels=labels,
         fingerprint=identity,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),

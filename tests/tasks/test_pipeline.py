@@ -1,12 +1,14 @@
 """From documents to scores through the tasks' bodies, against a dense, autograd-only computation."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from storage.corpus import CorpusStore
-from storage.errors import InputError, StoreIncompleteError
+from storage.errors import InputError, StoreError, StoreIncompleteError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.ref import StoreRef
@@ -289,8 +291,6 @@ def test_results_do_not_depend_on_the_number_of_workers(small, monkeypatch, tmp_
         ref = small.scores(workers=workers)
         store = ScoreStore.open(ref)
         content = (store.passages.to_pylist(), store.source_sums.to_pylist(), matrix_by_id(ref, 3))
-        import shutil
-
         shutil.rmtree(StoreFolders(tmp_path).scores)
         return content
 
@@ -322,6 +322,29 @@ def test_indexing_again_computes_nothing_and_new_documents_alone(small, corpus_f
     assert counted == [1]
     after = GradientStore.open(small.gradients).rows_of(CorpusStore.open(small.corpus).contents)
     assert all(np.array_equal(one, two) for one, two in zip(before, after, strict=True))
+
+
+def test_out_of_memory_goes_on_with_smaller_batches(small, tmp_path, monkeypatch, caplog):
+    from tasks.gradients import task as module
+
+    real, most = module.gradient_rows, 2
+
+    def refusing(body, head, capture, *batch):
+        if len(batch[0]) > most:
+            raise torch.OutOfMemoryError
+        return real(body, head, capture, *batch)
+
+    monkeypatch.setattr(module, "gradient_rows", refusing)
+    contents = CorpusStore.open(small.corpus).contents
+    elsewhere = GradientsConfig(dtype="float32", batch_tokens=256)
+    found = GradientStore.open(small.indexed(small.corpus, elsewhere)).rows_of(contents)
+    assert "going on with batches of 64 tokens" in caplog.text
+    for one, two in zip(found, GradientStore.open(small.gradients).rows_of(contents), strict=True):
+        np.testing.assert_allclose(one, two.astype(np.float32), rtol=2e-3, atol=1e-3)
+    most = 0
+    shutil.rmtree(tmp_path / "gradients")
+    with pytest.raises(StoreError, match="not enough memory for 24 tokens: lower --corpus.max_length"):
+        small.indexed(small.corpus, elsewhere)
 
 
 def test_a_row_in_the_store_does_not_depend_on_its_neighbours(tmp_path, checkpoints, corpus_file, queries_file, small):
