@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from storage.errors import InputError
+from storage.encoding import encoded
+from storage.errors import InputError, RowRangeError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import check_writable
 from storage.ref import fingerprint
-from storage.schema import rows_per_shard
 from tasks.capture.gradients import GradientCapture
 from tasks.capture.passes import backward_losses
 from tasks.corpus.batches import n_targets
@@ -52,7 +52,7 @@ class Indexing:
         store: folder of gradient stores; this one is named after the model's weights on entering, and the projection.
         projection: of the gradients; pca needs `bases` made earlier.
         include, exclude: patterns of names of layers (see tasks.model.layers).
-        dtype: of the stored rows, float16 or float32.
+        dtype: of the stored rows: float16, bfloat16, float32 or int8.
 
     Raises:
         InputError: the store cannot be written, no layer is left, or a gradient does not fit the data type.
@@ -93,7 +93,6 @@ class Indexing:
         self.store = GradientStore.create(root, fingerprint(parts), table, self._dtype, parts)
         self._capture = GradientCapture([layer.modules for layer in layers], projections)
         self._writer = self.store.writer()
-        self._shard_rows = rows_per_shard(self.store.n_columns, self.store.dtype.itemsize)
         self._waiting: dict[bytes, tuple[np.ndarray, int, float]] = {}
 
     def __enter__(self) -> Self:
@@ -137,17 +136,17 @@ class Indexing:
             raise ValueError(f"{len(rows)} examples were back-propagated, got {len(ids)} ids")
         if isinstance(mean_over, Tensor):
             mean_over = int(n_targets(mean_over).sum())
-        with np.errstate(over="ignore"):
-            stored = (rows if mean_over is None else rows * mean_over).cpu().numpy().astype(self._dtype)
-        if not np.isfinite(stored).all():
-            bad = ids[int(np.argmin(np.isfinite(stored).all(axis=1)))]
-            raise InputError(f"the gradient of {bad!r} is not finite, or does not fit {self._dtype}: use float32")
+        precise = (rows if mean_over is None else rows * mean_over).float().cpu().numpy()
+        try:
+            encoded(precise, self._dtype, [])
+        except RowRangeError as error:
+            raise InputError(f"the gradient of {ids[error.row]!r} {error.reason}") from None
         lengths = np.zeros(len(ids), int) if n_tokens is None else n_tokens.cpu().numpy()
         nats = np.full(len(ids), np.nan) if losses is None else losses.cpu().numpy()
-        for name, row, length, loss in zip(ids, stored, lengths, nats, strict=True):
+        for name, row, length, loss in zip(ids, precise, lengths, nats, strict=True):
             self._waiting[_content(name)] = (row, int(length), float(loss))
-        while len(self._waiting) >= self._shard_rows:
-            self._write(self._shard_rows)
+        while len(self._waiting) >= self.store.rows_per_shard:
+            self._write(self.store.rows_per_shard)
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """(n_ids, n_columns) float32 stored gradients, in the order of the ids.
@@ -173,7 +172,7 @@ class Indexing:
                 part = [kept[number] for number in order[segment.rows(shard)]]
                 gradients, n_tokens, losses = zip(*part, strict=True)
                 columns = {"n_tokens": np.asarray(n_tokens), "loss": np.asarray(losses)}
-                segment.write_shard(shard, np.stack(gradients), columns)
+                segment.write_shard(shard, segment.encoded(np.stack(gradients)), columns)
 
 
 def _content(name: str) -> bytes:

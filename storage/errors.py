@@ -6,12 +6,14 @@ DataworthError
     ├── StoreBusyError                   another run is writing here
     ├── StoreIncompleteError             a run stopped before it was done
     ├── StoreDamagedError                bytes changed since they were written
-    └── SchemaVersionError               written by a newer dataworth
+    ├── SchemaVersionError               written by a newer dataworth
+    └── RowRangeError     (ValueError)   a gradient that cannot be stored
 """
 
 __all__ = [
     "DataworthError",
     "InputError",
+    "RowRangeError",
     "SchemaVersionError",
     "StoreBusyError",
     "StoreDamagedError",
@@ -46,3 +48,16 @@ class StoreDamagedError(StoreError):
 
 class SchemaVersionError(StoreError):
     """The store was written with a schema this version does not know."""
+
+
+class RowRangeError(StoreError, ValueError):
+    """A row is not finite or does not fit its data type.
+
+    Args:
+        row: its number among the rows given.
+        reason: what is wrong and what to do.
+    """
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"row {row} {reason}")
+        self.row, self.reason = row, reason

@@ -4,9 +4,11 @@ A store holds the rows of one model under one projection and one tokenisation. I
 one segment, planned in full before its first row is computed, so a run that was killed goes on with the same plan and
 ends with the same bytes. A row belongs to a content (the SHA-256 of a document's tokens), so a document is found
 again under any id, in any corpus. A shard counts once its gradient chunk is in place; that chunk is written last.
+Compacting replaces a segment by another that names it; from the moment the new one is whole the old one is not seen.
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -18,6 +20,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
+from storage.encoding import STORED, EncodedRows, decoded, encoded
 from storage.errors import StoreDamagedError, StoreIncompleteError
 from storage.manifest import Store, is_complete, new_store, read_manifest, write_manifest, writer_lock
 from storage.ref import StoreRef
@@ -51,7 +54,7 @@ class GradientStore(Store):
             root: folder of all gradient stores.
             fingerprint: hash of model, projection, tokenisation and dtype.
             layers: the layer table: name, shapes, `first_column`, `n_columns`.
-            dtype: of the stored rows.
+            dtype: of the stored rows, one of storage.encoding.STORED.
             attributes: JSON-serialisable; what the fingerprint was made from.
         """
         if not is_complete(root / fingerprint):
@@ -82,18 +85,27 @@ class GradientStore(Store):
         return int(self.manifest["n_columns"])
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.manifest["dtype"])
+    def dtype(self) -> str:
+        return str(self.manifest["dtype"])
+
+    @property
+    def rows_per_shard(self) -> int:
+        """Rows of a shard of a new segment."""
+        return rows_per_shard(self.n_columns, STORED[self.dtype].itemsize)
 
     def writer(self) -> AbstractContextManager[None]:
         """The one writer's lock of this store; StoreBusyError where another process holds it."""
         return writer_lock(self.path)
 
     def segments(self) -> list["Segment"]:
-        """All segments, finished or not, in the order of their names."""
-        return [
+        """All segments that count, finished or not, in the order of their names."""
+        found = [
             Segment(path) for path in sorted(self.path.iterdir()) if not path.name.startswith(".") and path.is_dir()
         ]
+        replaced = {
+            segment.manifest["replaces"] for segment in found if "replaces" in segment.manifest and segment.is_done()
+        }
+        return [segment for segment in found if segment.name not in replaced]
 
     def stored(self) -> np.ndarray:
         """Contents all of whose rows are in place: array of 32-byte hashes."""
@@ -152,24 +164,73 @@ class GradientStore(Store):
             open_segments.append(self._new_segment(contents[new], n_windows[new]))
         return open_segments
 
-    def _new_segment(self, contents: np.ndarray, n_windows: np.ndarray) -> "Segment":
+    def without(self, segment: "Segment", contents: np.ndarray) -> int:
+        """Take the rows of some contents out of a segment; the caller holds the writer's lock.
+
+        The rows that stay are copied to a new segment, checked; the old one goes once the new one is whole. A segment
+        of which nothing stays goes at once; one that has none of the contents, or was not finished, is left.
+
+        Args:
+            segment: of this store.
+            contents: hashes to take out.
+
+        Returns:
+            Bytes of gradients given back.
+        """
+        gone = np.isin(segment.contents, contents)
+        if not gone.any() or not segment.is_done():
+            return 0
+        n_windows = np.diff(segment.first_rows)
+        if not gone.all():
+            kept = np.repeat(~gone, n_windows)
+            successor = self._new_segment(segment.contents[~gone], n_windows[~gone], replaces=segment.name)
+            sources = np.flatnonzero(kept)
+            columns = {name: segment.column(name) for name in EXAMPLE_COLUMNS}
+            for shard in successor.open_shards():
+                chosen = sources[successor.rows(shard)]
+                successor.write_shard(
+                    shard, segment.stored_rows(chosen), {name: column[chosen] for name, column in columns.items()}
+                )
+        shutil.rmtree(segment.path)
+        return int(n_windows[gone].sum()) * self.n_columns * STORED[self.dtype].itemsize
+
+    def remove_replaced(self) -> None:
+        """Remove segments that others replace, which a killed compaction left; the caller holds the writer's lock."""
+        counted = {segment.name for segment in self.segments()}
+        for path in list(self.path.iterdir()):
+            if path.is_dir() and not path.name.startswith(".") and path.name not in counted:
+                shutil.rmtree(path)
+
+    def _new_segment(self, contents: np.ndarray, n_windows: np.ndarray, replaces: str | None = None) -> "Segment":
         hashes = np.frombuffer(contents.astype("S32").tobytes(), np.uint8).reshape(-1, 32)
         name = hashlib.sha256(hashes.tobytes()).hexdigest()[:32]
         n_rows = int(n_windows.sum())
-        rows = rows_per_shard(self.n_columns, self.dtype.itemsize)
+        rows = self.rows_per_shard
         with new_store(self.path / name) as folder:
             group = zarr.open_group(folder, mode="w", zarr_format=3)
             group.create_array(
                 "gradients",
                 shape=(n_rows, self.n_columns),
                 chunks=(rows, self.n_columns),
-                dtype=self.dtype,
-                fill_value=np.nan,
+                dtype=STORED[self.dtype],
+                fill_value=np.nan if STORED[self.dtype].kind == "f" else 0,
                 serializer=BytesCodec(),
                 compressors=[Crc32cCodec()],
                 config={"write_empty_chunks": True},
                 dimension_names=("example", "column"),
+                attributes={"dtype": self.dtype},
             )
+            if self.dtype == "int8":
+                group.create_array(
+                    "scales",
+                    shape=(n_rows, len(self.layers)),
+                    chunks=(rows, len(self.layers)),
+                    dtype=np.float32,
+                    serializer=BytesCodec(),
+                    compressors=[Crc32cCodec()],
+                    config={"write_empty_chunks": True},
+                    dimension_names=("example", "layer"),
+                )
             for column, dtype in EXAMPLE_COLUMNS.items():
                 group.create_array(
                     f"examples/{column}",
@@ -187,7 +248,9 @@ class GradientStore(Store):
                     chunks=values.shape,
                     compressors=[Crc32cCodec()],
                 )
-            write_manifest(folder, {"fingerprint": name, "n_rows": n_rows, "rows_per_shard": rows})
+            columns = [[layer["first_column"], layer["n_columns"]] for layer in self.layers]
+            content = {"n_rows": n_rows, "rows_per_shard": rows, "dtype": self.dtype, "layer_columns": columns}
+            write_manifest(folder, {"fingerprint": name, **content, **({"replaces": replaces} if replaces else {})})
         return Segment(self.path / name)
 
 
@@ -211,6 +274,15 @@ class Segment:
     @property
     def rows_per_shard(self) -> int:
         return int(self.manifest["rows_per_shard"])
+
+    @property
+    def dtype(self) -> str:
+        return str(self.manifest.get("dtype", self._gradients.dtype.name))
+
+    @property
+    def layer_columns(self) -> list[slice]:
+        """The columns of each layer."""
+        return [slice(first, first + count) for first, count in self.manifest.get("layer_columns", [])]
 
     @property
     def n_shards(self) -> int:
@@ -252,29 +324,68 @@ class Segment:
         last = (self.first_rows[1:] - 1) // self.rows_per_shard
         return np.asarray(open_before[last + 1] == open_before[first])
 
-    def write_shard(self, shard: int, gradients: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
+    def encoded(self, rows: np.ndarray) -> EncodedRows:
+        """(n, n_columns) float32 rows as they are stored here.
+
+        Raises:
+            RowRangeError: a row is not finite, or does not fit the data type.
+        """
+        return encoded(rows, self.dtype, self.layer_columns)
+
+    def write_shard(self, shard: int, gradients: EncodedRows, columns: Mapping[str, np.ndarray]) -> None:
         """Write a whole shard: its columns, then its gradients, whose chunk makes it count.
 
         Args:
             shard: number of the shard.
-            gradients: (n_rows of the shard, n_columns).
+            gradients: its rows, encoded for this segment.
             columns: EXAMPLE_COLUMNS, each (n_rows of the shard,).
         """
         rows = self.rows(shard)
-        if gradients.shape != (rows.stop - rows.start, self._gradients.shape[1]):
-            raise ValueError(f"shard {shard} has {rows.stop - rows.start} rows, got {gradients.shape}")
+        if gradients.rows.shape != (rows.stop - rows.start, self._gradients.shape[1]):
+            raise ValueError(f"shard {shard} has {rows.stop - rows.start} rows, got {gradients.rows.shape}")
         for name in EXAMPLE_COLUMNS:
             array_at(self._group, f"examples/{name}")[rows] = columns[name]
-        self._gradients[rows] = gradients
+        if gradients.scales is not None:
+            array_at(self._group, "scales")[rows] = gradients.scales
+        self._gradients[rows] = gradients.rows
 
     def read_shard(self, shard: int) -> np.ndarray:
         """(n_rows of the shard, n_columns) gradients, read through a memory map, checked against their checksum.
+
+        float16 and float32 rows come as they are stored, bfloat16 and int8 as float32.
 
         Raises:
             StoreIncompleteError: the shard was never written.
             StoreDamagedError: its bytes changed.
         """
-        path = self._shard_path(shard)
+        stored = self._stored(shard)
+        return decoded(stored.rows, stored.scales, self.dtype, self.layer_columns)
+
+    def stored_rows(self, chosen: np.ndarray) -> EncodedRows:
+        """Some rows of the segment as they are stored, (n, n_columns), in the order of their numbers."""
+        rows: list[np.ndarray] = []
+        scales: list[np.ndarray] = []
+        shards = chosen // self.rows_per_shard
+        for shard in np.unique(shards):
+            within = chosen[shards == shard] - int(shard) * self.rows_per_shard
+            stored = self._stored(int(shard))
+            rows.append(stored.rows[within])
+            if stored.scales is not None:
+                scales.append(stored.scales[within])
+        return EncodedRows(np.concatenate(rows), np.concatenate(scales) if scales else None)
+
+    def _stored(self, shard: int) -> EncodedRows:
+        rows = self.rows(shard)
+        n_rows = rows.stop - rows.start
+        matrix = self._checked(shard, self._shard_path(shard), self._gradients.shape[1], self._gradients.dtype)
+        if self.dtype != "int8":
+            return EncodedRows(matrix[:n_rows], None)
+        path = self.path / "scales" / "c" / str(shard) / "0"
+        scales = self._checked(shard, path, len(self.layer_columns), np.dtype("<f4"))
+        return EncodedRows(matrix[:n_rows], scales[:n_rows])
+
+    def _checked(self, shard: int, path: Path, n_columns: int, dtype: "np.dtype[Any]") -> np.ndarray:
+        """The whole chunk of a file, (rows_per_shard, n_columns), its checksum compared."""
         try:
             stored: np.ndarray = np.memmap(path, np.uint8, mode="r")
         except FileNotFoundError:
@@ -283,16 +394,20 @@ class Segment:
             ) from None
         except ValueError:  # an empty file cannot be mapped
             stored = np.empty(0, np.uint8)
-        n_columns = self._gradients.shape[1]
-        expected = self.rows_per_shard * n_columns * self._gradients.dtype.itemsize
+        expected = self.rows_per_shard * n_columns * dtype.itemsize
         whole = len(stored) == expected + CRC_BYTES
         if not whole or google_crc32c.value(stored[:-CRC_BYTES]) != int(stored[-CRC_BYTES:].view("<u4")[0]):
             raise StoreDamagedError(
-                f"shard {shard} of {self.path} is damaged: remove {path} and run index-corpus again to rebuild just it"
+                f"shard {shard} of {self.path} is damaged: run `dataworth verify --store` on its store, then "
+                "`dataworth index` again rebuilds just it"
             )
-        rows = self.rows(shard)
-        matrix = stored[:-CRC_BYTES].view(self._gradients.dtype).reshape(self.rows_per_shard, n_columns)
-        return matrix[: rows.stop - rows.start]
+        return stored[:-CRC_BYTES].view(dtype).reshape(self.rows_per_shard, n_columns)
+
+    def set_aside(self, shard: int) -> None:
+        """Take a damaged shard out of the count, so that it is computed again; its bytes stay beside it."""
+        path = self._shard_path(shard)
+        if path.exists():
+            path.replace(path.with_name("damaged"))
 
     def column(self, name: str) -> np.ndarray:
         """(n_rows,) one of EXAMPLE_COLUMNS."""

@@ -12,7 +12,9 @@ __all__ = ["GradientsConfig"]
 class GradientsConfig(Configuration):
     """How gradients are computed in batches and stored."""
 
-    dtype: Literal["float16", "float32"] = Field("float16", description="Data type of the stored rows.")
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = Field(
+        "float16", description="Data type of the stored rows; int8 has a scale for each row and layer."
+    )
     batch_tokens: int | None = Field(
         None,
         ge=2,

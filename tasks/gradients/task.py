@@ -9,7 +9,8 @@ import torch
 from prefect import task
 
 from storage.corpus import CorpusStore
-from storage.errors import InputError, StoreError
+from storage.encoding import EncodedRows
+from storage.errors import InputError, RowRangeError, StoreError
 from storage.gradients import GradientStore, Segment
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
@@ -157,23 +158,19 @@ class _Indexer:
     def _batches(self, windows: np.ndarray) -> list[np.ndarray]:
         return batches_by_length(self._corpus.windows["n_tokens"][windows], self._batch_tokens)
 
-    def computed(self, segment: Segment, shard: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(n, n_columns) gradients in the stored type and the example columns of a shard."""
+    def computed(self, segment: Segment, shard: int) -> tuple[EncodedRows, dict[str, np.ndarray]]:
+        """The rows of a shard as they are stored there, and its example columns."""
         windows = self._windows(segment, shard)
         try:
             rows, losses = self._fitting(windows)
         except CaptureError as error:
             raise InputError(str(error)) from error
-        with np.errstate(over="ignore"):
-            stored = rows.astype(self._config.dtype)
-        finite = np.isfinite(stored).all(axis=1)
-        if not finite.all():
-            document = self._corpus.windows["document"][windows[int(np.argmin(finite))]]
+        try:
+            stored = segment.encoded(rows)
+        except RowRangeError as error:
+            document = self._corpus.windows["document"][windows[error.row]]
             name = self._corpus.column("document_id")[int(document)].as_py()
-            fits = "does not fit float16: pass --gradients.dtype float32"
-            raise InputError(
-                f"the gradient of document {name!r} {fits if np.isfinite(rows).all() else 'is not finite'}"
-            )
+            raise InputError(f"the gradient of document {name!r} {error.reason}") from None
         return stored, {"n_tokens": self._corpus.windows["n_tokens"][windows], "loss": losses}
 
     def _fitting(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ CPU: one thread, Llama-shaped, 6 layers. The limit back-propagates to where capt
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,8 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from storage.gradients import GradientStore
 from tasks.capture.gradients import GradientCapture
-from tasks.capture.losses import data_labels
-from tasks.capture.passes import backward_passes, gradient_rows
+from tasks.capture.passes import backward_losses, gradient_rows
 from tasks.model.halves import halves
 from tasks.model.layers import tracked_layers
 from tasks.projection.bases import projections_of
@@ -26,7 +25,7 @@ from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import layer_table
 from tests.bench.machine import interleaved, ratio
 
-__all__ = ["BATCH", "HIDDEN", "LAYERS", "ROUNDS", "TOKENS", "Indexer", "batch_of", "frozen_pass", "model_of", "rows"]
+__all__ = ["BATCH", "HIDDEN", "LAYERS", "ROUNDS", "TOKENS", "FrozenPass", "Indexer", "batch_of", "model_of", "rows"]
 
 HIDDEN = 256
 LAYERS = 6
@@ -53,20 +52,23 @@ def model_of(hidden: int, layers: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
-def frozen_pass(model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...]) -> None:
-    """Forward and backward with frozen weights, back to the outputs of the first linear layers."""
-    handles = []
+class FrozenPass:
+    """Forward and backward with frozen weights, back to the outputs of the first linear layers: the limit."""
 
-    def start(_: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
-        if not output.requires_grad:
-            output.requires_grad_(True)
+    def __init__(self, model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...]) -> None:
+        self.halves, self.batch = halves(model), batch
+        self.modules = [layer.module for layer in tracked_layers(model)]
 
-    for layer in tracked_layers(model):
-        handles.append(layer.module.register_forward_hook(start))
-    for _ in backward_passes(*halves(model), *batch, data_labels):
-        pass
-    for handle in handles:
-        handle.remove()
+    def __call__(self) -> None:
+        handles = [module.register_forward_hook(_start) for module in self.modules]
+        backward_losses(*self.halves, *self.batch)
+        for handle in handles:
+            handle.remove()
+
+
+def _start(_: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
+    if not output.requires_grad:
+        output.requires_grad_(True)
 
 
 def batch_of() -> tuple[torch.Tensor, ...]:
@@ -86,19 +88,21 @@ class Indexer:
     ) -> None:
         self.halves, self.batch = halves(model), batch
         self.modules = [layer.module for layer in tracked_layers(model)]
-        self.projections = projections_of(tracked_layers(model), config)
-        table = layer_table(self.projections)
+        projections = projections_of(tracked_layers(model), config)
+        table = layer_table(projections)
+        self.projections = [entry.to(batch[0].device, model.dtype) for entry in projections]
         store = GradientStore.create(folder, f"{config.kind}-{config.rank}", table, "float16", {})
-        names = np.asarray([b"%d" % row for row in range(MOST_CALLS * BATCH)], "S32")
-        with patch("storage.gradients.rows_per_shard", lambda *_: BATCH):
+        n_rows = len(batch[0])
+        names = np.asarray([b"%d" % row for row in range(MOST_CALLS * n_rows)], "S32")
+        with patch("storage.gradients.rows_per_shard", lambda *_: n_rows):
             (self.segment,) = store.plan(names, np.ones(len(names), np.int64))
         self.shard = 0
 
     def __call__(self) -> None:
         with GradientCapture(self.modules, self.projections) as capture:
             rows, losses = gradient_rows(*self.halves, capture, *self.batch)
-        columns = {"n_tokens": np.full(BATCH, TOKENS), "loss": losses.cpu().numpy()}
-        self.segment.write_shard(self.shard, rows.cpu().numpy().astype(np.float16), columns)
+        columns = {"n_tokens": self.batch[1].sum(dim=1).cpu().numpy(), "loss": losses.cpu().numpy()}
+        self.segment.write_shard(self.shard, self.segment.encoded(rows.float().cpu().numpy()), columns)
         self.shard += 1
 
 
@@ -109,7 +113,7 @@ def rows() -> Iterator[dict[str, Any]]:
     batch = batch_of()
     folder = Path(tempfile.mkdtemp())
     try:
-        works = {"frozen": lambda: frozen_pass(model, batch)}
+        works: dict[str, Callable[[], None]] = {"frozen": FrozenPass(model, batch)}
         works |= {f"rank {rank}": Indexer(model, batch, ProjectionConfig(rank=rank), folder) for rank in (16, 64)}
         seconds = interleaved(works, ROUNDS)
     finally:

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from tasks.projection.config import ProjectionConfig
-from tests.bench.indexing import HIDDEN, LAYERS, Indexer, batch_of, frozen_pass, model_of
+from tests.bench.indexing import HIDDEN, LAYERS, FrozenPass, Indexer, batch_of, model_of
 
 __all__ = ["rows"]
 
@@ -30,8 +30,9 @@ def peak_bytes(work: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         before = psutil.Process().memory_info().rss
         if work == "frozen":
+            frozen = FrozenPass(model, batch)
             for _ in range(PASSES):
-                frozen_pass(model, batch)
+                frozen()
         else:
             indexer = Indexer(model, batch, ProjectionConfig(rank=int(work)), Path(folder))
             for _ in range(PASSES):

@@ -14,7 +14,7 @@ import torch
 
 from tasks.projection.bases import layer_projection
 from tasks.projection.config import ProjectionConfig
-from tests.bench.indexing import BATCH, HIDDEN, LAYERS, ROUNDS, TOKENS, Indexer, batch_of, frozen_pass, model_of
+from tests.bench.indexing import BATCH, HIDDEN, LAYERS, ROUNDS, TOKENS, FrozenPass, Indexer, batch_of, model_of
 from tests.bench.machine import interleaved, ratio
 
 __all__ = ["rows"]
@@ -51,7 +51,7 @@ def rows() -> Iterator[dict[str, Any]]:
     folder = Path(tempfile.mkdtemp())
     try:
         for rank in RANKS:
-            works: dict[str, Callable[[], None]] = {"frozen": lambda: frozen_pass(model, batch)}
+            works: dict[str, Callable[[], None]] = {"frozen": FrozenPass(model, batch)}
             works |= {kind: Indexer(model, batch, ProjectionConfig(kind=kind, rank=rank), folder) for kind in KINDS}
             seconds = interleaved(works, ROUNDS)
             for kind in KINDS:

@@ -109,7 +109,7 @@ def test_wrong_uses_are_told(tmp_path, model):
         with pytest.raises(ValueError, match="5 examples were back-propagated, got 1 ids"):
             index.add(["a"])
         (model(**batch).loss * 1e30).backward()
-        with pytest.raises(InputError, match=r"does not fit float16: use float32"):
+        with pytest.raises(InputError, match="of 'a' does not fit float16: pass --gradients.dtype bfloat16"):
             index.add(list("abcde"))
         with pytest.raises(StoreBusyError), Indexing(model, tmp_path):
             pass

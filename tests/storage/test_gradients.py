@@ -1,6 +1,7 @@
 """The gradient store: grows by segments, goes on after any stop, names what is damaged."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.errors import StoreDamagedError, StoreIncompleteError
+from storage.errors import RowRangeError, StoreDamagedError, StoreIncompleteError
 from storage.gradients import GradientStore
 from storage.schema import rows_per_shard
 
@@ -39,11 +40,11 @@ def write(segment, shards=None):
         ]
         chosen = segment.rows(shard)
         columns = {"n_tokens": np.arange(chosen.start, chosen.stop), "loss": np.zeros(chosen.stop - chosen.start)}
-        segment.write_shard(shard, np.stack(rows[chosen]), columns)
+        segment.write_shard(shard, segment.encoded(np.stack(rows[chosen]).astype(np.float32)), columns)
 
 
-def store(path: Path) -> GradientStore:
-    return GradientStore.create(path, "f", LAYERS, "float16", {})
+def store(path: Path, dtype="float16") -> GradientStore:
+    return GradientStore.create(path, "f", LAYERS, dtype, {})
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -137,7 +138,7 @@ def test_damage_is_named_by_shard(tmp_path, damage):
     segment.read_shard(0)
     with pytest.raises(StoreDamagedError, match="shard 1 of"):
         segment.read_shard(1)
-    path.unlink()
+    segment.set_aside(1)
     (again,) = target.plan(names, N_WINDOWS)
     assert list(again.open_shards()) == [1]
     write(again)
@@ -160,3 +161,88 @@ def test_shards_are_whole_rows_of_about_eight_megabytes():
     assert rows_per_shard(10_752, 2) == 390
     assert rows_per_shard(10**9, 2) == 1
     assert rows_per_shard(1, 2) == 4096
+
+
+@pytest.mark.parametrize(("dtype", "bytes_a_row"), [("float32", 12), ("bfloat16", 6), ("int8", 3 + 4)])
+def test_every_data_type_comes_back_to_its_precision(tmp_path, dtype, bytes_a_row):
+    target, names = store(tmp_path, dtype), contents(*"abcdef")
+    (segment,) = target.plan(names, N_WINDOWS)
+    write(segment)
+    expected = [row(content, 0).astype(np.float32) for content in names]
+    found = [rows[0] for rows in target.rows_of(names)]
+    largest = np.abs(expected).max(axis=1, keepdims=True)
+    step = {"float32": 0.0, "bfloat16": np.abs(expected) / 256, "int8": largest / 127 / 2}[dtype]
+    assert (np.abs(np.stack(found) - expected) <= step + 1e-7).all()
+    on_disk = [segment.path / part / "c" / "1" / "0" for part in ("gradients", "scales")]
+    assert sum(path.stat().st_size - 4 for path in on_disk if path.exists()) == 4 * bytes_a_row
+
+
+def test_damaged_scales_are_named_too(tmp_path):
+    target, names = store(tmp_path, "int8"), contents(*"abcdef")
+    (segment,) = target.plan(names, N_WINDOWS)
+    write(segment)
+    path = segment.path / "scales" / "c" / "1" / "0"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(StoreDamagedError, match="shard 1 of"):
+        segment.read_shard(1)
+    path.unlink()
+    with pytest.raises(StoreIncompleteError, match="lacks shard 1"):
+        segment.read_shard(1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_contents_are_taken_out_and_the_others_stay_as_they_were(tmp_path, dtype):
+    target, names = store(tmp_path, dtype), contents(*"abcdef")
+    write(target.plan(names, N_WINDOWS)[0])
+    before = target.rows_of(names[[0, 2, 4, 5]])
+    (segment,) = target.segments()
+    freed = target.without(segment, names[[1, 3, 3]])
+    assert freed == 5 * 3 * {"float16": 2, "int8": 1}[dtype]
+    (successor,) = target.segments()
+    assert sorted(successor.contents) == sorted(names[[0, 2, 4, 5]])
+    assert not segment.path.exists()
+    for one, two in zip(target.rows_of(names[[0, 2, 4, 5]]), before, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert successor.column("n_tokens").tolist() == [0, 3, 7, 8, 9]
+    assert target.without(successor, names[[1]]) == 0
+    target.without(successor, names)
+    assert target.segments() == []
+    assert target.plan(names, N_WINDOWS)[0].n_rows == 10
+
+
+def test_a_compaction_killed_half_way_counts_every_row_once(tmp_path, monkeypatch):
+    """Killed before the new segment is whole: the old one counts. Killed before the old one is removed: the new one."""
+    target, names = store(tmp_path), contents(*"abcdef")
+    write(target.plan(names, N_WINDOWS)[0])
+    (old,) = target.segments()
+
+    real = shutil.rmtree
+
+    def dies(path, **options):
+        if path == old.path:
+            raise KeyboardInterrupt
+        real(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("storage.gradients.shutil.rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            target.without(old, names[[0]])
+    (new,) = target.segments()
+    assert new.name != old.name
+    assert sorted(target.stored()) == sorted(names[1:])
+    new.set_aside(0)
+    assert [segment.name for segment in target.segments()] == [old.name]
+    assert len(target.rows_of(names)) == 6
+    target.remove_replaced()
+    assert not new.path.exists()
+
+
+def test_rows_that_cannot_be_stored_are_named(tmp_path):
+    (segment,) = store(tmp_path).plan(contents("a"), np.array([3]))
+    rows = np.ones((3, 3), np.float32)
+    rows[2, 1] = 1e6
+    with pytest.raises(RowRangeError, match="row 2 does not fit float16: pass --gradients.dtype bfloat16 or float32"):
+        segment.encoded(rows)
+    rows[1, 0] = np.nan
+    with pytest.raises(RowRangeError, match="row 1 is not finite"):
+        segment.encoded(rows)

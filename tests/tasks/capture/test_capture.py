@@ -106,6 +106,25 @@ def test_classifiers_give_one_gradient_an_example(model_in_float64, name):
         assert float(found) == pytest.approx(loss, rel=1e-9)
 
 
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_row_of_a_classifier_does_not_depend_on_its_batch(checkpoints, name):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoints[name]).eval().requires_grad_(False)
+    layers = tracked_layers(model)
+    examples, (input_ids, mask, _) = batch_of((9, 4, 13, 4, 2))
+    labels = torch.tensor([0, 2, 1, 1, 0])
+
+    def rows(*batch):
+        with GradientCapture([layer.modules for layer in layers], projections(layers, 4, torch.float32)) as capture:
+            return gradient_rows(*in_one_piece(model), capture, *batch)[0]
+
+    together = rows(input_ids, mask, labels)
+    for number, (ids, _) in enumerate(examples):
+        alone = rows(ids[None], torch.ones_like(ids)[None], labels[number : number + 1])[0]
+        assert torch.linalg.vector_norm(together[number] - alone) <= 1e-5 * torch.linalg.vector_norm(alone)
+
+
 def class_gradient(model, layers, ids, label):
     parameters = [p for layer in layers for p in (layer.module.weight, layer.module.bias)]
     for parameter in parameters:
