@@ -120,6 +120,65 @@ def top(results: str, query: str, count: int) -> None:
     say(passages(found.head(count).to_dict("records")))
 
 
+STORE_OPTION = click.option("--store", metavar="DIR", help="Folder of the stores; default: as in `dataworth value`.")
+
+
+@cli.command(help="Withdraw sources or documents: no later valuation counts them, whatever its corpus holds.")
+@STORE_OPTION
+@click.option("--source", "sources", multiple=True, metavar="NAME", help="A source; may be given several times.")
+@click.option("--document", "documents", multiple=True, metavar="ID", help="A document; may be given several times.")
+def withdraw(store: str | None, sources: tuple[str, ...], documents: tuple[str, ...]) -> None:
+    """Add to the list of withdrawals."""
+    from storage.withdrawals import Withdrawals
+
+    if not sources and not documents:
+        raise InputError("nothing to withdraw: pass --source NAME or --document ID")
+    root = _stores(store)
+    added = Withdrawals(root).add(sources, documents)
+    say(
+        f"{added} withdrawn, {len(sources) + len(documents) - added} had been before; "
+        "`dataworth compact` removes what is stored of them"
+    )
+
+
+@cli.command(help="Remove what withdrawn documents left in the stores: texts, gradients, and what was made of them.")
+@STORE_OPTION
+def compact(store: str | None) -> None:
+    """Give back the space of what was withdrawn."""
+    from storage.compaction import compact as compacted
+
+    removed = compacted(_stores(store))
+    say(f"gradients: {removed.gradient_bytes / 2**20:,.1f} MB of rows removed")
+    say(f"removed: {removed.corpora} corpora, {removed.fits} fits, {removed.scores} scores, {removed.values} values")
+    say("results folders, MLflow runs and your own files of earlier valuations are not touched")
+
+
+@cli.command(help="Read every store and name what is damaged; `dataworth index` then repairs damaged gradients.")
+@STORE_OPTION
+def verify(store: str | None) -> None:
+    """Check everything; exit 1 if anything is damaged."""
+    from storage.verification import verified
+
+    n_checked = n_bytes = n_damaged = 0
+    for entry in verified(_stores(store)):
+        n_checked, n_bytes = n_checked + 1, n_bytes + entry.n_bytes
+        if entry.damage is not None:
+            n_damaged += 1
+            say(f"{entry.what}: {entry.damage}")
+    say(f"{n_checked} stores and shards, {n_bytes / 2**20:,.1f} MB checked, {n_damaged} damaged")
+    if n_damaged:
+        raise DataworthError(f"{n_damaged} of {n_checked} are damaged")
+
+
+def _stores(store: str | None) -> Path:
+    from storage.locations import default_store
+
+    root = Path(store or default_store())
+    if not root.is_dir():
+        raise InputError(f"--store {root}: no such folder")
+    return root.absolute()
+
+
 @cli.command(help="Start Prefect server, MLflow and the flows on loopback; Ctrl-C ends them.")
 @click.option("--prefect-port", type=click.IntRange(0, 65535), default=4200, show_default=True)
 @click.option("--mlflow-port", type=click.IntRange(0, 65535), default=5000, show_default=True)

@@ -28,7 +28,9 @@ class CoalitionStore(Store):
         """Write the table VALUES of storage.schema; the same fingerprint twice keeps the first."""
         if not is_complete(root / fingerprint):
             with new_store(root / fingerprint) as folder:
-                pq.write_table(pa.Table.from_pylist(values, VALUES), folder / "values.parquet")
+                pq.write_table(
+                    pa.Table.from_pylist(values, VALUES), folder / "values.parquet", write_page_checksum=True
+                )
                 write_manifest(folder, {"fingerprint": fingerprint, "attributes": dict(attributes)})
         return StoreRef(kind="coalitions", location=str(root / fingerprint), fingerprint=fingerprint)
 

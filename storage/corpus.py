@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import StoreDamagedError
 from storage.manifest import Store, is_complete, staging_folder, write_manifest, writer_lock
-from storage.ref import StoreRef
+from storage.ref import StoreRef, fingerprint
 from storage.schema import DOCUMENTS, NO_CLASS, TOKEN_DTYPE, WINDOWS
 
 __all__ = ["CorpusStore", "TokenisedDocument"]
@@ -112,6 +112,11 @@ class CorpusStore(Store):
         """(n_documents,) of 32-byte content hashes."""
         return np.asarray(self.column("content").to_numpy(zero_copy_only=False), dtype="S32")
 
+    @property
+    def contents_fingerprint(self) -> str:
+        """Hash of the documents' contents, whatever their ids and their order."""
+        return fingerprint(sorted(content.hex() for content in self.contents.tolist()))
+
     @cached_property
     def _tokens(self) -> np.ndarray:
         n_tokens = int(self.manifest["n_stored_tokens"])
@@ -138,8 +143,8 @@ def _write_tables(folder: Path, documents: Iterable[TokenisedDocument], digest: 
     windows: list[dict[str, Any]] = []
     with (
         (folder / "tokens.bin").open("wb") as tokens,
-        pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS) as document_writer,
-        pq.ParquetWriter(folder / "windows.parquet", WINDOWS) as window_writer,
+        pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS, write_page_checksum=True) as document_writer,
+        pq.ParquetWriter(folder / "windows.parquet", WINDOWS, write_page_checksum=True) as window_writer,
     ):
 
         def flush() -> None:

@@ -102,10 +102,13 @@ class GradientStore(Store):
         found = [
             Segment(path) for path in sorted(self.path.iterdir()) if not path.name.startswith(".") and path.is_dir()
         ]
-        replaced = {
-            segment.manifest["replaces"] for segment in found if "replaces" in segment.manifest and segment.is_done()
-        }
-        return [segment for segment in found if segment.name not in replaced]
+        names = {segment.name for segment in found}
+        hidden = set()
+        for segment in found:
+            predecessor = segment.manifest.get("replaces")
+            if predecessor in names:
+                hidden.add(predecessor if segment.is_done() else segment.name)
+        return [segment for segment in found if segment.name not in hidden]
 
     def stored(self) -> np.ndarray:
         """Contents all of whose rows are in place: array of 32-byte hashes."""
@@ -157,6 +160,7 @@ class GradientStore(Store):
             unfinished = segment.contents[~segment.content_done()]
             wanted = bool(np.isin(segment.contents, contents).all())
             if len(unfinished) and wanted and not np.isin(unfinished, covered).any():
+                segment.remove_fragments()
                 open_segments.append(segment)
                 covered = np.concatenate([covered, unfinished])
         new = ~np.isin(contents, covered) & (n_windows > 0)
@@ -310,6 +314,10 @@ class Segment:
     def shard_done(self, shard: int) -> bool:
         return self._shard_path(shard).is_file()
 
+    def shard_bytes(self, shard: int) -> int:
+        """Bytes on disk of a shard that is done."""
+        return self._shard_path(shard).stat().st_size
+
     def is_done(self) -> bool:
         return all(self.shard_done(shard) for shard in range(self.n_shards))
 
@@ -402,6 +410,11 @@ class Segment:
                 "`dataworth index` again rebuilds just it"
             )
         return stored[:-CRC_BYTES].view(dtype).reshape(self.rows_per_shard, n_columns)
+
+    def remove_fragments(self) -> None:
+        """Remove half-written chunks that a killed writer left beside its shard."""
+        for path in self.path.rglob("*.partial"):
+            path.unlink()
 
     def set_aside(self, shard: int) -> None:
         """Take a damaged shard out of the count, so that it is computed again; its bytes stay beside it."""

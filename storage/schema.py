@@ -1,5 +1,6 @@
 """The bytes on disk, described in one place.
 
+withdrawals.jsonl            one line a withdrawn source or document: what, name, date
 corpora/<fingerprint>/       a CorpusStore, written once
     documents.parquet        one row a document: DOCUMENTS
     windows.parquet          one row an example: WINDOWS
@@ -11,6 +12,7 @@ layers/<fingerprint>/        a LayerStore, written once: float matrices by (laye
     manifest.json
 scores/<fingerprint>/        a ScoreStore, written once
     passages.parquet         best documents of each query (rank 1, 2, …) and worst (rank -1, -2, …): PASSAGES
+    layers.parquet           optional: what each layer gave to the passages' scores: LAYER_SCORES
     sources.parquet          sums by query and source: SOURCE_SUMS
     scores.zarr/             optional: scores (n_queries, n_documents) float32, query_id, document_id
     manifest.json
@@ -20,7 +22,9 @@ values/<fingerprint>/        a CoalitionStore, written once
 gradients/<fingerprint>/     a GradientStore, grows by segments
     manifest.json            what every row has in common: model, projection, tokenisation, layer table, dtype
     <segment fingerprint>/   a Zarr group, written shard by shard, by one writer
-        gradients            (n_examples, n_columns), one chunk = one shard of whole rows, CRC-32C behind each
+        gradients            (n_examples, n_columns), one chunk = one shard of whole rows, CRC-32C behind each; float32,
+                             float16, bfloat16 as its bits in uint16, or int8 (the attribute `dtype` says which)
+        scales               (n_examples, n_layers) float32, for int8: what a layer's columns of a row are multiplied by
         examples/<column>    EXAMPLE_COLUMNS, (n_examples,), chunked like the gradients
         contents/hash        (n_contents, 32) uint8: SHA-256 of a document's token ids, in row order
         contents/n_windows   (n_contents,) int32: rows each content owns; their running sum is its first row
@@ -33,6 +37,7 @@ __all__ = [
     "ALL_QUERIES",
     "DOCUMENTS",
     "EXAMPLE_COLUMNS",
+    "LAYER_SCORES",
     "NO_CLASS",
     "PASSAGES",
     "SCHEMA_VERSION",
@@ -86,6 +91,16 @@ PASSAGES = pa.schema(
         pa.field("relative_score", pa.float64(), nullable=False),
         pa.field("window_start", pa.int32(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
+    ]
+)
+
+LAYER_SCORES = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("layer", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
     ]
 )
 

@@ -12,7 +12,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from storage.manifest import Store, new_store, write_manifest
-from storage.schema import PASSAGES, SOURCE_SUMS
+from storage.schema import LAYER_SCORES, PASSAGES, SOURCE_SUMS
 
 __all__ = ["ScoreStore", "ScoreWriter"]
 
@@ -99,6 +99,12 @@ class ScoreStore(Store):
         return pq.read_table(self.path / "passages.parquet")
 
     @property
+    def layer_scores(self) -> pa.Table | None:
+        """Table LAYER_SCORES of storage.schema, if it was kept."""
+        path = self.path / "layers.parquet"
+        return pq.read_table(path) if path.is_file() else None
+
+    @property
     def source_sums(self) -> pa.Table:
         """Table SOURCE_SUMS of storage.schema."""
         return pq.read_table(self.path / "sources.parquet")
@@ -119,9 +125,20 @@ class ScoreStoreWriter:
         self._fingerprint = fingerprint
 
     def write(
-        self, passages: list[dict[str, Any]], source_sums: list[dict[str, Any]], attributes: dict[str, Any]
+        self,
+        passages: list[dict[str, Any]],
+        source_sums: list[dict[str, Any]],
+        attributes: dict[str, Any],
+        layer_scores: list[dict[str, Any]] | None = None,
     ) -> None:
-        """Write both tables and the manifest; `attributes` is JSON-serialisable."""
-        pq.write_table(pa.Table.from_pylist(passages, PASSAGES), self._folder / "passages.parquet")
-        pq.write_table(pa.Table.from_pylist(source_sums, SOURCE_SUMS), self._folder / "sources.parquet")
+        """Write the tables and the manifest; `attributes` is JSON-serialisable."""
+        if layer_scores is not None:
+            table = pa.Table.from_pylist(layer_scores, LAYER_SCORES)
+            pq.write_table(table, self._folder / "layers.parquet", write_page_checksum=True)
+        pq.write_table(
+            pa.Table.from_pylist(passages, PASSAGES), self._folder / "passages.parquet", write_page_checksum=True
+        )
+        pq.write_table(
+            pa.Table.from_pylist(source_sums, SOURCE_SUMS), self._folder / "sources.parquet", write_page_checksum=True
+        )
         write_manifest(self._folder, {"fingerprint": self._fingerprint, "attributes": attributes})

@@ -9,13 +9,13 @@ from logging import LoggerAdapter
 from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from tqdm import tqdm
 
-__all__ = ["Progress", "progress", "run_logger"]
+__all__ = ["Progress", "progress", "run_logger", "show_link"]
 
 SECONDS_BETWEEN_UPDATES = 2.0
 
@@ -46,6 +46,13 @@ class Progress:
         if self._artifact is not None and time.monotonic() - self._last_update > SECONDS_BETWEEN_UPDATES:
             self._last_update = time.monotonic()
             update_progress_artifact(self._artifact, 100.0 * self._bar.n / max(1, self._bar.total))
+
+
+def show_link(key: str, link: str, description: str) -> None:
+    """A link in the log and, inside a Prefect run, an artifact of it."""
+    run_logger().info("%s: %s", description, link)
+    if TaskRunContext.get() is not None or FlowRunContext.get() is not None:
+        create_link_artifact(link=link, key=key, description=description)
 
 
 @contextmanager

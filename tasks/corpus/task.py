@@ -11,6 +11,7 @@ from storage.corpus import CorpusStore, TokenisedDocument
 from storage.errors import InputError
 from storage.locations import StoreFolders
 from storage.ref import StoreRef
+from storage.withdrawals import Withdrawals
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.documents import Document, Query
 from tasks.corpus.readers import read_documents, read_queries
@@ -42,12 +43,23 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
         label = class_number(document.label or "", loaded.labels, f"{document.where}, field {corpus.label!r}")
         return classified_text(loaded.tokenizer, document.id, document.source, document.text, label, corpus.max_length)
 
-    documents = map(tokenised, read_documents(corpus, labelled=loaded.labels is not None))
+    withdrawn, left_out = Withdrawals(Path(store)), []
+
+    def kept(document: Document) -> bool:
+        if withdrawn.covers(document.id, document.source):
+            left_out.append(document.id)
+            return False
+        return True
+
+    documents = map(tokenised, filter(kept, read_documents(corpus, labelled=loaded.labels is not None)))
     attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": corpus.max_length}
     ref = CorpusStore.write(StoreFolders(Path(store)).corpora, documents, attributes)
     written = CorpusStore.open(ref)
+    if left_out:
+        run_logger().warning("%s documents were withdrawn and are left out", len(left_out))
     if written.n_examples == 0:
-        raise InputError(f"{', '.join(corpus.files)}: no document has the two tokens an example needs")
+        reason = "was not withdrawn and" if left_out else ""
+        raise InputError(f"{', '.join(corpus.files)}: no document {reason} has the two tokens an example needs")
     run_logger().info(
         "%s documents, %s windows, %s tokens",
         f"{written.n_documents:,}",

@@ -136,7 +136,7 @@ def _parts(loaded: LoadedModel, corpus: CorpusStore, curvature: CurvatureConfig)
         )
     return {
         "model": loaded.fingerprint,
-        "corpus": fingerprint(sorted(content.hex() for content in corpus.contents.tolist())),
+        "corpus": corpus.contents_fingerprint,
         **corpus.manifest["attributes"],
         **curvature.model_dump(exclude=unused),
     }

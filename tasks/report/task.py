@@ -105,12 +105,16 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         scores = ScoreStore.open(parts.scores)
         passages = scores.passages.to_pandas()
         passages[passages["rank"] > 0].to_parquet(staging / "documents.parquet", index=False)
+        if scores.layer_scores is not None:
+            by_layer = scores.layer_scores.to_pandas()
+            by_layer[by_layer["rank"] > 0].to_parquet(staging / "layers.parquet", index=False)
         page = report_html(parts.title, valuation_summary(parts), confidence)
         (staging / "report.html").write_text(page, encoding="utf-8")
         if scores.matrix_path is not None:
             shutil.copytree(scores.matrix_path, staging / "scores.zarr")
         (folder / "valuation.json").unlink(missing_ok=True)
         shutil.rmtree(folder / "scores.zarr", ignore_errors=True)
+        (folder / "layers.parquet").unlink(missing_ok=True)
         for path in sorted(staging.iterdir()):
             os.replace(path, folder / path.name)
     _write_valuation(folder, parts, None)

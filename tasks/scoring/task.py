@@ -5,7 +5,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,13 @@ from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore, ScoreWriter
 from tasks.curvature.config import DampingConfig
 from tasks.curvature.precondition import Preconditioner, damped_inverse
-from tasks.progress import progress, run_logger
+from tasks.progress import progress, run_logger, show_link
 from tasks.scoring.blocks import Preconditioned, Whitenings, self_influence, window_scores
 from tasks.scoring.combination import Combination
 from tasks.scoring.config import ClusterConfig, ScoringConfig
 from tasks.scoring.plan import ShardWork, corpus_places, shard_works
+from tasks.scoring.players import Players, chosen_sources, players
+from tasks.scoring.queries import LayerColumns, layer_columns, preconditioned, whitenings
 from tasks.scoring.shards import ShardScores, score_shard
 from tasks.scoring.tally import Tally
 
@@ -34,6 +35,7 @@ __all__ = ["score_corpus"]
 
 ALGORITHM = 1
 SHARDS_AHEAD = 4
+MOST_LOSSES = 3
 
 
 @task(name="score-corpus", task_run_name="score every document for every query")
@@ -72,45 +74,33 @@ def score_corpus(
         return ref
     documents, query_store = CorpusStore.open(corpus), CorpusStore.open(queries)
     gradient_store = GradientStore.open(gradients)
-    players = _players(documents)
+    scored = _players(documents, scoring)
+    columns = _layer_columns(gradient_store, scoring)
     inverses = _inverses(curvature, damping_config)
     query_rows = np.concatenate(GradientStore.open(query_gradients).rows_of(query_store.contents))
-    preconditioned = _preconditioned(query_rows, gradient_store.layers, inverses, scoring.kind)
+    queries_ready = preconditioned(query_rows, columns, inverses, scoring.kind)
     query_ids = [*query_store.column("document_id").to_pylist(), ALL_QUERIES]
     with ScoreStore.writing(root, name) as target:
         tally = _tally(
-            gradient_store, documents, players, preconditioned, scoring, cluster, query_ids, target.matrix_path
+            gradient_store, documents, scored, queries_ready, scoring, cluster, query_ids, target.matrix_path
         )
-        whitening = _whitening(gradient_store.layers, inverses)
-        passages = _passages(tally, players, documents, gradient_store, preconditioned, whitening, query_ids)
-        target.write(passages, _source_sums(tally, players, query_ids), parts)
+        by_number = _rows_of_kept(tally, scored, documents, gradient_store)
+        relative = whitenings(columns, inverses)
+        passages = _passages(tally, scored, documents, by_number, queries_ready, relative, query_ids)
+        by_layer = None
+        if scoring.by_layer:
+            by_layer = _layer_scores(tally, passages, by_number, queries_ready, columns)
+        target.write(passages, _source_sums(tally, scored, query_ids), parts, by_layer)
     return ref
 
 
-@dataclass(frozen=True)
-class _Players:
-    """Documents numbered by id (so that ties go by id), and sources numbered by name.
-
-    Args:
-        rows: (n_documents,) row in the corpus of each document number.
-        sources: (n_documents,) source of each document number.
-        names: the sources.
-        n_documents, n_tokens: (n_sources,).
-    """
-
-    rows: np.ndarray
-    sources: np.ndarray
-    names: list[str]
-    n_documents: np.ndarray
-    n_tokens: np.ndarray
-
-
-def _players(corpus: CorpusStore) -> _Players:
-    ids = np.asarray(corpus.column("document_id").to_pylist(), dtype=object)
-    rows = np.argsort(ids, kind="stable")
-    names, sources = np.unique(np.asarray(corpus.column("source").to_pylist(), dtype=object), return_inverse=True)
-    n_tokens = np.bincount(sources, corpus.column("n_tokens").to_numpy(), len(names)).astype(np.int64)
-    return _Players(rows, sources[rows], [str(name) for name in names], np.bincount(sources), n_tokens)
+def _players(corpus: CorpusStore, scoring: ScoringConfig) -> Players:
+    sources = corpus.column("source").to_pylist()
+    try:
+        kept = chosen_sources(sorted(set(sources)), scoring.sources, scoring.without_sources)
+    except ValueError as error:
+        raise InputError(f"--scoring.sources: {error}") from None
+    return players(corpus.column("document_id").to_pylist(), sources, corpus.column("n_tokens").to_numpy(), kept)
 
 
 def _inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, Preconditioner]:
@@ -127,30 +117,11 @@ def _inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, Pr
     return inverses
 
 
-def _layer_columns(layers: Sequence[dict[str, Any]]) -> list[tuple[str, slice]]:
-    return [
-        (layer["name"], slice(layer["first_column"], layer["first_column"] + layer["n_columns"])) for layer in layers
-    ]
-
-
-def _whitening(layers: Sequence[dict[str, Any]], inverses: dict[str, Preconditioner]) -> Whitenings:
-    return [(columns, inverses.get(name)) for name, columns in _layer_columns(layers)]
-
-
-def _preconditioned(
-    query_rows: np.ndarray, layers: Sequence[dict[str, Any]], inverses: dict[str, Preconditioner], kind: str
-) -> Preconditioned:
-    """(H + lambda I)^-1 applied to every query, and one row more: their sum, which stands for all queries."""
-    rows = query_rows.astype(np.float64)
-    for name, columns in _layer_columns(layers):
-        if name in inverses:
-            rows[:, columns] = inverses[name].applied(query_rows[:, columns])
-    whitening = None if kind == "dot" else _whitening(layers, inverses)
-    if kind == "cosine" and whitening is not None:
-        norms = np.sqrt(self_influence(query_rows, whitening))
-        rows = np.divide(rows, norms[:, None], out=np.zeros_like(rows), where=norms[:, None] > 0)
-    rows = np.concatenate([rows, rows.sum(axis=0, keepdims=True)])
-    return Preconditioned(rows.astype(np.float32), whitening)
+def _layer_columns(gradients: GradientStore, scoring: ScoringConfig) -> LayerColumns:
+    try:
+        return layer_columns(gradients.layers, scoring.layers)
+    except ValueError as error:
+        raise InputError(f"--scoring.layers: {error}") from None
 
 
 @contextmanager
@@ -162,11 +133,13 @@ def _client(config: ClusterConfig, n_shards: int) -> Iterator[Any]:
 
     address = config.address or os.environ.get("DATAWORTH_DASK")
     if address:
+        security = _security(config)
         try:
-            client = Client(address, timeout="20s", set_as_default=False)
+            client = Client(address, timeout="20s", set_as_default=False, security=security)
         except (OSError, ValueError) as error:
             raise DataworthError(f"no Dask scheduler answers at {address} ({error or type(error).__name__})") from None
         with client:
+            show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard")
             yield client
         return
     n_workers = config.workers or max(1, min(n_shards, os.cpu_count() or 1))
@@ -180,34 +153,60 @@ def _client(config: ClusterConfig, n_shards: int) -> Iterator[Any]:
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
+        show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard, while scores are computed")
         yield client
+
+
+def _security(config: ClusterConfig) -> Any:
+    """TLS for a scheduler elsewhere, where its files are named."""
+    from distributed.security import Security
+
+    paths = {"tls_ca": config.tls_ca, "tls_certificate": config.tls_certificate, "tls_key": config.tls_key}
+    if not any(paths.values()):
+        return None
+    for name, path in paths.items():
+        if path is None or not Path(path).is_file():
+            raise InputError(f"--cluster.{name}: {path or 'not given'}; TLS needs all three files")
+    return Security(
+        require_encryption=True,
+        tls_ca_file=config.tls_ca,
+        tls_client_cert=config.tls_certificate,
+        tls_client_key=config.tls_key,
+    )
 
 
 def _shard_results(
     client: Any,
     works: Sequence[ShardWork],
     preconditioned: Preconditioned,
-    players: _Players,
+    players: Players,
     scoring: ScoringConfig,
     threads: int,
 ) -> Iterator[tuple[ShardWork, ShardScores]]:
-    """Results in the order of the shards, a few shards ahead of the reader, so that memory stays bounded."""
+    """Results in the order of the shards, a few shards ahead of the reader, so that memory stays bounded.
+
+    A worker that dies takes its copy of the queries with it; where it held the last one, they are handed out again.
+    """
     from distributed import CancelledError, KilledWorker
     from distributed.comm.core import CommClosedError
 
-    shared = client.scatter(preconditioned, broadcast=True, hash=False)
-    sources = client.scatter(players.sources, broadcast=True, hash=False)
     n_ahead = SHARDS_AHEAD * max(1, len(client.scheduler_info()["workers"]))
     waiting: deque[tuple[ShardWork, Any]] = deque()
-    todo = iter(works)
+    todo = deque(works)
+    shared: list[Any] = []
+    n_lost = 0
     try:
-        for _ in works:
-            for work in todo:
+        while todo or waiting:
+            if not shared:
+                shared = [
+                    client.scatter(item, broadcast=True, hash=False) for item in (preconditioned, players.sources)
+                ]
+            while todo and len(waiting) < n_ahead:
+                work = todo.popleft()
                 future = client.submit(
                     score_shard,
                     work,
-                    shared,
-                    sources,
+                    *shared,
                     len(players.names),
                     scoring.top_k,
                     keep_block=scoring.save_matrix,
@@ -215,20 +214,30 @@ def _shard_results(
                     pure=False,
                 )
                 waiting.append((work, future))
-                if len(waiting) >= n_ahead:
-                    break
-            work, future = waiting.popleft()
-            yield work, future.result()
+            work, future = waiting[0]
+            try:
+                result = future.result()
+            except CancelledError:
+                n_lost += 1
+                if n_lost > MOST_LOSSES or client.status != "running":
+                    raise
+                run_logger().warning("a Dask worker died with what it held: handing its shards out again")
+                todo.extendleft(work for work, _ in reversed(waiting))
+                waiting.clear()
+                shared = []
+                continue
+            waiting.popleft()
+            yield work, result
     except KilledWorker as error:
         raise DataworthError(f"the Dask workers died while scoring, out of memory or killed ({error})") from error
-    except (CancelledError, CommClosedError) as error:
+    except (CancelledError, CommClosedError, TimeoutError) as error:
         raise DataworthError("the Dask scheduler went away while scoring: run again once it is back") from error
 
 
 def _tally(
     gradients: GradientStore,
     corpus: CorpusStore,
-    players: _Players,
+    players: Players,
     preconditioned: Preconditioned,
     scoring: ScoringConfig,
     cluster: ClusterConfig,
@@ -236,11 +245,8 @@ def _tally(
     matrix_path: Path,
 ) -> Tally:
     """Stream all shards through the cluster and merge what they give, in the order of the shards."""
-    numbers = np.empty(len(players.rows), np.int64)
-    numbers[players.rows] = np.arange(len(players.rows))
-    n_windows = corpus.column("n_windows").to_numpy()
-    scored = n_windows > 0
-    places = corpus_places(corpus.contents[scored], numbers[scored])
+    scored = (corpus.column("n_windows").to_numpy() > 0) & players.chosen
+    places = corpus_places(corpus.contents[scored], players.numbers[scored])
     works: list[ShardWork] = []
     for segment in gradients.segments():
         usable = np.where(segment.content_done(), segment.contents, b"")
@@ -270,7 +276,7 @@ def _tally(
     return combination.tally
 
 
-def _source_sums(tally: Tally, players: _Players, query_ids: list[str]) -> list[dict[str, Any]]:
+def _source_sums(tally: Tally, players: Players, query_ids: list[str]) -> list[dict[str, Any]]:
     return [
         {
             "query_id": query_id,
@@ -285,44 +291,77 @@ def _source_sums(tally: Tally, players: _Players, query_ids: list[str]) -> list[
     ]
 
 
+def _rows_of_kept(
+    tally: Tally, players: Players, corpus: CorpusStore, gradients: GradientStore
+) -> dict[int, np.ndarray]:
+    """Document number → (n_windows, n_columns) gradients of every document among the best or the worst."""
+    numbers = np.unique(np.concatenate([tally.top.documents, tally.bottom.documents], axis=None))
+    numbers = numbers[numbers >= 0]
+    found = gradients.rows_of(corpus.contents[players.rows[numbers]])
+    return dict(zip(numbers.tolist(), found, strict=True))
+
+
 def _passages(
     tally: Tally,
-    players: _Players,
+    players: Players,
     corpus: CorpusStore,
-    gradients: GradientStore,
+    by_number: dict[int, np.ndarray],
     preconditioned: Preconditioned,
     whitening: Whitenings,
     query_ids: list[str],
 ) -> list[dict[str, Any]]:
     """The best documents of each query (rank 1, 2, …) and the worst (rank -1, -2, …), with their telling window."""
-    numbers = np.unique(np.concatenate([tally.top.documents, tally.bottom.documents], axis=None))
-    numbers = numbers[numbers >= 0]
-    rows = players.rows[numbers]
-    documents = dict(zip(numbers.tolist(), corpus.documents(rows), strict=True))
-    by_number = dict(zip(numbers.tolist(), gradients.rows_of(corpus.contents[rows]), strict=True))
+    rows = players.rows[list(by_number)]
+    documents = dict(zip(by_number, corpus.documents(rows), strict=True))
     passages = []
-    for sign, kept in ((1, tally.top), (-1, tally.bottom)):
-        for query, query_id in enumerate(query_ids):
-            one_query = Preconditioned(preconditioned.queries[query : query + 1], preconditioned.whitening)
-            relative = Preconditioned(one_query.queries, whitening)
-            for place in np.flatnonzero(kept.documents[query] >= 0):
-                number = int(kept.documents[query, place])
-                window_rows = by_number[number]
-                by_window = window_scores(window_rows, one_query)[0]
-                telling = int(np.argmax(sign * by_window))
-                window = int(corpus.first_windows[players.rows[number]]) + telling
-                start = int(corpus.windows["character_start"][window])
-                end = int(corpus.windows["character_end"][window])
-                passages.append(
-                    {
-                        "query_id": query_id,
-                        "rank": sign * (int(place) + 1),
-                        "document_id": documents[number]["document_id"],
-                        "source": documents[number]["source"],
-                        "score": float(kept.scores[query, place]),
-                        "relative_score": float(window_scores(window_rows, relative)[0].sum()),
-                        "window_start": start,
-                        "text": documents[number]["text"][start:end],
-                    }
-                )
+    for query, sign, place, number, score in _kept(tally):
+        one_query = Preconditioned(preconditioned.queries[query : query + 1], preconditioned.whitening)
+        relative = Preconditioned(one_query.queries, whitening)
+        by_window = window_scores(by_number[number], one_query)[0]
+        window = int(corpus.first_windows[players.rows[number]]) + int(np.argmax(sign * by_window))
+        start = int(corpus.windows["character_start"][window])
+        end = int(corpus.windows["character_end"][window])
+        passages.append(
+            {
+                "query_id": query_ids[query],
+                "rank": sign * (place + 1),
+                "document_id": documents[number]["document_id"],
+                "source": documents[number]["source"],
+                "score": score,
+                "relative_score": float(window_scores(by_number[number], relative)[0].sum()),
+                "window_start": start,
+                "text": documents[number]["text"][start:end],
+            }
+        )
     return passages
+
+
+def _kept(tally: Tally) -> Iterator[tuple[int, int, int, int, float]]:
+    """(query, 1 or -1, place, document number, score) of the best, then of the worst documents."""
+    for sign, kept in ((1, tally.top), (-1, tally.bottom)):
+        for query in range(len(kept.documents)):
+            for place in np.flatnonzero(kept.documents[query] >= 0):
+                number, score = int(kept.documents[query, place]), float(kept.scores[query, place])
+                yield query, sign, int(place), number, score
+
+
+def _layer_scores(
+    tally: Tally,
+    passages: list[dict[str, Any]],
+    by_number: dict[int, np.ndarray],
+    preconditioned: Preconditioned,
+    columns: LayerColumns,
+) -> list[dict[str, Any]]:
+    """What each layer gave to each kept document's score; they add up to it."""
+    table = []
+    for (query, _, _, number, _), passage in zip(_kept(tally), passages, strict=True):
+        rows = by_number[number].astype(np.float32)
+        norms = np.ones(len(rows))
+        if preconditioned.whitening is not None:
+            norms = np.sqrt(self_influence(rows, preconditioned.whitening))
+        weights = np.divide(1.0, norms, out=np.zeros(len(rows)), where=norms > 0)
+        for name, where in columns:
+            score = float(weights @ (rows[:, where] @ preconditioned.queries[query, where]).astype(np.float64))
+            common = {key: passage[key] for key in ("query_id", "rank", "document_id")}
+            table.append({**common, "layer": name, "score": score})
+    return table

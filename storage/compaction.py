@@ -1,0 +1,100 @@
+"""Giving back the space of what was withdrawn: texts, gradients, and everything that was made of them."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from storage.corpus import CorpusStore
+from storage.gradients import GradientStore
+from storage.locations import StoreFolders
+from storage.manifest import Store, is_complete, read_manifest, writer_lock
+from storage.withdrawals import Withdrawals
+
+__all__ = ["Compaction", "compact", "finished_stores"]
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What was removed.
+
+    Args:
+        corpora, fits, scores, values: stores.
+        gradient_bytes: of rows, in the stored data type.
+    """
+
+    corpora: int
+    fits: int
+    scores: int
+    values: int
+    gradient_bytes: int
+
+
+def finished_stores(folder: Path) -> Iterator[Path]:
+    """Folders of finished stores in a folder of stores."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir() and not path.name.startswith(".") and is_complete(path):
+            yield path
+
+
+def compact(root: Path) -> Compaction:
+    """Remove what belongs to withdrawn documents alone; killed at any moment, it is done by the next one.
+
+    Gradients of a withdrawn text stay where another source provided the same text. Corpora that hold a withdrawn
+    document go as a whole, with the fits, scores and values made of them: a later run reads its files again and finds
+    every other document's gradients.
+
+    Args:
+        root: of the stores.
+
+    Raises:
+        StoreBusyError: a run is writing one of them.
+        StoreDamagedError: a shard whose rows would move is damaged.
+    """
+    folders, withdrawn = StoreFolders(root), Withdrawals(root)
+    touched: list[CorpusStore] = []
+    live: set[bytes] = set()
+    dead: set[bytes] = set()
+    for path in finished_stores(folders.corpora):
+        corpus = CorpusStore(path)
+        ids, sources = (corpus.column(name).to_pylist() for name in ("document_id", "source"))
+        gone = np.array([withdrawn.covers(*pair) for pair in zip(ids, sources, strict=True)], bool)
+        live.update(corpus.contents[~gone].tolist())
+        if gone.any():
+            touched.append(corpus)
+            dead.update(corpus.contents[gone].tolist())
+    freed = _compact_gradients(folders.gradients, np.asarray(sorted(dead - live), "S32"))
+    # What was made of a corpus goes before it: killed between, the next run still knows what to remove.
+    names = {corpus.fingerprint for corpus in touched}
+    contents = {corpus.contents_fingerprint for corpus in touched}
+    scores = _removed(folders.scores, lambda store: store.get("corpus") in names)
+    n_values = len(_removed(folders.values, lambda store: store.get("scores") in scores))
+    n_fits = len(_removed(folders.layers, lambda store: store.get("corpus") in contents))
+    for corpus in touched:
+        with writer_lock(corpus.path):
+            shutil.rmtree(corpus.path)
+    return Compaction(len(touched), n_fits, len(scores), n_values, freed)
+
+
+def _compact_gradients(folder: Path, contents: np.ndarray) -> int:
+    freed = 0
+    for path in finished_stores(folder):
+        store = GradientStore(path)
+        with store.writer():
+            store.remove_replaced()
+            for segment in store.segments():
+                freed += store.without(segment, contents)
+    return freed
+
+
+def _removed(folder: Path, belongs: Callable[[dict[str, object]], bool]) -> set[str]:
+    """Remove the stores whose attributes belong to what goes; returns their fingerprints."""
+    removed = set()
+    for path in finished_stores(folder):
+        if belongs(dict(read_manifest(path).get("attributes", {}))):
+            removed.add(Store(path).fingerprint)
+            with writer_lock(path):
+                shutil.rmtree(path)
+    return removed

@@ -1,0 +1,58 @@
+"""Which documents and sources were withdrawn: their providers want them out of every later valuation."""
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storage.errors import StoreDamagedError
+from storage.manifest import replace_file, writer_lock
+
+__all__ = ["Withdrawals"]
+
+FILE = "withdrawals.jsonl"
+
+
+class Withdrawals:
+    """The list of one root of stores, read once; every line of its file is one withdrawal, with its date.
+
+    Args:
+        root: of the stores.
+
+    Raises:
+        StoreDamagedError: a line cannot be read.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / FILE
+        self.sources: set[str] = set()
+        self.documents: set[str] = set()
+        text = self._path.read_text("utf-8") if self._path.exists() else ""
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                (self.sources if entry["what"] == "source" else self.documents).add(entry["name"])
+            except (ValueError, KeyError, TypeError):
+                raise StoreDamagedError(f"{self._path}: line {number} is not a withdrawal; mend or remove it") from None
+
+    def covers(self, document_id: str, source: str) -> bool:
+        """The document was withdrawn, by itself or with its source."""
+        return source in self.sources or document_id in self.documents
+
+    def add(self, sources: Iterable[str] = (), documents: Iterable[str] = ()) -> int:
+        """Withdraw sources and documents; returns how many are new.
+
+        Raises:
+            StoreBusyError: another process is withdrawing.
+        """
+        with writer_lock(self._path):
+            self.__init__(self._path.parent)  # type: ignore[misc]  # what another process added meanwhile
+            new = [("source", name) for name in dict.fromkeys(sources) if name not in self.sources]
+            new += [("document", name) for name in dict.fromkeys(documents) if name not in self.documents]
+            if new:
+                text = self._path.read_text("utf-8") if self._path.exists() else ""
+                date = datetime.now(UTC).isoformat(timespec="seconds")
+                lines = [json.dumps({"what": what, "name": name, "date": date}) for what, name in new]
+                replace_file(self._path, (text + "".join(f"{line}\n" for line in lines)).encode())
+                self.__init__(self._path.parent)  # type: ignore[misc]  # read back
+        return len(new)
