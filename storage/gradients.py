@@ -395,7 +395,8 @@ class Segment:
     def _checked(self, shard: int, path: Path, n_columns: int, dtype: "np.dtype[Any]") -> np.ndarray:
         """The whole chunk of a file, (rows_per_shard, n_columns), its checksum compared."""
         try:
-            stored: np.ndarray = np.memmap(path, np.uint8, mode="r")
+            # Copy on write: nothing reaches the file, and libraries that ask for a writable array take it.
+            stored: np.ndarray = np.memmap(path, np.uint8, mode="c")
         except FileNotFoundError:
             raise StoreIncompleteError(
                 f"{self.path} lacks shard {shard} of {self.n_shards}: run index-corpus again, it goes on from there"

@@ -3,15 +3,17 @@ have to import Prefect."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+import torch
+from threadpoolctl import ThreadpoolController
 
 from storage.gradients import Segment
 from tasks.scoring.blocks import Preconditioned, document_sums, window_scores
 from tasks.scoring.plan import ShardWork
-from tasks.scoring.tally import Tally, block_tally
+from tasks.scoring.tally import Floors, Tally, block_tally
 
 __all__ = ["ShardScores", "score_shard"]
 
@@ -33,6 +35,18 @@ class ShardScores:
     documents: np.ndarray
 
 
+@lru_cache(maxsize=64)
+def _segment(path: str) -> Segment:
+    """A segment opened once: its manifest and its arrays' shapes never change."""
+    return Segment(Path(path))
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """The BLAS of this process, looked up once."""
+    return ThreadpoolController()
+
+
 def score_shard(
     work: ShardWork,
     preconditioned: Preconditioned,
@@ -42,6 +56,7 @@ def score_shard(
     *,
     keep_block: bool,
     threads: int,
+    floors: Floors | None = None,
 ) -> ShardScores:
     """Read, check and score one shard.
 
@@ -52,20 +67,24 @@ def score_shard(
         n_sources: sources in all.
         k: documents kept a query.
         keep_block: return the scores themselves, too.
-        threads: BLAS threads of this worker.
+        threads: of one matrix product.
+        floors: what the best and the worst documents of other shards have reached.
 
     Raises:
         StoreDamagedError, StoreIncompleteError: the shard cannot be read.
     """
-    rows = Segment(Path(work.segment)).read_shard(work.shard)
-    with threadpool_limits(threads):
+    rows = _segment(work.segment).read_shard(work.shard)
+    torch.set_num_threads(threads)
+    with _libraries().limit(limits=threads):
         sums = document_sums(window_scores(rows, preconditioned), work.first_rows)
     whole = work.whole[work.positions]
-    block = sums[:, work.positions[whole]]
+    chosen = work.positions[whole]
+    every_one = len(chosen) == sums.shape[1] and bool((chosen == np.arange(len(chosen))).all())
+    block = sums if every_one else sums[:, chosen]
     documents = work.documents[whole]
     split = np.unique(work.positions[~whole])
     return ShardScores(
-        tally=block_tally(block, documents, sources[documents], n_sources, k),
+        tally=block_tally(block, documents, sources[documents], n_sources, k, floors),
         partial={work.first_content + int(position): sums[:, position] for position in split},
         block=block if keep_block else None,
         documents=documents,

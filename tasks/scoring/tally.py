@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["Ranking", "Tally", "block_tally", "merged_tally", "ranking"]
+__all__ = ["Floors", "Ranking", "Tally", "block_tally", "floors", "merged_tally", "ranking"]
+
+
+# (n_queries,) each: of the best and of the worst documents
+Floors = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,12 @@ class Tally:
 
 
 def ranking(
-    scores: Float[np.ndarray, "q d"], documents: Int[np.ndarray, "q d"], k: int, *, descending: bool
+    scores: Float[np.ndarray, "q d"],
+    documents: Int[np.ndarray, "q d"],
+    k: int,
+    *,
+    descending: bool,
+    floor: Float[np.ndarray, " q"] | None = None,
 ) -> Ranking:
     """The k best of each query; equal scores in the order of the document numbers.
 
@@ -52,20 +61,33 @@ def ranking(
         documents: the numbers, -1 where there is none.
         k: how many are kept.
         descending: best is largest; else smallest.
+        floor: what k documents elsewhere have reached already: worse ones are not kept. NaN where there is none.
     """
     n_queries, n = scores.shape
     kept = np.full((n_queries, k), -1, np.int64)
     values = np.full((n_queries, k), np.nan)
-    keys = np.where(documents < 0, np.inf, -scores if descending else scores)
-    for query in range(n_queries):
-        candidates = np.arange(n)
-        if n > k:
-            # Everything at least as good as the k-th: few enough to sort, and no tie is cut off by chance.
-            candidates = np.flatnonzero(keys[query] <= np.partition(keys[query], k - 1)[k - 1])
-        order = candidates[np.lexsort((documents[query, candidates], keys[query, candidates]))][:k]
-        order = order[documents[query, order] >= 0]
-        kept[query, : len(order)] = documents[query, order]
-        values[query, : len(order)] = scores[query, order]
+    if n == 0:
+        return Ranking(kept, values)
+    limit = np.full(n_queries, np.inf)
+    if floor is not None:
+        limit = np.where(np.isnan(floor), np.inf, -floor if descending else floor)
+    # Where a pass is under way, few queries have a document here that is still among their best.
+    best = -np.fmax.reduce(scores, axis=1) if descending else np.fmin.reduce(scores, axis=1)
+    rows = np.flatnonzero(best <= limit)
+    scores, documents, limit = scores[rows], documents[rows], limit[rows]
+    keys = -scores if descending else scores
+    unlimited = np.flatnonzero(np.isinf(limit))
+    if n > k and len(unlimited):
+        # Everything at least as good as the k-th: few enough to sort, and no tie is cut off by chance. NaN sorts last.
+        limit[unlimited] = np.partition(keys[unlimited], k - 1, axis=1)[:, k - 1]
+        limit[np.isnan(limit)] = np.inf
+    queries, places = np.divmod(np.flatnonzero((keys <= limit[:, None]) & (documents >= 0)), n)
+    order = np.lexsort((documents[queries, places], keys[queries, places], queries))
+    queries, places = queries[order], places[order]
+    ranks = np.arange(len(queries)) - np.searchsorted(queries, queries)
+    queries, places, ranks = queries[ranks < k], places[ranks < k], ranks[ranks < k]
+    kept[rows[queries], ranks] = documents[queries, places]
+    values[rows[queries], ranks] = scores[queries, places]
     return Ranking(kept, values)
 
 
@@ -75,6 +97,7 @@ def block_tally(
     sources: Int[np.ndarray, " d"],
     n_sources: int,
     k: int,
+    floors: Floors | None = None,
 ) -> Tally:
     """Statistics of one block of documents.
 
@@ -84,6 +107,7 @@ def block_tally(
         sources: number of each document's source.
         n_sources: sources in all.
         k: documents kept a query.
+        floors: what the best and the worst k have reached elsewhere (see `floors`).
     """
     numbers = np.broadcast_to(documents, scores.shape)
     sums = np.zeros((len(scores), n_sources))
@@ -91,25 +115,35 @@ def block_tally(
     for query, row in enumerate(scores):
         sums[query] = np.bincount(sources, row, n_sources)
         squares[query] = np.bincount(sources, row * row, n_sources)
+    top, bottom = floors or (None, None)
     return Tally(
-        top=ranking(scores, numbers, k, descending=True),
-        bottom=ranking(scores, numbers, k, descending=False),
+        top=ranking(scores, numbers, k, descending=True, floor=top),
+        bottom=ranking(scores, numbers, k, descending=False, floor=bottom),
         sums=sums,
         squares=squares,
         counts=np.bincount(sources, minlength=n_sources),
     )
 
 
+def floors(tally: Tally) -> Floors:
+    """What a document must reach to be kept beside those of a tally, NaN where fewer than k are kept yet."""
+    return tally.top.scores[:, -1], tally.bottom.scores[:, -1]
+
+
 def merged_tally(first: Tally, second: Tally) -> Tally:
     """Statistics of both sets of documents, which must be disjoint."""
 
     def merged(one: Ranking, other: Ranking, *, descending: bool) -> Ranking:
-        return ranking(
-            np.concatenate([one.scores, other.scores], axis=1),
-            np.concatenate([one.documents, other.documents], axis=1),
+        news = np.flatnonzero(other.documents[:, 0] >= 0)
+        found = ranking(
+            np.concatenate([one.scores[news], other.scores[news]], axis=1),
+            np.concatenate([one.documents[news], other.documents[news]], axis=1),
             one.documents.shape[1],
             descending=descending,
         )
+        documents, scores = one.documents.copy(), one.scores.copy()
+        documents[news], scores[news] = found.documents, found.scores
+        return Ranking(documents, scores)
 
     return Tally(
         top=merged(first.top, second.top, descending=True),

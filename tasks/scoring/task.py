@@ -29,7 +29,7 @@ from tasks.scoring.plan import ShardWork, corpus_places, shard_works
 from tasks.scoring.players import Players, chosen_sources, players
 from tasks.scoring.queries import LayerColumns, layer_columns, preconditioned, whitenings
 from tasks.scoring.shards import ShardScores, score_shard
-from tasks.scoring.tally import Tally
+from tasks.scoring.tally import Tally, floors
 
 __all__ = ["score_corpus"]
 
@@ -181,7 +181,7 @@ def _shard_results(
     preconditioned: Preconditioned,
     players: Players,
     scoring: ScoringConfig,
-    threads: int,
+    combination: Combination,
 ) -> Iterator[tuple[ShardWork, ShardScores]]:
     """Results in the order of the shards, a few shards ahead of the reader, so that memory stays bounded.
 
@@ -210,7 +210,8 @@ def _shard_results(
                     len(players.names),
                     scoring.top_k,
                     keep_block=scoring.save_matrix,
-                    threads=threads,
+                    threads=1,  # a worker's threads take a shard each
+                    floors=floors(combination.tally),
                     pure=False,
                 )
                 waiting.append((work, future))
@@ -263,7 +264,7 @@ def _tally(
         _client(cluster, len(works)) as client,
         progress("scores", len(works), "shard") as bar,
     ):
-        for work, result in _shard_results(client, works, preconditioned, players, scoring, cluster.threads or 1):
+        for work, result in _shard_results(client, works, preconditioned, players, scoring, combination):
             combination.add(work, result.tally, result.partial, result.block, result.documents)
             bar.advance()
     n_scored = int(combination.tally.counts.sum())
