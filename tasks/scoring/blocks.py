@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 __all__ = ["Preconditioned", "Whitening", "Whitenings", "document_sums", "self_influence", "window_scores"]
 
 PIECE_ROWS = 1024
+TORCH_ENTRIES = 2**20
 _THREAD = threading.local()
 
 
@@ -55,18 +55,31 @@ def self_influence(rows: Float[np.ndarray, "n c"], whitening: Whitenings) -> Flo
     return total
 
 
-def _in_float32(rows: np.ndarray) -> torch.Tensor:
-    """The rows in float32, converted into memory that this thread keeps for the next shard.
+def _product(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(q, n) float32 products of queries with rows of any float type.
 
-    torch converts float16 five times as fast as numpy; fresh memory would double that time again in page faults.
+    Large blocks go through torch, which converts float16 five times as fast as numpy, piece by piece, so that a piece
+    is still in the processor's cache when it is multiplied. A worker that sees none of them never loads torch.
     """
-    found = torch.from_numpy(rows)
-    if found.dtype == torch.float32:
-        return found
+    if rows.size < TORCH_ENTRIES:
+        return queries @ rows.astype(np.float32).T
+    import torch
+
     room = getattr(_THREAD, "room", None)
-    if room is None or room.numel() < found.numel():
-        room = _THREAD.room = torch.empty(found.numel())
-    return room[: found.numel()].view(found.shape).copy_(found)
+    if room is None or room.shape[1] != rows.shape[1]:
+        # Fresh memory for every piece would cost as much as converting it.
+        room = _THREAD.room = torch.empty(PIECE_ROWS, rows.shape[1])
+    ready, products = torch.from_numpy(queries), []
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a worker's threads take a shard each
+    try:
+        for first in range(0, len(rows), PIECE_ROWS):
+            piece = torch.from_numpy(rows[first : first + PIECE_ROWS])
+            products.append(torch.mm(ready, room[: len(piece)].copy_(piece).T))
+    finally:
+        torch.set_num_threads(n_threads)
+    found: np.ndarray = torch.cat(products, dim=1).numpy()
+    return found
 
 
 def window_scores(rows: Float[np.ndarray, "n c"], preconditioned: Preconditioned) -> Float[np.ndarray, "q n"]:
@@ -75,16 +88,10 @@ def window_scores(rows: Float[np.ndarray, "n c"], preconditioned: Preconditioned
     Positive means that training on z lowered q's loss. With whitening, divided by the square root of the row's
     self-influence (l-RelatIF: Barshan et al. 2020, arXiv 2003.11630); a row of zeros scores 0.
     """
-    queries = torch.from_numpy(preconditioned.queries)
-    if preconditioned.whitening is None and len(rows) > PIECE_ROWS:
-        # A piece is still in the processor's cache when it is multiplied.
-        pieces = (rows[first : first + PIECE_ROWS] for first in range(0, len(rows), PIECE_ROWS))
-        return torch.cat([torch.mm(queries, _in_float32(piece).T) for piece in pieces], dim=1).double().numpy()
-    precise = _in_float32(rows)
-    scores = torch.mm(queries, precise.T).double().numpy()
+    scores = _product(preconditioned.queries, rows).astype(np.float64)
     if preconditioned.whitening is None:
         return scores
-    norms = np.sqrt(self_influence(precise.numpy(), preconditioned.whitening))
+    norms = np.sqrt(self_influence(rows, preconditioned.whitening))
     return np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0)
 
 

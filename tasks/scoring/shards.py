@@ -7,7 +7,6 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from threadpoolctl import ThreadpoolController
 
 from storage.gradients import Segment
@@ -55,7 +54,6 @@ def score_shard(
     k: int,
     *,
     keep_block: bool,
-    threads: int,
     floors: Floors | None = None,
 ) -> ShardScores:
     """Read, check and score one shard.
@@ -67,15 +65,13 @@ def score_shard(
         n_sources: sources in all.
         k: documents kept a query.
         keep_block: return the scores themselves, too.
-        threads: of one matrix product.
         floors: what the best and the worst documents of other shards have reached.
 
     Raises:
         StoreDamagedError, StoreIncompleteError: the shard cannot be read.
     """
     rows = _segment(work.segment).read_shard(work.shard)
-    torch.set_num_threads(threads)
-    with _libraries().limit(limits=threads):
+    with _libraries().limit(limits=1):
         sums = document_sums(window_scores(rows, preconditioned), work.first_rows)
     whole = work.whole[work.positions]
     chosen = work.positions[whole]

@@ -210,7 +210,6 @@ def _shard_results(
                     len(players.names),
                     scoring.top_k,
                     keep_block=scoring.save_matrix,
-                    threads=1,  # a worker's threads take a shard each
                     floors=floors(combination.tally),
                     pure=False,
                 )

@@ -79,9 +79,7 @@ class Pass:
 
         def scored(work: ShardWork) -> Any:
             found = floors(combination.tally)
-            return score_shard(
-                work, self.queries, self.sources, SOURCES, TOP_K, keep_block=False, threads=1, floors=found
-            )
+            return score_shard(work, self.queries, self.sources, SOURCES, TOP_K, keep_block=False, floors=found)
 
         with ThreadPoolExecutor(THREADS) as pool:
             waiting = [pool.submit(scored, work) for work in self.works[: 4 * THREADS]]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -131,13 +132,20 @@ def test_everything_a_user_can_get_wrong_is_a_sentence(dataworth, checkpoints, c
         ("--store", tmp_path / "file" / "x"): (2, f"dataworth: --store {tmp_path / 'file' / 'x'}: {tmp_path / 'file'}"),
         ("--tracking.uri", "http://127.0.0.1:9"): (1, "dataworth: MLflow at http://127.0.0.1:9 did not take the run"),
     }
-    for (flag, value), (code, message) in wrong.items():
-        words = [str(word) for pair in {**given, flag: value}.items() for word in pair]
-        result = dataworth("value", *words)
+
+    def refused(entry):
+        (flag, value), (code, message) = entry
+        result = dataworth("value", *(str(word) for pair in {**given, flag: value}.items() for word in pair))
         assert result.returncode == code, (flag, result.stderr)
         assert sentence(result).startswith(message), (flag, result.stderr)
-        if flag != "--tracking.uri":
-            assert not (tmp_path / "out").exists()
+        return result
+
+    # Those of input and options are told before anything is written, so that they need not wait for each other.
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(refused, (entry for entry in wrong.items() if entry[1][0] == 2)))
+    refused((("--cluster.address", "tcp://127.0.0.1:9"), wrong["--cluster.address", "tcp://127.0.0.1:9"]))
+    assert not (tmp_path / "out").exists()
+    result = refused((("--tracking.uri", "http://127.0.0.1:9"), wrong["--tracking.uri", "http://127.0.0.1:9"]))
     # Only MLflow was away, and that came last: the valuation is there.
     assert "the valuation itself is kept in" in sentence(result)
     assert (tmp_path / "out" / "valuation.json").is_file()

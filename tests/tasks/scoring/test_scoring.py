@@ -9,7 +9,7 @@ from tasks.scoring.baselines import bm25_scores, first_rate, source_sums
 from tasks.scoring.blocks import Preconditioned, document_sums, self_influence, window_scores
 from tasks.scoring.combination import Combination
 from tasks.scoring.plan import corpus_places, shard_works
-from tasks.scoring.tally import block_tally, merged_tally, ranking
+from tasks.scoring.tally import block_tally, floors, merged_tally, ranking
 
 
 def draw(*shape, seed=0):
@@ -116,3 +116,31 @@ def test_baselines():
     sums = source_sums(scores, ["x", "y", "x"], ["x", "y"])
     np.testing.assert_allclose(sums[:, 0], scores[:, 0] + scores[:, 2])
     assert first_rate(sums, ["x", "y"], ["x", "x"]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("n", [1, 1024, 1500])
+def test_large_blocks_score_like_small_ones(monkeypatch, dtype, n):
+    rows, queries = draw(n, 5).astype(dtype), Preconditioned(draw(3, 5, seed=1).astype(np.float32), None)
+    small = window_scores(rows, queries)
+    monkeypatch.setattr("tasks.scoring.blocks.TORCH_ENTRIES", 0)
+    np.testing.assert_allclose(window_scores(rows, queries), small, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 50))
+def test_what_others_have_reached_changes_nothing_that_is_kept(k, n_blocks, seed):
+    """Pruned by the floors of the blocks before, with many ties: the same tally."""
+    generator = np.random.default_rng(seed)
+    documents = generator.permutation(8 * n_blocks)
+    plain = pruned = None
+    for block in range(n_blocks):
+        chosen = documents[8 * block : 8 * block + 8]
+        scores = generator.integers(-2, 3, (2, 8)).astype(np.float64)
+        one = block_tally(scores, chosen, chosen % 3, 3, k)
+        two = block_tally(scores, chosen, chosen % 3, 3, k, None if pruned is None else floors(pruned))
+        plain = one if plain is None else merged_tally(plain, one)
+        pruned = two if pruned is None else merged_tally(pruned, two)
+    for found, expected in ((pruned.top, plain.top), (pruned.bottom, plain.bottom)):
+        np.testing.assert_array_equal(found.documents, expected.documents)
+        np.testing.assert_array_equal(found.scores, expected.scores)
