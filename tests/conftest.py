@@ -20,6 +20,7 @@ CHECKED = [
     "tasks.projection.sketch",
     "tasks.curvature.sums",
     "tasks.curvature.draws",
+    "tasks.curvature.lowrank",
     "tasks.curvature.damping",
     "tasks.curvature.precondition",
     "tasks.gradients.order",

@@ -33,6 +33,12 @@ class CurvatureConfig(Configuration):
         "class with its probability.",
     )
     draws: int = Field(4, ge=1, le=64, description="Label draws for an example (sampled labels).")
+    low_rank: int = Field(
+        256,
+        ge=1,
+        le=4096,
+        description="Rank of the Fisher (beside a diagonal) of layers that keep more than 4096 columns.",
+    )
     fraction: float = Field(1.0, gt=0, le=1, description="Share of the corpus' documents the curvature is fitted on.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the label draws and of the choice of documents.")
     damping: DampingConfig = Field(default_factory=DampingConfig, description="Damping of the inverse.")

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from tasks.curvature.config import DampingConfig
 from tasks.curvature.damping import damping
+from tasks.curvature.lowrank import LowRankInverse, spectrum
 
 __all__ = ["DampedInverse", "KroneckerInverse", "Preconditioner", "damped_inverse", "eigendecomposition"]
 
@@ -101,8 +102,9 @@ def damped_inverse(matrices: Mapping[str, np.ndarray], config: DampingConfig) ->
     """The damped inverse of one layer's curvature.
 
     Args:
-        matrices: `fisher`, per-example mean; or `input_eigenvectors`, `output_eigenvectors` and `eigenvalues`, of
-            EK-FAC per-example means, of KFAC products of per-token means. The same lambda means different things.
+        matrices: `fisher`, per-example mean; `low_rank` and `residual`, the same of a wide layer; or
+            `input_eigenvectors`, `output_eigenvectors` and `eigenvalues`, of EK-FAC per-example means, of KFAC products
+            of per-token means. The same lambda means different things.
         config: the rule of lambda.
 
     Raises:
@@ -111,6 +113,9 @@ def damped_inverse(matrices: Mapping[str, np.ndarray], config: DampingConfig) ->
     if "fisher" in matrices:
         eigenvalues, eigenvectors = eigendecomposition(matrices["fisher"])
         return DampedInverse(eigenvalues, eigenvectors, damping(eigenvalues, config))
+    if "low_rank" in matrices:
+        low_rank, residual = matrices["low_rank"], matrices["residual"]
+        return LowRankInverse(low_rank, residual, damping(spectrum(low_rank, residual), config))
     eigenvalues = matrices["eigenvalues"]
     return KroneckerInverse(
         eigenvalues,

@@ -34,19 +34,22 @@ class FisherSum:
     it estimates the true Fisher, with the data's the empirical one (Martens & Grosse 2015).
 
     Args:
-        layers: the layer table: `first_column` and `n_columns` of each layer.
+        layers: by their number in the layer table: `first_column` and `n_columns` of each layer.
     """
 
-    def __init__(self, layers: Sequence[Mapping[str, Any]]) -> None:
-        self._columns = [slice(layer["first_column"], layer["first_column"] + layer["n_columns"]) for layer in layers]
+    def __init__(self, layers: Mapping[int, Mapping[str, Any]]) -> None:
+        self._columns = {
+            number: slice(layer["first_column"], layer["first_column"] + layer["n_columns"])
+            for number, layer in layers.items()
+        }
         self.sums = {
             str(number): torch.zeros(layer["n_columns"], layer["n_columns"], dtype=torch.float64)
-            for number, layer in enumerate(layers)
+            for number, layer in layers.items()
         }
 
     def add(self, rows: Float[Tensor, "n c"]) -> None:
         """Add gradients of some examples."""
-        for number, columns in enumerate(self._columns):
+        for number, columns in self._columns.items():
             block = rows[:, columns]
             total = self.sums[str(number)].to(rows.device)
             self.sums[str(number)] = total.add_(torch.mm(block.T, block))

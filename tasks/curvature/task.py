@@ -26,6 +26,7 @@ from tasks.capture.passes import backward_passes
 from tasks.corpus.batches import batches_by_length, corpus_batch, n_targets
 from tasks.curvature.config import CurvatureConfig
 from tasks.curvature.draws import label_uniforms
+from tasks.curvature.lowrank import LowRankSum, gaussian_matrix, low_rank_plus_diagonal
 from tasks.curvature.precondition import eigendecomposition
 from tasks.curvature.sums import MOST_COLUMNS, EigenvalueSum, FisherSum, RowSum
 from tasks.model.config import ModelConfig
@@ -100,6 +101,8 @@ def fit_matrices(
         "bases": bases.fingerprint,
         "factors": covariances.fingerprint if covariances and curvature.kind != "fisher" else None,
     }
+    if curvature.kind == "fisher" and any(_wide(layer) for layer in basis_store.layers):
+        parts["low_rank"] = curvature.low_rank
 
     def sums(what: str, windows: np.ndarray, eigenvectors: Any = None) -> dict[str, Tensor]:
         return _ordered_sums(
@@ -109,8 +112,8 @@ def fit_matrices(
     def fitted(windows: np.ndarray) -> Matrices:
         n_examples = len(windows)
         if curvature.kind == "fisher":
-            totals = sums("fisher", windows)
-            return [{"fisher": totals[str(n)].numpy() / n_examples} for n in range(len(basis_store.layers))]
+            means = {name: total.numpy() / n_examples for name, total in sums("fisher", windows).items()}
+            return [_fisher(number, layer, means, curvature) for number, layer in enumerate(basis_store.layers)]
         projections = stored_projections(basis_store)
         if covariances is None:
             factors = _covariances(projections, sums("covariances", windows))
@@ -126,9 +129,19 @@ def fit_matrices(
     return _stored(store, parts, basis_store.layers, documents, curvature, fitted)
 
 
+def _fisher(
+    number: int, layer: dict[str, Any], means: dict[str, np.ndarray], curvature: CurvatureConfig
+) -> dict[str, np.ndarray]:
+    if not _wide(layer):
+        return {"fisher": means[str(number)]}
+    matrix = gaussian_matrix(int(layer["n_columns"]), curvature.low_rank, curvature.seed, number)
+    low_rank, residual = low_rank_plus_diagonal(means[f"sketch {number}"], matrix, means[f"diagonal {number}"])
+    return {"low_rank": low_rank, "residual": residual}
+
+
 def _parts(loaded: LoadedModel, corpus: CorpusStore, curvature: CurvatureConfig) -> dict[str, Any]:
     """What decides the sums, apart from bases and kind."""
-    unused = {"kind", "damping"} | (set() if curvature.labels == "sampled" else {"draws"})
+    unused = {"kind", "damping", "low_rank"} | (set() if curvature.labels == "sampled" else {"draws"})
     if curvature.labels == "exact" and loaded.n_classes is None:
         raise InputError(
             "--curvature.labels exact: sums over every class, which a classifier has and a language model does not; "
@@ -143,19 +156,17 @@ def _parts(loaded: LoadedModel, corpus: CorpusStore, curvature: CurvatureConfig)
 
 
 def _check_layers(bases: LayerStore, curvature: CurvatureConfig) -> None:
-    largest = max(bases.layers, key=lambda layer: int(layer["n_columns"]))
-    if curvature.kind == "fisher" and largest["n_columns"] > MOST_COLUMNS:
-        raise InputError(
-            f"--curvature fisher: layer {largest['name']} keeps {largest['k_out']} x {largest['k_in']} columns, "
-            f"a dense Fisher holds at most {MOST_COLUMNS}; lower --projection.rank or pass --curvature ekfac"
-        )
-    if curvature.kind in ("kfac", "ekfac") and any(
-        layer["n_columns"] != layer["k_out"] * layer["k_in"] for layer in bases.layers
-    ):
+    sketched = any(layer["n_columns"] != layer["k_out"] * layer["k_in"] for layer in bases.layers)
+    if curvature.kind in ("kfac", "ekfac") and sketched:
         raise InputError(
             f"--curvature {curvature.kind}: needs the two sides of a layer apart, which factgrass sketches together; "
             "pass --curvature fisher or another --projection"
         )
+
+
+def _wide(layer: dict[str, Any]) -> bool:
+    """A dense Fisher of this layer would be too large."""
+    return int(layer["n_columns"]) > MOST_COLUMNS
 
 
 def _stored(
@@ -217,24 +228,22 @@ def _sums(
     projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
     modules = [layer.modules for layer in loaded.layers]
     capture: LayerCapture
-    accumulator: RowSum | FactorCapture
+    row_sums: list[RowSum] = []
     if what == "covariances":
-        capture = accumulator = FactorCapture(modules, projections)
+        capture = FactorCapture(modules, projections)
+        sums = capture.sums
     else:
         capture = GradientCapture(modules, projections)
-        table = layer_table(projections)
-        if eigenvectors is None:
-            accumulator = FisherSum(table)
-        else:
-            inputs, outputs = zip(*eigenvectors, strict=True)
-            accumulator = EigenvalueSum(table, inputs, outputs)
+        row_sums = _row_sums(layer_table(projections), curvature, eigenvectors)
+        sums = {}
     if batch_tokens is None:
         batch_tokens = place.agreed(_measured(loaded, capture, documents, curvature))
-        accumulator.sums.update({key: torch.zeros_like(tensor) for key, tensor in accumulator.sums.items()})
+        sums.update({key: torch.zeros_like(tensor) for key, tensor in sums.items()})
     steps = {"what": what, "name": name, "batch_tokens": batch_tokens, "rank": place.rank, "size": place.size}
     partial = PartialSums(StoreFolders(Path(store)).layers, fingerprint(steps))
     done, kept = partial.load()
-    accumulator.sums.update({key: torch.from_numpy(array) for key, array in kept.items()})
+    for owned in [sums, *(entry.sums for entry in row_sums)]:
+        owned.update({key: torch.from_numpy(kept[key]) for key in owned if key in kept})
     everyone = batches_by_length(documents.windows["n_tokens"][windows], batch_tokens)
     batches = everyone[place.rank :: place.size]
     if done:
@@ -244,21 +253,45 @@ def _sums(
         bar.advance(done)
         for number, batch in enumerate(batches[done:], done + 1):
             for _ in _passes(loaded, capture, documents, windows[batch], curvature):
-                if isinstance(capture, GradientCapture) and not isinstance(accumulator, FactorCapture):
-                    accumulator.add(capture.rows())
+                if isinstance(capture, GradientCapture):
+                    rows = capture.rows()
+                    for entry in row_sums:
+                        entry.add(rows)
             bar.advance()
             if time.monotonic() - kept_at > SECONDS_BETWEEN_CHECKPOINTS:
-                partial.save(number, {key: tensor.cpu().numpy() for key, tensor in accumulator.sums.items()})
+                partial.save(number, {key: tensor.cpu().numpy() for key, tensor in _all(sums, row_sums).items()})
                 kept_at = time.monotonic()
         if loaded.sharded and len(batches) < -(-len(everyone) // place.size):
             # Sharded weights are gathered by all processes at once: one pass without use, while others have their last.
-            sums = {key: tensor.clone() for key, tensor in accumulator.sums.items()}
+            before = {key: tensor.clone() for key, tensor in sums.items()}
             for _ in _passes(loaded, capture, documents, windows[everyone[0]], curvature):
-                pass
-            accumulator.sums.update(sums)
-    totals = place.total(accumulator.sums)
+                if isinstance(capture, GradientCapture):
+                    capture.rows()
+            sums.update(before)
+    totals = place.total(_all(sums, row_sums))
     partial.remove()
     return totals
+
+
+def _row_sums(
+    table: list[dict[str, Any]],
+    curvature: CurvatureConfig,
+    eigenvectors: list[tuple[np.ndarray, np.ndarray]] | None,
+) -> list[RowSum]:
+    """What gradient rows are added to: eigenvalues in a given basis, or dense and low-rank Fisher matrices."""
+    if eigenvectors is not None:
+        inputs, outputs = zip(*eigenvectors, strict=True)
+        return [EigenvalueSum(table, inputs, outputs)]
+    wide = {number: layer for number, layer in enumerate(table) if _wide(layer)}
+    narrow = {number: layer for number, layer in enumerate(table) if number not in wide}
+    return [FisherSum(narrow), LowRankSum(wide, curvature.low_rank, curvature.seed)]
+
+
+def _all(sums: dict[str, Tensor], row_sums: Sequence[RowSum]) -> dict[str, Tensor]:
+    found = dict(sums)
+    for entry in row_sums:
+        found.update(entry.sums)
+    return found
 
 
 def _measured(loaded: LoadedModel, capture: LayerCapture, corpus: CorpusStore, config: CurvatureConfig) -> int:

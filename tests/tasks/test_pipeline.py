@@ -390,7 +390,18 @@ def test_refusals_in_one_sentence(tmp_path, small, corpus_file):
         small.scores()
 
 
-def test_a_dense_fisher_too_large_is_refused(small, monkeypatch):
+def test_layers_too_wide_for_a_dense_fisher_get_one_of_low_rank(
+    tmp_path, checkpoints, corpus_file, queries_file, monkeypatch
+):
+    """At a rank that holds the whole Fisher: the scores of the dense computation; interrupted, it goes on."""
     monkeypatch.setattr("tasks.curvature.task.MOST_COLUMNS", 8)
-    with pytest.raises(InputError, match="a dense Fisher holds at most 8"):
-        fit_matrices.fn(small.store, small.model, small.corpus, small.bases, None, CurvatureConfig(seed=1), 96)
+    curvature = CurvatureConfig(labels="empirical", low_rank=25, damping=DampingConfig(rule="absolute", value=0.5))
+    projection = {"kind": "random", "rank": 5}
+    pipeline = Pipeline(tmp_path, checkpoints["llama"], corpus_file, queries_file, projection, curvature)
+    names = {tuple(LayerStore.open(pipeline.curvature).names(layer["name"])) for layer in
+             LayerStore.open(pipeline.bases).layers}  # fmt: skip
+    assert names == {("low_rank", "residual")}
+    _, gradients = reference(pipeline, checkpoints["llama"])
+    corpus, queries = (gradients(tokens_of(ref)) for ref in (pipeline.corpus, pipeline.queries))
+    expected = dense_scores(queries, corpus, mean_outer(corpus), 0.5)
+    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, expected))

@@ -9,10 +9,11 @@ from hypothesis.extra.numpy import arrays
 
 from tasks.curvature.config import DampingConfig
 from tasks.curvature.damping import damping
+from tasks.curvature.lowrank import LowRankSum, gaussian_matrix, low_rank_plus_diagonal, spectrum
 from tasks.curvature.precondition import DampedInverse, KroneckerInverse, damped_inverse, eigendecomposition
 from tasks.curvature.sums import EigenvalueSum, FisherSum
 
-LAYERS = [{"first_column": 0, "n_columns": 3}, {"first_column": 3, "n_columns": 2}]
+LAYERS = {0: {"first_column": 0, "n_columns": 3}, 1: {"first_column": 3, "n_columns": 2}}
 
 
 def test_fisher_is_the_sum_over_examples_however_they_come():
@@ -95,3 +96,54 @@ def test_corrected_eigenvalues_are_the_sum_of_squares_in_the_basis():
         first, shape = layer["first_column"], (layer["k_out"], layer["k_in"])
         blocks = [row[first : first + shape[0] * shape[1]].reshape(shape) for row in rows]
         np.testing.assert_allclose(found.sums[str(number)], sum((q_s.T @ block @ q_a) ** 2 for block in blocks))
+
+
+def test_the_low_rank_fisher_is_exact_where_the_fisher_has_that_rank():
+    generator = np.random.default_rng(0)
+    factors = generator.standard_normal((40, 5)) @ generator.standard_normal((5, 30))
+    layers = {2: {"first_column": 1, "n_columns": 29}}
+    found = LowRankSum(layers, rank=8, seed=3)
+    for part in (factors[:11], factors[11:11], factors[11:]):
+        found.add(torch.from_numpy(part))
+    rows = factors[:, 1:]
+    exact = rows.T @ rows / 40
+    matrix = gaussian_matrix(29, 8, 3, 2)
+    low_rank, residual = low_rank_plus_diagonal(
+        found.sums["sketch 2"].numpy() / 40, matrix, found.sums["diagonal 2"].numpy() / 40
+    )
+    np.testing.assert_allclose(low_rank @ low_rank.T, exact, rtol=1e-6, atol=1e-8)
+    assert residual.max() < 1e-6
+
+
+def test_the_low_rank_fisher_keeps_the_diagonal_and_most_of_a_decaying_spectrum():
+    generator = np.random.default_rng(1)
+    vectors = np.linalg.qr(generator.standard_normal((60, 60)))[0]
+    exact = vectors @ np.diag(2.0 ** -np.arange(60.0)) @ vectors.T
+    matrix = gaussian_matrix(60, 12, 0, 0)
+    low_rank, residual = low_rank_plus_diagonal(exact @ matrix, matrix, np.diag(exact))
+    found = low_rank @ low_rank.T + np.diag(residual)
+    np.testing.assert_allclose(np.diag(found), np.diag(exact), rtol=1e-9)
+    assert np.linalg.norm(found - exact) < 0.01 * np.linalg.norm(exact)
+    assert spectrum(low_rank, residual).sum() == pytest.approx(np.trace(exact), rel=1e-9)
+
+
+def test_the_low_rank_fisher_of_nothing_is_nothing():
+    low_rank, residual = low_rank_plus_diagonal(np.zeros((5, 2)), gaussian_matrix(5, 2, 0, 0), np.zeros(5))
+    assert np.abs(low_rank).max() < 1e-6
+    assert residual.max() < 1e-6
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 4), st.integers(0, 3), st.floats(1e-2, 10.0), st.integers(0, 100))
+def test_the_woodbury_inverse_is_the_dense_solve(k, rank, n, strength, seed):
+    generator = np.random.default_rng(seed)
+    low_rank, residual = generator.standard_normal((k, rank)), generator.random(k)
+    gradients = generator.standard_normal((n, k))
+    inverse = damped_inverse(
+        {"low_rank": low_rank, "residual": residual}, DampingConfig(rule="absolute", value=strength)
+    )
+    dense = low_rank @ low_rank.T + np.diag(residual) + strength * np.eye(k)
+    expected = np.linalg.solve(dense, gradients.T).T
+    np.testing.assert_allclose(inverse.applied(gradients), expected, rtol=1e-7, atol=1e-9)
+    norms = (inverse.whitened(gradients) ** 2).sum(axis=1)
+    np.testing.assert_allclose(norms, np.einsum("nk,nk->n", gradients, expected), rtol=1e-3, atol=1e-4)
