@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from flows.config import CorpusRunConfig, DemoConfig, ValueConfig
+from flows.config import CorpusRunConfig, DemoConfig, SearchConfig, ValueConfig
 from flows.options import ConfiguredCommand, configuration, options
 from flows.terminal import passages, say, sentences_for_known_errors, table
 from storage.errors import DataworthError, InputError
@@ -92,6 +92,18 @@ def _fit(config: CorpusRunConfig) -> None:
 
     fitted = fit_curvature(config)
     say("curvature none: nothing to fit" if fitted is None else f"curvature store: {fitted.location}")
+
+
+@_command(
+    "search", SearchConfig, "The documents that taught the model most about one query, from a sketch of the store."
+)
+def _search(config: SearchConfig) -> None:
+    _check_inputs(config.corpus.files)
+    from flows.search import search
+
+    found = search(config)
+    say(f"{found.text}\n")
+    say(passages(found.documents))
 
 
 @_command("demo", DemoConfig, "Train a small model on the documentation in Python's standard library and value it.")

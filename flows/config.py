@@ -12,7 +12,7 @@ from tasks.projection.config import ProjectionConfig
 from tasks.report.config import TrackingConfig
 from tasks.scoring.config import ClusterConfig, ScoringConfig
 
-__all__ = ["CorpusRunConfig", "DemoConfig", "ValueConfig"]
+__all__ = ["CorpusRunConfig", "DemoConfig", "SearchConfig", "ValueConfig"]
 
 STORE = "Folder of the stores, reused by later runs; default: $DATAWORTH_HOME/store, else ~/.dataworth/store."
 
@@ -37,6 +37,16 @@ class ValueConfig(CorpusRunConfig):
     sources: SourcesConfig = Field(default_factory=SourcesConfig, description="Values of sources.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster.")
+
+
+class SearchConfig(CorpusRunConfig):
+    """Parameters of a search."""
+
+    query: str = Field(min_length=1, description="A prompt whose completion is explained.")
+    completion: str | None = Field(None, min_length=1, description="What follows it; default: what the model says.")
+    max_new_tokens: int = Field(64, ge=1, le=4096, description="Most tokens the model may say.")
+    count: int = Field(10, ge=1, le=1000, description="Documents to find.")
+    sketch: int = Field(1024, ge=16, le=1024, description="Columns of the sketch that is searched first.")
 
 
 class DemoConfig(Configuration):

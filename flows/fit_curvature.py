@@ -13,7 +13,7 @@ from tasks.curvature.task import fit_covariances, fit_matrices
 from tasks.progress import run_logger
 from tasks.projection.task import make_bases
 
-__all__ = ["Prepared", "fit_curvature", "prepared_stores", "store_folder"]
+__all__ = ["Prepared", "fit_curvature", "needs_covariances", "prepared_stores", "store_folder"]
 
 
 class Prepared(BaseModel):
@@ -42,13 +42,13 @@ def prepared_stores(config: CorpusRunConfig) -> Prepared:
     store = store_folder(config)
     corpus = prepare_corpus(store, config.model, config.corpus)
     covariances = None
-    if _needs_covariances(config):
+    if needs_covariances(config):
         covariances = fit_covariances(store, config.model, corpus, config.curvature, config.gradients.batch_tokens)
     bases = make_bases(store, config.model, config.projection, covariances)
     return Prepared(corpus=corpus, bases=bases, covariances=covariances)
 
 
-def _needs_covariances(config: CorpusRunConfig) -> bool:
+def needs_covariances(config: CorpusRunConfig) -> bool:
     """PCA bases are made of them, and without a projection KFAC and EK-FAC; else those of projected vectors will do."""
     if config.projection.bases is not None:
         return False

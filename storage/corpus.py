@@ -80,6 +80,10 @@ class CorpusStore(Store):
         return StoreRef(kind="corpus", location=str(root / name), fingerprint=name)
 
     @property
+    def ref(self) -> StoreRef:
+        return StoreRef(kind="corpus", location=str(self.path), fingerprint=self.fingerprint)
+
+    @property
     def n_documents(self) -> int:
         return int(self.manifest["n_documents"])
 

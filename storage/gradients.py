@@ -9,7 +9,7 @@ Compacting replaces a segment by another that names it; from the moment the new 
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ from storage.zarr_arrays import array_at
 __all__ = ["GradientStore", "Segment"]
 
 CRC_BYTES = 4
+LARGEST_SKETCH = 65_000.0  # in float16; a sketch only chooses what is scored exactly
 
 
 class GradientStore(Store):
@@ -422,6 +423,41 @@ class Segment:
         path = self._shard_path(shard)
         if path.exists():
             path.replace(path.with_name("damaged"))
+
+    def sketch(self, n_columns: int, make: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
+        """A narrow version of each finished shard's rows, in order; made and kept at the first use.
+
+        Args:
+            n_columns: of the sketch.
+            make: from (n, D) rows to (n, n_columns), float32.
+
+        Yields:
+            (n_rows of the shard, n_columns) float16; rows of a shard that is not done are NaN.
+        """
+        name = f"sketch_{n_columns}"
+        if name not in self._group:
+            self._group.create_array(
+                name,
+                shape=(self.n_rows, n_columns),
+                chunks=(self.rows_per_shard, n_columns),
+                dtype=np.float16,
+                fill_value=np.nan,
+                compressors=[Crc32cCodec()],
+                config={"write_empty_chunks": True},
+                dimension_names=("example", "sketch"),
+            )
+        array = array_at(self._group, name)
+        for shard in range(self.n_shards):
+            rows = self.rows(shard)
+            done = (self.path / name / "c" / str(shard) / "0").is_file()
+            if not done and self.shard_done(shard):
+                array[rows] = np.clip(make(self.read_shard(shard)), -LARGEST_SKETCH, LARGEST_SKETCH)
+            try:
+                yield np.asarray(array[rows])
+            except ValueError:
+                raise StoreDamagedError(
+                    f"{self.path / name} is damaged: remove that folder, it is made again"
+                ) from None
 
     def column(self, name: str) -> np.ndarray:
         """(n_rows,) one of EXAMPLE_COLUMNS."""

@@ -25,6 +25,7 @@ gradients/<fingerprint>/     a GradientStore, grows by segments
         gradients            (n_examples, n_columns), one chunk = one shard of whole rows, CRC-32C behind each; float32,
                              float16, bfloat16 as its bits in uint16, or int8 (the attribute `dtype` says which)
         scales               (n_examples, n_layers) float32, for int8: what a layer's columns of a row are multiplied by
+        sketch_<m>           optional: (n_examples, m) float16, a narrow version of each row for a first look
         examples/<column>    EXAMPLE_COLUMNS, (n_examples,), chunked like the gradients
         contents/hash        (n_contents, 32) uint8: SHA-256 of a document's token ids, in row order
         contents/n_windows   (n_contents,) int32: rows each content owns; their running sum is its first row

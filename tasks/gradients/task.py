@@ -28,7 +28,7 @@ from tasks.processes import processes
 from tasks.progress import Progress, progress, run_logger
 from tasks.projection.logra import LayerProjection, stored_projections
 
-__all__ = ["ACTIONS", "index_gradients"]
+__all__ = ["ACTIONS", "gradient_store", "index_gradients"]
 
 ALGORITHM = 1
 
@@ -53,19 +53,8 @@ def index_gradients(
         StoreBusyError: another run is writing the same store.
         InputError: a gradient does not fit the stored data type, or a layer cannot be captured.
     """
-    loaded = load(model)
     documents = CorpusStore.open(corpus)
-    basis_store = LayerStore.open(bases)
-    parts = {
-        "gradients": ALGORITHM,
-        "model": loaded.fingerprint,
-        "bases": bases.fingerprint,
-        **documents.manifest["attributes"],
-        "dtype": gradients.dtype,
-    }
-    target = GradientStore.create(
-        StoreFolders(Path(store)).gradients, fingerprint(parts), basis_store.layers, gradients.dtype, parts
-    )
+    target = gradient_store(store, model, documents, bases, gradients)
     n_windows = documents.column("n_windows").to_numpy()
     order = content_order(documents.contents, documents.column("n_tokens").to_numpy())
     with target.writer():
@@ -79,6 +68,21 @@ def index_gradients(
             with progress(f"gradients of {what}", n_rows, "example") as bar:
                 _index(*arguments, bar=bar)
     return target.ref
+
+
+def gradient_store(
+    store: str, model: ModelConfig, corpus: CorpusStore, bases: StoreRef, gradients: GradientsConfig
+) -> GradientStore:
+    """The store for gradients of this model, projection, tokenisation and data type, empty if there was none."""
+    parts = {
+        "gradients": ALGORITHM,
+        "model": load(model).fingerprint,
+        "bases": bases.fingerprint,
+        **corpus.manifest["attributes"],
+        "dtype": gradients.dtype,
+    }
+    layers = LayerStore.open(bases).layers
+    return GradientStore.create(StoreFolders(Path(store)).gradients, fingerprint(parts), layers, gradients.dtype, parts)
 
 
 def _n_rows(segment: Segment, shard: int) -> int:

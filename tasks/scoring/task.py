@@ -31,7 +31,7 @@ from tasks.scoring.queries import LayerColumns, layer_columns, preconditioned, w
 from tasks.scoring.shards import ShardScores, score_shard
 from tasks.scoring.tally import Tally, floors
 
-__all__ = ["score_corpus"]
+__all__ = ["damped_inverses", "score_corpus"]
 
 ALGORITHM = 1
 SHARDS_AHEAD = 4
@@ -76,7 +76,7 @@ def score_corpus(
     gradient_store = GradientStore.open(gradients)
     scored = _players(documents, scoring)
     columns = _layer_columns(gradient_store, scoring)
-    inverses = _inverses(curvature, damping_config)
+    inverses = damped_inverses(curvature, damping_config)
     query_rows = np.concatenate(GradientStore.open(query_gradients).rows_of(query_store.contents))
     queries_ready = preconditioned(query_rows, columns, inverses, scoring.kind)
     query_ids = [*query_store.column("document_id").to_pylist(), ALL_QUERIES]
@@ -103,7 +103,7 @@ def _players(corpus: CorpusStore, scoring: ScoringConfig) -> Players:
     return players(corpus.column("document_id").to_pylist(), sources, corpus.column("n_tokens").to_numpy(), kept)
 
 
-def _inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, Preconditioner]:
+def damped_inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, Preconditioner]:
     """The damped inverse of each layer's curvature; empty without a curvature."""
     inverses = {}
     if curvature is not None:

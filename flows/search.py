@@ -1,0 +1,113 @@
+"""A first look without a valuation: which documents of an indexed corpus taught the model most about one query.
+
+The bodies of the tasks run in this process, without Prefect: an answer takes the time of loading the model.
+"""
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.config import SearchConfig
+from flows.fit_curvature import needs_covariances, store_folder
+from storage.corpus import CorpusStore
+from storage.errors import InputError
+from storage.gradients import GradientStore, Segment
+from tasks.corpus.config import QueriesConfig
+from tasks.corpus.task import prepare_corpus, prepare_queries
+from tasks.curvature.task import fit_covariances, fit_matrices
+from tasks.gradients.config import GradientsConfig
+from tasks.gradients.task import gradient_store, index_gradients
+from tasks.projection.task import make_bases
+from tasks.scoring.blocks import window_scores
+from tasks.scoring.queries import layer_columns, preconditioned
+from tasks.scoring.sketches import best_rows, sketch_matrix
+from tasks.scoring.task import damped_inverses
+
+__all__ = ["Found", "search"]
+
+# Rows scored exactly for each document wanted: the sketch only has to bring the right ones among these.
+CANDIDATES = 10
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer to a query.
+
+    Args:
+        text: prompt and completion.
+        documents: the best, with the keys of `documents.parquet` that a terminal shows.
+    """
+
+    text: str
+    documents: list[dict[str, Any]]
+
+
+def search(config: SearchConfig) -> Found:
+    """The documents with the highest influence on a query, among those a sketch finds.
+
+    Raises:
+        InputError: the corpus is not indexed, or the search library is missing.
+    """
+    if importlib.util.find_spec("faiss") is None:
+        raise InputError("search needs the package faiss: pip install 'dataworth[search]'")
+    store, model, tokens = store_folder(config), config.model, config.gradients.batch_tokens
+    corpus_ref = prepare_corpus.fn(store, model, config.corpus)
+    covariances = None
+    if needs_covariances(config):
+        covariances = fit_covariances.fn(store, model, corpus_ref, config.curvature, tokens)
+    bases = make_bases.fn(store, model, config.projection, covariances)
+    corpus = CorpusStore.open(corpus_ref)
+    gradients = gradient_store(store, model, corpus, bases, config.gradients)
+    n_missing = int((~np.isin(corpus.contents[corpus.column("n_windows").to_numpy() > 0], gradients.stored())).sum())
+    if n_missing:
+        raise InputError(f"{n_missing} of {corpus.n_documents} documents are not indexed: run `dataworth index` first")
+    curvature = None
+    if config.curvature.kind != "none":
+        curvature = fit_matrices.fn(store, model, corpus_ref, bases, covariances, config.curvature, tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "query.jsonl"
+        path.write_text(json.dumps({"id": "query", "prompt": config.query, "completion": config.completion}))
+        asked = QueriesConfig(file=str(path), max_new_tokens=config.max_new_tokens)
+        queries = CorpusStore.open(prepare_queries.fn(store, model, asked))
+    precise = GradientsConfig(dtype="float32", batch_tokens=tokens)
+    ref = index_gradients.fn(store, model, queries.ref, bases, precise, "the query")
+    (query_rows,) = GradientStore.open(ref).rows_of(queries.contents)
+    inverses = damped_inverses(curvature, config.curvature.damping)
+    ready = preconditioned(query_rows, layer_columns(gradients.layers, []), inverses, "dot")
+    numbers = _candidates(gradients, corpus, ready.queries[0], config)
+    scores = [float(window_scores(rows, ready)[0].sum()) for rows in gradients.rows_of(corpus.contents[numbers])]
+    order = np.lexsort((numbers, -np.asarray(scores)))[: config.count]
+    documents = [
+        {**document, "rank": rank, "score": scores[place], "query_id": "query"}
+        for rank, (place, document) in enumerate(zip(order, corpus.documents(numbers[order].tolist()), strict=True), 1)
+    ]
+    return Found(str(queries.column("text")[0].as_py()), documents)
+
+
+def _candidates(gradients: GradientStore, corpus: CorpusStore, query: np.ndarray, config: SearchConfig) -> np.ndarray:
+    """Documents of the corpus that own the rows the sketch finds, in no order that means anything."""
+    matrix = sketch_matrix(gradients.n_columns, config.sketch)
+    found: list[bytes] = []
+    wanted = CANDIDATES * config.count
+    for segment in gradients.segments():
+        mine = np.isin(segment.contents, corpus.contents)
+        if not mine.any():
+            continue
+        own = np.repeat(mine, np.diff(segment.first_rows))
+        rows = best_rows(_blocks(segment, own, matrix), query @ matrix, wanted)
+        owners = np.searchsorted(segment.first_rows, rows, side="right") - 1
+        found += segment.contents[owners].tolist()
+    return np.flatnonzero(np.isin(corpus.contents, np.asarray(found, "S32")))
+
+
+def _blocks(segment: Segment, own: np.ndarray, matrix: Any) -> Iterator[np.ndarray]:
+    """Sketches of a segment shard by shard; rows of other corpora's documents are NaN."""
+    narrow = segment.sketch(matrix.shape[1], lambda rows: rows.astype(np.float32) @ matrix)
+    for shard, block in enumerate(narrow):
+        yield np.where(own[segment.rows(shard), None], block, np.float16(np.nan))
