@@ -17,7 +17,8 @@ from flows.config import SearchConfig
 from flows.fit_curvature import needs_covariances, store_folder
 from storage.corpus import CorpusStore
 from storage.errors import InputError
-from storage.gradients import GradientStore, Segment
+from storage.gradients import GradientStore
+from storage.segments import Segment
 from tasks.corpus.config import QueriesConfig
 from tasks.corpus.task import prepare_corpus, prepare_queries
 from tasks.curvature.task import fit_covariances, fit_matrices

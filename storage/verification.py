@@ -13,10 +13,11 @@ from pyarrow import ArrowException
 from storage.compaction import finished_stores
 from storage.corpus import CorpusStore
 from storage.errors import StoreBusyError, StoreDamagedError, StoreError
-from storage.gradients import GradientStore, Segment
+from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.schema import NO_CLASS, TOKEN_DTYPE
+from storage.segments import Segment
 
 __all__ = ["Checked", "verified"]
 

@@ -11,10 +11,11 @@ from prefect import task
 from storage.corpus import CorpusStore
 from storage.encoding import EncodedRows
 from storage.errors import InputError, RowRangeError, StoreError
-from storage.gradients import GradientStore, Segment
+from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
+from storage.segments import Segment
 from tasks.capture.gradients import GradientCapture
 from tasks.capture.hooks import CaptureError
 from tasks.capture.memory import measured_batch_tokens

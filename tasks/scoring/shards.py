@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from storage.gradients import Segment
+from storage.segments import Segment
 from tasks.scoring.blocks import Preconditioned, document_sums, window_scores
 from tasks.scoring.plan import ShardWork
 from tasks.scoring.tally import Floors, Tally, block_tally

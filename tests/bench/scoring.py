@@ -21,7 +21,8 @@ import psutil
 import torch
 
 from storage.encoding import STORED, decoded, encoded
-from storage.gradients import GradientStore, Segment
+from storage.gradients import GradientStore
+from storage.segments import Segment
 from tasks.scoring.blocks import Preconditioned
 from tasks.scoring.combination import Combination
 from tasks.scoring.plan import ShardWork, corpus_places, shard_works
