@@ -42,7 +42,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tasks.model.training import train_tokenizer
 from tests.reference.checkpoints import ARCHITECTURES, CLASSIFIERS, TEXTS, save_checkpoint
 
-torch.set_num_threads(2)
+# Side by side, two processes with two threads each would fight over two cores.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")
