@@ -69,7 +69,9 @@ def _product(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     if room is None or room.shape[1] != rows.shape[1]:
         # Fresh memory for every piece would cost as much as converting it.
         room = _THREAD.room = torch.empty(PIECE_ROWS, rows.shape[1])
-    ready, products = torch.from_numpy(queries), []
+    # The library's kernels round differently at different addresses, and what a worker received may lie anywhere.
+    ready = torch.empty(queries.shape).copy_(torch.from_numpy(queries))
+    products = []
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a worker's threads take a shard each
     try:

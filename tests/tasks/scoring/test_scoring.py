@@ -144,3 +144,17 @@ def test_what_others_have_reached_changes_nothing_that_is_kept(k, n_blocks, seed
     for found, expected in ((pruned.top, plain.top), (pruned.bottom, plain.bottom)):
         np.testing.assert_array_equal(found.documents, expected.documents)
         np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize(("n_queries", "n", "n_columns"), [(3, 1024, 3072), (3, 341, 3072), (7, 1024, 1024)])
+def test_scores_do_not_depend_on_where_queries_lie_in_memory(n_queries, n, n_columns):
+    generator = np.random.default_rng(0)
+    queries = generator.standard_normal((n_queries, n_columns)).astype(np.float32)
+    rows = generator.standard_normal((n, n_columns)).astype(np.float16)
+    expected = window_scores(rows, Preconditioned(queries, None))
+    for offset in (4, 8, 20, 36):
+        room = np.empty(queries.nbytes + 128, np.uint8)
+        first = -room.ctypes.data % 64 + offset
+        moved = room[first : first + queries.nbytes].view(np.float32).reshape(queries.shape)
+        moved[:] = queries
+        np.testing.assert_array_equal(window_scores(rows, Preconditioned(moved, None)), expected)
