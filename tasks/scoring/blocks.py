@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 __all__ = ["Preconditioned", "Whitening", "Whitenings", "document_sums", "self_influence", "window_scores"]
 
-PIECE_ROWS = 1024
+PIECE_ROWS = 512
 TORCH_ENTRIES = 2**20
 _THREAD = threading.local()
 
@@ -56,13 +56,13 @@ def self_influence(rows: Float[np.ndarray, "n c"], whitening: Whitenings) -> Flo
 
 
 def _product(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(q, n) float32 products of queries with rows of any float type.
+    """(q, n) float32 products of queries with rows of any float type, as float64.
 
     Large blocks go through torch, which converts float16 five times as fast as numpy, piece by piece, so that a piece
     is still in the processor's cache when it is multiplied. A worker that sees none of them never loads torch.
     """
     if rows.size < TORCH_ENTRIES:
-        return queries @ rows.astype(np.float32).T
+        return (queries @ rows.astype(np.float32).T).astype(np.float64)
     import torch
 
     room = getattr(_THREAD, "room", None)
@@ -71,17 +71,12 @@ def _product(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         room = _THREAD.room = torch.empty(PIECE_ROWS, rows.shape[1])
     # The library's kernels round differently at different addresses, and what a worker received may lie anywhere.
     ready = torch.empty(queries.shape).copy_(torch.from_numpy(queries))
-    products = []
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a worker's threads take a shard each
-    try:
-        for first in range(0, len(rows), PIECE_ROWS):
-            piece = torch.from_numpy(rows[first : first + PIECE_ROWS])
-            products.append(torch.mm(ready, room[: len(piece)].copy_(piece).T))
-    finally:
-        torch.set_num_threads(n_threads)
-    found: np.ndarray = torch.cat(products, dim=1).numpy()
-    return found
+    found = torch.empty(len(queries), len(rows), dtype=torch.float64)
+    for first in range(0, len(rows), PIECE_ROWS):
+        piece = torch.from_numpy(rows[first : first + PIECE_ROWS])
+        found[:, first : first + len(piece)] = torch.mm(ready, room[: len(piece)].copy_(piece).T)
+    scores: np.ndarray = found.numpy()
+    return scores
 
 
 def window_scores(rows: Float[np.ndarray, "n c"], preconditioned: Preconditioned) -> Float[np.ndarray, "q n"]:
@@ -90,7 +85,7 @@ def window_scores(rows: Float[np.ndarray, "n c"], preconditioned: Preconditioned
     Positive means that training on z lowered q's loss. With whitening, divided by the square root of the row's
     self-influence (l-RelatIF: Barshan et al. 2020, arXiv 2003.11630); a row of zeros scores 0.
     """
-    scores = _product(preconditioned.queries, rows).astype(np.float64)
+    scores = _product(preconditioned.queries, rows)
     if preconditioned.whitening is None:
         return scores
     norms = np.sqrt(self_influence(rows, preconditioned.whitening))

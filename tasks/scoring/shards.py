@@ -1,7 +1,9 @@
 """What a Dask worker runs. Apart from task.py the one module of the room that knows a store, so that a worker does not
 have to import Prefect."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -41,9 +43,24 @@ def _segment(path: str) -> Segment:
 
 
 @cache
-def _libraries() -> ThreadpoolController:
-    """The BLAS of this process, looked up once."""
+def _libraries(with_torch: bool) -> ThreadpoolController:
+    """The BLAS of this process, looked up once, and once more when torch has brought its own."""
     return ThreadpoolController()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """No library takes more than one thread: a worker's threads take a shard each."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch is not None else 1
+    with _libraries(torch is not None).limit(limits=1):
+        if torch is not None:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if torch is not None:
+                torch.set_num_threads(before)
 
 
 def score_shard(
@@ -71,16 +88,17 @@ def score_shard(
         StoreDamagedError, StoreIncompleteError: the shard cannot be read.
     """
     rows = _segment(work.segment).read_shard(work.shard)
-    with _libraries().limit(limits=1):
-        sums = document_sums(window_scores(rows, preconditioned), work.first_rows)
     whole = work.whole[work.positions]
     chosen = work.positions[whole]
-    every_one = len(chosen) == sums.shape[1] and bool((chosen == np.arange(len(chosen))).all())
-    block = sums if every_one else sums[:, chosen]
     documents = work.documents[whole]
     split = np.unique(work.positions[~whole])
+    with _one_thread():
+        sums = document_sums(window_scores(rows, preconditioned), work.first_rows)
+        every_one = len(chosen) == sums.shape[1] and bool((chosen == np.arange(len(chosen))).all())
+        block = sums if every_one else sums[:, chosen]
+        tally = block_tally(block, documents, sources[documents], n_sources, k, floors)
     return ShardScores(
-        tally=block_tally(block, documents, sources[documents], n_sources, k, floors),
+        tally=tally,
         partial={work.first_content + int(position): sums[:, position] for position in split},
         block=block if keep_block else None,
         documents=documents,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 __all__ = ["Floors", "Ranking", "Tally", "block_tally", "floors", "merged_tally", "ranking"]
-
+TORCH_ENTRIES = 2**17
 
 # (n_queries,) each: of the best and of the worst documents
 Floors = tuple[np.ndarray, np.ndarray]
@@ -110,11 +110,7 @@ def block_tally(
         floors: what the best and the worst k have reached elsewhere (see `floors`).
     """
     numbers = np.broadcast_to(documents, scores.shape)
-    sums = np.zeros((len(scores), n_sources))
-    squares = np.zeros_like(sums)
-    for query, row in enumerate(scores):
-        sums[query] = np.bincount(sources, row, n_sources)
-        squares[query] = np.bincount(sources, row * row, n_sources)
+    sums, squares = _by_source(scores, sources, n_sources)
     top, bottom = floors or (None, None)
     return Tally(
         top=ranking(scores, numbers, k, descending=True, floor=top),
@@ -123,6 +119,21 @@ def block_tally(
         squares=squares,
         counts=np.bincount(sources, minlength=n_sources),
     )
+
+
+def _by_source(scores: np.ndarray, sources: np.ndarray, n_sources: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n_queries, n_sources) sums of the scores and of their squares.
+
+    Large blocks go through torch, which is twice as fast and lets other threads work meanwhile.
+    """
+    if scores.size < TORCH_ENTRIES:
+        pairs = [(np.bincount(sources, row, n_sources), np.bincount(sources, row * row, n_sources)) for row in scores]
+        return np.stack([one for one, _ in pairs]), np.stack([two for _, two in pairs])
+    import torch
+
+    values, places = torch.from_numpy(scores), torch.from_numpy(sources)
+    total = torch.zeros(len(scores), n_sources, dtype=torch.float64)
+    return total.index_add(1, places, values).numpy(), total.index_add(1, places, values * values).numpy()
 
 
 def floors(tally: Tally) -> Floors:
