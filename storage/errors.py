@@ -6,6 +6,7 @@ DataworthError
     ├── StoreBusyError                   another run is writing here
     ├── StoreIncompleteError             a run stopped before it was done
     ├── StoreDamagedError                bytes changed since they were written
+    ├── StoreUnreachableError            the object store does not answer or refuses
     ├── SchemaVersionError               written by a newer dataworth
     └── RowRangeError     (ValueError)   a gradient that cannot be stored
 """
@@ -19,6 +20,7 @@ __all__ = [
     "StoreDamagedError",
     "StoreError",
     "StoreIncompleteError",
+    "StoreUnreachableError",
 ]
 
 
@@ -44,6 +46,10 @@ class StoreIncompleteError(StoreError):
 
 class StoreDamagedError(StoreError):
     """Stored bytes do not match the checksum written with them."""
+
+
+class StoreUnreachableError(StoreError):
+    """The object store that holds the store does not answer, or refuses what it was asked."""
 
 
 class SchemaVersionError(StoreError):

@@ -224,7 +224,7 @@ def test_a_compaction_killed_half_way_counts_every_row_once(tmp_path, monkeypatc
         real(path, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr("storage.gradients.shutil.rmtree", dies)
+        patched.setattr("shutil.rmtree", dies)
         with pytest.raises(KeyboardInterrupt):
             target.without(old, names[[0]])
     (new,) = target.segments()
