@@ -203,7 +203,7 @@ def _stores(store: str | None) -> "Location":
     try:
         there = root.is_dir()
     except StoreUnreachableError as error:
-        raise InputError(f"--store {error}") from None
+        raise InputError(f"--store {root}: cannot be used ({error.reason})") from None
     if not there:
         raise InputError(f"--store {root}: no such folder")
     return root.absolute()

@@ -49,7 +49,19 @@ class StoreDamagedError(StoreError):
 
 
 class StoreUnreachableError(StoreError):
-    """The object store that holds the store does not answer, or refuses what it was asked."""
+    """The object store that holds the store does not answer, or refuses what it was asked.
+
+    Args:
+        where: address of what was asked for.
+        reason: what the object store or the system says.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where, self.reason = where, reason
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}; what was finished is kept, the same command goes on from there"
 
 
 class SchemaVersionError(StoreError):

@@ -21,7 +21,7 @@ from uuid import uuid4
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from storage.errors import StoreBusyError, StoreUnreachableError
+from storage.errors import StoreBusyError, StoreError, StoreUnreachableError
 from storage.locations import lock_held
 from storage.objects import ObjectLocation, client, told
 from storage.processes import is_alive, process_space
@@ -35,6 +35,7 @@ SECONDS_OF_DOUBT = 5.0
 ATTEMPTS = 3
 
 _HELD: set["_Lease"] = set()
+_CONDITIONAL: set[str] = set()  # buckets whose server was seen to refuse a second lock
 
 
 def check_leases(bucket: str, key: str) -> None:
@@ -91,6 +92,7 @@ class _Lease:
         """Take the lock and keep it; StoreBusyError where another process holds it."""
         for _ in range(ATTEMPTS):
             if self._written("create"):
+                self._check_conditions()
                 break
             found = self._read()
             if found is None:  # freed this very moment
@@ -104,6 +106,27 @@ class _Lease:
             raise lock_held(self._folder)
         _HELD.add(self)
         self._thread.start()
+
+    def _check_conditions(self) -> None:
+        """Make sure once that the server refuses what S3 refuses: others take any put, and the lock would lock nothing.
+
+        Raises:
+            StoreError: it does not.
+        """
+        bucket = self._lock.bucket
+        if bucket in _CONDITIONAL:
+            return
+        with told(self._lock):
+            try:
+                obstore.put(client(bucket), self._lock.key, b"{}", mode="create")
+            except AlreadyExistsError:
+                _CONDITIONAL.add(bucket)
+                return
+        self._lock.remove()
+        raise StoreError(
+            f"the object store of s3://{bucket} takes no account of If-None-Match, so two runs could write at once: "
+            "update it, or use another"
+        )
 
     def release(self) -> None:
         """Free the lock, if it still is this one's; what cannot be freed now will be too old in a minute."""

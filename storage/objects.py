@@ -79,12 +79,9 @@ def told(place: object) -> Iterator[None]:
     except FileNotFoundError as error:
         if "NoSuchBucket" not in str(error):
             raise FileNotFoundError(f"{place} is not there") from None
-        raise StoreUnreachableError(f"{place}: {_reason(error)}") from None
+        raise StoreUnreachableError(str(place), _reason(error)) from None
     except BaseError as error:
-        raise StoreUnreachableError(
-            f"{place}: the object store does not do what it was asked ({_reason(error)}): "
-            "what was finished is kept, the same command goes on from there"
-        ) from None
+        raise StoreUnreachableError(str(place), _reason(error)) from None
 
 
 @dataclass(frozen=True)
@@ -230,6 +227,8 @@ class ObjectLocation(Location):
             obstore.rename(self._client, self.key, target.key)
 
     def take(self, folder: Path) -> None:
+        # A large file goes up in parts: killed meanwhile, they are not seen, but stay until the bucket's own rule for
+        # unfinished uploads removes them.
         self.remove_tree()
         names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         for name in sorted(names, key=lambda name: name == MANIFEST):
@@ -276,7 +275,7 @@ class ObjectLocation(Location):
         try:
             self.is_dir()
         except StoreUnreachableError as error:
-            raise InputError(f"{option} {error}") from None
+            raise InputError(f"{option} {self}: cannot be used ({error.reason})") from None
 
 
 class _ObjectFile(io.RawIOBase):

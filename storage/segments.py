@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -261,9 +262,9 @@ class Segment:
 
     def remove_fragments(self) -> None:
         """Remove half-written chunks that a killed writer left beside its shard."""
-        for name in self.path.files():
-            if name.endswith(".partial"):
-                (self.path / name).remove()
+        if isinstance(self.path, Path):  # an object appears whole
+            for path in self.path.rglob("*.partial"):
+                path.unlink()
 
     def set_aside(self, shard: int) -> None:
         """Take a damaged shard out of the count, so that it is computed again; its bytes stay beside it."""

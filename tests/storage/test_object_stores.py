@@ -1,5 +1,6 @@
 """Stores on an object store: as those of a folder, byte for byte, with the same promises."""
 
+import pickle
 import random
 import re
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 from storage import leases
 from storage.compaction import compact
-from storage.errors import InputError, StoreBusyError, StoreUnreachableError
+from storage.errors import InputError, StoreBusyError, StoreError, StoreUnreachableError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import Location, check_writable
@@ -154,6 +155,10 @@ def test_killed_again_and_again_it_ends_with_the_bytes_of_a_folder(bucket, tmp_p
     assert 0 < n_done[0] < n_done[-1]
     filled(bucket)  # at once: the process that held the lock is dead
     assert stored(bucket) == stored(tmp_path)
+    (segment,) = GradientStore(bucket / "f").segments()
+    handed_on = pickle.dumps(segment.path.array_store().store)
+    assert SECRET.encode() not in handed_on
+    assert SECRET not in repr(segment.path.array_store())
 
 
 def test_a_flipped_byte_is_named_and_set_aside(bucket):
@@ -208,6 +213,14 @@ def test_a_lock_that_vanished_is_lost_and_one_of_elsewhere_is_waited_for(bucket,
     assert bucket.files() == {}
 
 
+def test_a_server_without_conditional_puts_is_refused(bucket, monkeypatch):
+    real = leases.obstore.put
+    monkeypatch.setattr(leases.obstore, "put", lambda *given, mode=None: real(*given))
+    with pytest.raises(StoreError, match="takes no account of If-None-Match"), writer_lock(bucket / "f"):
+        pass
+    assert bucket.files() == {}
+
+
 def sentence(error) -> str:
     """What is told: one line, without a secret."""
     text = str(error.value)
@@ -249,5 +262,6 @@ def test_a_server_that_goes_away_is_a_sentence(monkeypatch):
         with pytest.raises(StoreUnreachableError) as error:
             use()
         assert "Connection refused" in sentence(error)
+        assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)  # noqa: S301  as Dask hands it on
     with pytest.raises(InputError, match="--store s3://"):
         check_writable(place, "--store")
