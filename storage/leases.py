@@ -133,7 +133,7 @@ class _Lease:
         self._ended.set()
         self._thread.join(SECONDS_BETWEEN_RENEWALS)
         _HELD.discard(self)
-        with suppress(StoreUnreachableError):
+        with suppress(StoreUnreachableError, StoreBusyError):  # busy: a lock around this one is lost
             found = self._read()
             if found is not None and found[0].get("token") == self._token:
                 self._lock.remove()

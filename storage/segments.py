@@ -113,7 +113,11 @@ class Segment:
         self.path = Location.of(path)
         self.manifest = read_manifest(path)
         self._group = zarr.open_group(self.path.array_store(), mode="r+", use_consolidated=False)
-        self._gradients = array_at(self._group, "gradients")
+        self._gradients = self._array("gradients")
+
+    def _array(self, name: str) -> "zarr.Array[Any]":
+        """An array whose chunks are written also where all is zero, which elsewhere zarr takes for not worth a file."""
+        return array_at(self._group, name).with_config({"write_empty_chunks": True})
 
     @property
     def name(self) -> str:
@@ -206,7 +210,7 @@ class Segment:
         for name in EXAMPLE_COLUMNS:
             array_at(self._group, f"examples/{name}")[rows] = columns[name]
         if gradients.scales is not None:
-            array_at(self._group, "scales")[rows] = gradients.scales
+            self._array("scales")[rows] = gradients.scales
         self._gradients[rows] = gradients.rows
 
     def read_shard(self, shard: int) -> np.ndarray:

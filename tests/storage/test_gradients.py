@@ -177,6 +177,16 @@ def test_every_data_type_comes_back_to_its_precision(place, dtype, bytes_a_row):
     assert sum(path.n_bytes() - 4 for path in on_disk if path.is_file()) == 4 * bytes_a_row
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_a_shard_of_zeros_counts(tmp_path, dtype):
+    target, names = store(tmp_path, dtype), contents("a")
+    (segment,) = target.plan(names, np.array([3]))
+    columns = {"n_tokens": np.zeros(3), "loss": np.zeros(3)}
+    segment.write_shard(0, segment.encoded(np.zeros((3, 3), np.float32)), columns)
+    assert segment.is_done()
+    assert not target.rows_of(names)[0].any()
+
+
 def test_damaged_scales_are_named_too(place):
     target, names = store(place, "int8"), contents(*"abcdef")
     (segment,) = target.plan(names, N_WINDOWS)
