@@ -6,15 +6,18 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flows.config import CorpusRunConfig, DemoConfig, SearchConfig, ValueConfig
 from flows.options import ConfiguredCommand, configuration, options
 from flows.terminal import passages, say, sentences_for_known_errors, table
-from storage.errors import DataworthError, InputError
+from storage.errors import DataworthError, InputError, StoreUnreachableError
 from tasks.report.numbers import interval, number, percent
+
+if TYPE_CHECKING:
+    from storage.locations import Location
 
 __all__ = ["main"]
 
@@ -42,6 +45,7 @@ def _command(
     def register(run: Callable[[Any], None]) -> click.Command:
         def callback(**given: Any) -> None:
             config = configuration(kind, given)
+            _check_address(getattr(config, "store", None))
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 run(config)
             elif together:
@@ -132,7 +136,9 @@ def top(results: str, query: str, count: int) -> None:
     say(passages(found.head(count).to_dict("records")))
 
 
-STORE_OPTION = click.option("--store", metavar="DIR", help="Folder of the stores; default: as in `dataworth value`.")
+STORE_OPTION = click.option(
+    "--store", metavar="DIR", help="Folder of the stores, or s3://bucket/prefix; default: as in `dataworth value`."
+)
 
 
 @cli.command(help="Withdraw sources or documents: no later valuation counts them, whatever its corpus holds.")
@@ -182,11 +188,23 @@ def verify(store: str | None) -> None:
         raise DataworthError(f"{n_damaged} of {n_checked} are damaged")
 
 
-def _stores(store: str | None) -> Path:
-    from storage.locations import default_store
+def _check_address(store: str | None) -> None:
+    """Refuse an address that cannot be used, a password in it above all, before anything records it."""
+    from storage.locations import Location
 
-    root = Path(store or default_store())
-    if not root.is_dir():
+    if store:
+        Location.of(store)
+
+
+def _stores(store: str | None) -> "Location":
+    from storage.locations import Location, default_store
+
+    root = Location.of(store or default_store())
+    try:
+        there = root.is_dir()
+    except StoreUnreachableError as error:
+        raise InputError(f"--store {root}: cannot be used ({error.reason})") from None
+    if not there:
         raise InputError(f"--store {root}: no such folder")
     return root.absolute()
 

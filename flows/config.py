@@ -14,7 +14,10 @@ from tasks.scoring.config import ClusterConfig, ScoringConfig
 
 __all__ = ["CorpusRunConfig", "DemoConfig", "SearchConfig", "ValueConfig"]
 
-STORE = "Folder of the stores, reused by later runs; default: $DATAWORTH_HOME/store, else ~/.dataworth/store."
+STORE = (
+    "Folder of the stores, or s3://bucket/prefix, reused by later runs; "
+    "default: $DATAWORTH_HOME/store, else ~/.dataworth/store."
+)
 
 
 class CorpusRunConfig(Configuration):

@@ -1,12 +1,10 @@
 """The flow `fit-curvature`: bases and curvature of a model on a corpus."""
 
-from pathlib import Path
-
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.config import CorpusRunConfig
-from storage.locations import check_writable, default_store
+from storage.locations import Location, check_writable, default_store
 from storage.ref import StoreRef
 from tasks.corpus.task import prepare_corpus
 from tasks.curvature.task import fit_covariances, fit_matrices
@@ -27,12 +25,12 @@ class Prepared(BaseModel):
 
 
 def store_folder(config: CorpusRunConfig) -> str:
-    """The folder of the stores, absolute, so that workers elsewhere on the machine find it.
+    """The place of the stores, absolute, so that workers elsewhere find it.
 
     Raises:
         InputError: it cannot be written.
     """
-    folder = Path(config.store or default_store()).absolute()
+    folder = Location.of(config.store or default_store()).absolute()
     check_writable(folder, "--store")
     return str(folder)
 

@@ -19,7 +19,7 @@ from storage.encoding import encoded
 from storage.errors import InputError, RowRangeError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
-from storage.locations import check_writable
+from storage.locations import Location, check_writable
 from storage.ref import fingerprint
 from tasks.capture.gradients import GradientCapture
 from tasks.capture.passes import backward_losses
@@ -49,7 +49,8 @@ class Indexing:
 
     Args:
         model: any module with linear layers.
-        store: folder of gradient stores; this one is named after the model's weights on entering, and the projection.
+        store: folder of gradient stores, or `s3://bucket/prefix`; this one is named after the model's weights on
+            entering, and the projection.
         projection: of the gradients; pca needs `bases` made earlier.
         include, exclude: patterns of names of layers (see tasks.model.layers).
         dtype: of the stored rows: float16, bfloat16, float32 or int8.
@@ -72,7 +73,7 @@ class Indexing:
         self._dtype = GradientsConfig.model_validate({"dtype": dtype}).dtype
         layers = tracked_layers(model, include, exclude)
         if config.bases is not None:
-            projections = stored_projections(LayerStore(Path(config.bases)))
+            projections = stored_projections(LayerStore(config.bases))
         elif config.kind == "pca":
             raise InputError(
                 "pca bases are fitted on a corpus: run `dataworth fit`, then pass ProjectionConfig(bases=…)"
@@ -81,7 +82,7 @@ class Indexing:
             projections = projections_of(layers, config)
         parameter = next(model.parameters())
         projections = [entry.to(parameter.device, parameter.dtype) for entry in projections]
-        root = Path(store).absolute()
+        root = Location.of(store).absolute()
         check_writable(root, "store")
         parts = {
             "model": model_fingerprint(model),

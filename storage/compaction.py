@@ -1,16 +1,16 @@
 """Giving back the space of what was withdrawn: texts, gradients, and everything that was made of them."""
 
-import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from storage.corpus import CorpusStore
+from storage.errors import StoreBusyError
 from storage.gradients import GradientStore
-from storage.locations import StoreFolders
-from storage.manifest import Store, is_complete, read_manifest, writer_lock
+from storage.locations import Location, Place, StoreFolders
+from storage.manifest import Store, is_complete, read_manifest
 from storage.withdrawals import Withdrawals
 
 __all__ = ["Compaction", "compact", "finished_stores"]
@@ -32,14 +32,12 @@ class Compaction:
     gradient_bytes: int
 
 
-def finished_stores(folder: Path) -> Iterator[Path]:
+def finished_stores(folder: Location) -> Iterator[Location]:
     """Folders of finished stores in a folder of stores."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_dir() and not path.name.startswith(".") and is_complete(path):
-            yield path
+    return (path for path in folder.folders() if is_complete(path))
 
 
-def compact(root: Path) -> Compaction:
+def compact(root: Place) -> Compaction:
     """Remove what belongs to withdrawn documents alone; killed at any moment, it is done by the next one.
 
     Gradients of a withdrawn text stay where another source provided the same text. Corpora that hold a withdrawn
@@ -73,12 +71,14 @@ def compact(root: Path) -> Compaction:
     n_values = len(_removed(folders.values, lambda store: store.get("scores") in scores))
     n_fits = len(_removed(folders.layers, lambda store: store.get("corpus") in contents))
     for corpus in touched:
-        with writer_lock(corpus.path):
-            shutil.rmtree(corpus.path)
+        with corpus.path.writer_lock():
+            corpus.path.remove_tree()
+    for folder in (folders.corpora, folders.layers, folders.gradients, folders.scores, folders.values):
+        _remove_unfinished(folder)
     return Compaction(len(touched), n_fits, len(scores), n_values, freed)
 
 
-def _compact_gradients(folder: Path, contents: np.ndarray) -> int:
+def _compact_gradients(folder: Location, contents: np.ndarray) -> int:
     freed = 0
     for path in finished_stores(folder):
         store = GradientStore(path)
@@ -89,12 +89,21 @@ def _compact_gradients(folder: Path, contents: np.ndarray) -> int:
     return freed
 
 
-def _removed(folder: Path, belongs: Callable[[dict[str, object]], bool]) -> set[str]:
+def _remove_unfinished(folder: Location) -> None:
+    """Remove what a killed run left of stores that neither appear nor go in one step: it may hold withdrawn texts."""
+    for path in folder.folders():
+        if not path.appears_whole and not is_complete(path):
+            with suppress(StoreBusyError), path.writer_lock():  # busy: it is being uploaded
+                if not is_complete(path):
+                    path.remove_tree()
+
+
+def _removed(folder: Location, belongs: Callable[[dict[str, object]], bool]) -> set[str]:
     """Remove the stores whose attributes belong to what goes; returns their fingerprints."""
     removed = set()
     for path in finished_stores(folder):
         if belongs(dict(read_manifest(path).get("attributes", {}))):
             removed.add(Store(path).fingerprint)
-            with writer_lock(path):
-                shutil.rmtree(path)
+            with path.writer_lock():
+                path.remove_tree()
     return removed

@@ -1,7 +1,6 @@
 """The corpus store: documents, their tokens, and the windows that are the examples."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import StoreDamagedError
-from storage.manifest import Store, is_complete, staging_folder, write_manifest, writer_lock
+from storage.locations import Location, Place
+from storage.manifest import Store, building_folder, is_complete, write_manifest
 from storage.ref import StoreRef, fingerprint
 from storage.schema import DOCUMENTS, NO_CLASS, TOKEN_DTYPE, WINDOWS
 
@@ -59,7 +59,7 @@ class CorpusStore(Store):
     """
 
     @classmethod
-    def write(cls, root: Path, documents: Iterable[TokenisedDocument], attributes: dict[str, Any]) -> StoreRef:
+    def write(cls, root: Place, documents: Iterable[TokenisedDocument], attributes: dict[str, Any]) -> StoreRef:
         """Stream documents into `root/<fingerprint>`; the fingerprint is that of content and attributes.
 
         Nothing is left behind if `documents` raises. Writing the same corpus twice keeps the first.
@@ -69,15 +69,17 @@ class CorpusStore(Store):
             documents: in the order they are to be numbered.
             attributes: JSON-serialisable; part of the fingerprint (tokeniser, window length).
         """
-        with staging_folder(root) as staging:
+        folder = Location.of(root)
+        with building_folder(folder) as staging:
             digest = hashlib.sha256(repr(sorted(attributes.items())).encode())
             counts = _write_tables(staging, documents, digest)
             name = digest.hexdigest()[:32]
             write_manifest(staging, {"fingerprint": name, "attributes": attributes, **counts})
-            with writer_lock(root / name):
-                if not is_complete(root / name):
-                    os.replace(staging, root / name)
-        return StoreRef(kind="corpus", location=str(root / name), fingerprint=name)
+            target = folder / name
+            with target.writer_lock():
+                if not is_complete(target):
+                    target.take(staging)
+        return StoreRef(kind="corpus", location=str(target), fingerprint=name)
 
     @property
     def ref(self) -> StoreRef:
@@ -97,12 +99,12 @@ class CorpusStore(Store):
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of the documents' table."""
-        return pq.read_table(self.path / "documents.parquet", columns=[name]).column(0)
+        return pq.read_table((self.path / "documents.parquet").table_source(), columns=[name]).column(0)
 
     @cached_property
     def windows(self) -> dict[str, np.ndarray]:
         """The windows' table as arrays of length n_examples, in document order."""
-        table = pq.read_table(self.path / "windows.parquet")
+        table = pq.read_table((self.path / "windows.parquet").table_source())
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
         return {"label": np.full(len(table), NO_CLASS, np.int32), **columns}  # early corpora have no such column
 
@@ -123,12 +125,13 @@ class CorpusStore(Store):
 
     @cached_property
     def _tokens(self) -> np.ndarray:
-        n_tokens = int(self.manifest["n_stored_tokens"])
-        if (self.path / "tokens.bin").stat().st_size != n_tokens * TOKEN_DTYPE.itemsize:
-            raise StoreDamagedError(f"{self.path / 'tokens.bin'} has changed its length: remove {self.path}, run again")
+        n_tokens, location = int(self.manifest["n_stored_tokens"]), self.path / "tokens.bin"
+        if location.n_bytes() != n_tokens * TOKEN_DTYPE.itemsize:
+            raise StoreDamagedError(f"{location} has changed its length: remove {self.path}, run again")
         if n_tokens == 0:
             return np.empty(0, TOKEN_DTYPE)
-        return np.memmap(self.path / "tokens.bin", TOKEN_DTYPE, mode="r")
+        with location.as_file() as path:
+            return np.memmap(path, TOKEN_DTYPE, mode="r")
 
     def tokens(self, window: int) -> np.ndarray:
         """(n_tokens,) token ids of one example."""
@@ -137,7 +140,7 @@ class CorpusStore(Store):
 
     def documents(self, rows: np.ndarray | list[int] | None = None) -> Iterator[dict[str, Any]]:
         """Rows of the documents' table, all or the given ones."""
-        table = pq.read_table(self.path / "documents.parquet")
+        table = pq.read_table((self.path / "documents.parquet").table_source())
         yield from (table if rows is None else table.take(pa.array(rows, pa.int64()))).to_pylist()
 
 

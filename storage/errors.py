@@ -6,6 +6,7 @@ DataworthError
     ├── StoreBusyError                   another run is writing here
     ├── StoreIncompleteError             a run stopped before it was done
     ├── StoreDamagedError                bytes changed since they were written
+    ├── StoreUnreachableError            the object store does not answer or refuses
     ├── SchemaVersionError               written by a newer dataworth
     └── RowRangeError     (ValueError)   a gradient that cannot be stored
 """
@@ -19,6 +20,7 @@ __all__ = [
     "StoreDamagedError",
     "StoreError",
     "StoreIncompleteError",
+    "StoreUnreachableError",
 ]
 
 
@@ -44,6 +46,22 @@ class StoreIncompleteError(StoreError):
 
 class StoreDamagedError(StoreError):
     """Stored bytes do not match the checksum written with them."""
+
+
+class StoreUnreachableError(StoreError):
+    """The object store that holds the store does not answer, or refuses what it was asked.
+
+    Args:
+        where: address of what was asked for.
+        reason: what the object store or the system says.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where, self.reason = where, reason
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}; what was finished is kept, the same command goes on from there"
 
 
 class SchemaVersionError(StoreError):

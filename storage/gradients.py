@@ -7,17 +7,16 @@ again under any id, in any corpus. A shard counts once its gradient chunk is in 
 Compacting replaces a segment by another that names it; from the moment the new one is whole the old one is not seen.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from storage.encoding import STORED
 from storage.errors import StoreIncompleteError
-from storage.manifest import Store, is_complete, new_store, write_manifest, writer_lock
+from storage.locations import Location, Place
+from storage.manifest import Store, is_complete, new_store, write_manifest
 from storage.ref import StoreRef
 from storage.schema import EXAMPLE_COLUMNS, rows_per_shard
 from storage.segments import Segment, SegmentTable, new_segment
@@ -35,7 +34,7 @@ class GradientStore(Store):
     @classmethod
     def create(
         cls,
-        root: Path,
+        root: Place,
         fingerprint: str,
         layers: Sequence[Mapping[str, Any]],
         dtype: str,
@@ -50,8 +49,9 @@ class GradientStore(Store):
             dtype: of the stored rows, one of storage.encoding.STORED.
             attributes: JSON-serialisable; what the fingerprint was made from.
         """
-        if not is_complete(root / fingerprint):
-            with new_store(root / fingerprint) as folder:
+        target = Location.of(root) / fingerprint
+        if not is_complete(target):
+            with new_store(target) as folder:
                 n_columns = sum(int(layer["n_columns"]) for layer in layers)
                 write_manifest(
                     folder,
@@ -63,7 +63,7 @@ class GradientStore(Store):
                         "attributes": dict(attributes),
                     },
                 )
-        return cls(root / fingerprint)
+        return cls(target)
 
     @property
     def ref(self) -> StoreRef:
@@ -92,13 +92,11 @@ class GradientStore(Store):
 
     def writer(self) -> AbstractContextManager[None]:
         """The one writer's lock of this store; StoreBusyError where another process holds it."""
-        return writer_lock(self.path)
+        return self.path.writer_lock()
 
     def segments(self) -> list[Segment]:
         """All segments that count, finished or not, in the order of their names."""
-        found = [
-            Segment(path) for path in sorted(self.path.iterdir()) if not path.name.startswith(".") and path.is_dir()
-        ]
+        found = [Segment(path) for path in self.path.folders() if path.appears_whole or is_complete(path)]
         names = {segment.name for segment in found}
         hidden = set()
         for segment in found:
@@ -194,12 +192,12 @@ class GradientStore(Store):
                 successor.write_shard(
                     shard, segment.stored_rows(chosen), {name: column[chosen] for name, column in columns.items()}
                 )
-        shutil.rmtree(segment.path)
+        segment.path.remove_tree()
         return int(n_windows[gone].sum()) * self.n_columns * STORED[self.dtype].itemsize
 
     def remove_replaced(self) -> None:
         """Remove segments that others replace, which a killed compaction left; the caller holds the writer's lock."""
         counted = {segment.name for segment in self.segments()}
-        for path in list(self.path.iterdir()):
-            if path.is_dir() and not path.name.startswith(".") and path.name not in counted:
-                shutil.rmtree(path)
+        for path in self.path.folders():
+            if path.name not in counted:
+                path.remove_tree()

@@ -1,7 +1,6 @@
 """The layer store: float matrices by layer, written once. Holds bases and curvature."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from storage.errors import StoreDamagedError
+from storage.locations import Location, Place
 from storage.manifest import Store, new_store, write_manifest
 from storage.ref import StoreRef
 from storage.zarr_arrays import array_at
@@ -23,15 +23,15 @@ class LayerStore(Store):
         StoreIncompleteError: the folder holds no finished store.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         super().__init__(path)
-        self._group = zarr.open_group(path, mode="r", use_consolidated=False)
+        self._group = zarr.open_group(self.path.array_store(), mode="r", use_consolidated=False)
         self._numbers = {layer["name"]: number for number, layer in enumerate(self.layers)}
 
     @classmethod
     def write(
         cls,
-        root: Path,
+        root: Place,
         fingerprint: str,
         layers: Sequence[Mapping[str, Any]],
         matrices: Sequence[Mapping[str, np.ndarray]],
@@ -46,7 +46,8 @@ class LayerStore(Store):
             matrices: name → array, one mapping a layer in the same order.
             attributes: JSON-serialisable; how they were made.
         """
-        with new_store(root / fingerprint) as folder:
+        target = Location.of(root) / fingerprint
+        with new_store(target) as folder:
             group = zarr.open_group(folder, mode="w", zarr_format=3)
             for number, by_name in enumerate(matrices):
                 subgroup = group.create_group(_layer_path(number))
@@ -70,7 +71,7 @@ class LayerStore(Store):
                     "attributes": dict(attributes),
                 },
             )
-        return StoreRef(kind="layers", location=str(root / fingerprint), fingerprint=fingerprint)
+        return StoreRef(kind="layers", location=str(target), fingerprint=fingerprint)
 
     @property
     def layers(self) -> list[dict[str, Any]]:

@@ -1,12 +1,248 @@
-"""Where things are kept: the folders of a store, and the home of what outlives a run."""
+"""Where things are kept: a folder of this machine or one of an object store, and the home of what outlives a run.
+
+Everything that reads or writes a store goes through a Location. Which of the two kinds it is, only this module and
+storage.objects know.
+"""
 
 import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
+from typing import Any, ClassVar, Self
 
-from storage.errors import InputError
+import numpy as np
+from filelock import FileLock, Timeout
 
-__all__ = ["StoreFolders", "check_writable", "default_store", "home"]
+from storage.errors import InputError, StoreBusyError
+
+__all__ = [
+    "LocalLocation",
+    "Location",
+    "Place",
+    "StoreFolders",
+    "check_writable",
+    "default_store",
+    "home",
+    "lock_held",
+    "replace_file",
+]
+
+
+class Location(ABC):
+    """The place of a folder or a file, a value made of text: nothing is opened, nothing has to be there.
+
+    `str()` gives the text back. Errors: FileNotFoundError where a file is not there; StoreUnreachableError where an
+    object store cannot be reached or refuses.
+    """
+
+    # A folder is there with all its files from one moment to the next, or not at all.
+    appears_whole: ClassVar[bool]
+
+    @staticmethod
+    def of(place: "Place") -> "Location":
+        """The location a text or a path names: `s3://bucket/prefix`, else a folder of this machine.
+
+        Raises:
+            InputError: it starts with `s3:` and is no address.
+        """
+        if isinstance(place, Location):
+            return place
+        if str(place).startswith("s3:"):
+            from storage.objects import ObjectLocation
+
+            return ObjectLocation.parsed(str(place))
+        return LocalLocation(place)
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def parent(self) -> Self: ...
+
+    @abstractmethod
+    def __truediv__(self, key: str) -> Self: ...
+
+    @abstractmethod
+    def with_name(self, name: str) -> Self: ...
+
+    @abstractmethod
+    def absolute(self) -> Self: ...
+
+    @abstractmethod
+    def is_file(self) -> bool: ...
+
+    @abstractmethod
+    def is_dir(self) -> bool: ...
+
+    @abstractmethod
+    def read_bytes(self) -> bytes: ...
+
+    @abstractmethod
+    def have(self, names: Iterable[str]) -> Iterator[bool]:
+        """For each name whether such a file is below, at any depth."""
+
+    @abstractmethod
+    def folders(self) -> list[Self]:
+        """The folders in this one, by name; those whose names start with a dot are left out."""
+
+    @abstractmethod
+    def files(self) -> dict[str, int]:
+        """Relative name → bytes of every file below, at any depth, by name."""
+
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Bytes of this file."""
+
+    @abstractmethod
+    def write_whole(self, content: bytes) -> None:
+        """Write this file so that a reader sees the old bytes or all the new ones, also after a crash."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove this file, if it is there."""
+
+    @abstractmethod
+    def remove_tree(self) -> None:
+        """Remove this folder and all that is in it."""
+
+    @abstractmethod
+    def move_to(self, target: Self) -> None:
+        """Give this file another name."""
+
+    @abstractmethod
+    def take(self, folder: Path) -> None:
+        """Make this the place of all files of a local folder, its manifest last; what was here goes."""
+
+    @abstractmethod
+    def copy_to(self, folder: Path) -> None:
+        """Copy all files to a local folder that is not there yet."""
+
+    @abstractmethod
+    def mapped(self) -> np.ndarray:
+        """(n_bytes,) uint8 content of this file, writable, though nothing reaches the file."""
+
+    @abstractmethod
+    def as_file(self) -> AbstractContextManager[Path]:
+        """This file as a local one, while the block lasts; opened or mapped meanwhile, it stays."""
+
+    @abstractmethod
+    def table_source(self) -> Any:
+        """What pyarrow reads this Parquet file from."""
+
+    @abstractmethod
+    def array_store(self) -> Any:
+        """What zarr opens this group from."""
+
+    @abstractmethod
+    def writer_lock(self) -> AbstractContextManager[None]:
+        """See storage.manifest.writer_lock."""
+
+    @abstractmethod
+    def check_writable(self, option: str) -> None:
+        """See check_writable."""
+
+
+class LocalLocation(PosixPath, Location):
+    """A folder or file of this machine: a path, so that whatever takes a path takes it."""
+
+    appears_whole: ClassVar[bool] = True
+
+    def have(self, names: Iterable[str]) -> Iterator[bool]:
+        return ((self / name).is_file() for name in names)
+
+    def folders(self) -> list[Self]:
+        if not self.is_dir():
+            return []
+        return [path for path in sorted(self.iterdir()) if not path.name.startswith(".") and path.is_dir()]
+
+    def files(self) -> dict[str, int]:
+        found = sorted(path for path in self.rglob("*") if path.is_file())
+        return {str(path.relative_to(self)): path.stat().st_size for path in found}
+
+    def n_bytes(self) -> int:
+        return self.stat().st_size
+
+    def write_whole(self, content: bytes) -> None:
+        self.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self, content)
+
+    def remove(self) -> None:
+        self.unlink(missing_ok=True)
+
+    def remove_tree(self) -> None:
+        shutil.rmtree(self)
+
+    def move_to(self, target: Self) -> None:
+        self.replace(target)
+
+    def take(self, folder: Path) -> None:
+        shutil.rmtree(self, ignore_errors=True)
+        os.replace(folder, self)
+
+    def copy_to(self, folder: Path) -> None:
+        shutil.copytree(self, folder)
+
+    def mapped(self) -> np.ndarray:
+        try:
+            # Copy on write: nothing reaches the file, and libraries that ask for a writable array take it.
+            return np.memmap(self, np.uint8, mode="c")
+        except ValueError:  # an empty file cannot be mapped
+            return np.empty(0, np.uint8)
+
+    @contextmanager
+    def as_file(self) -> Iterator[Path]:
+        yield self
+
+    def table_source(self) -> Path:
+        return self
+
+    def array_store(self) -> Path:
+        return self
+
+    @contextmanager
+    def writer_lock(self) -> Iterator[None]:
+        self.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.with_name(f".{self.name}.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise lock_held(self) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check_writable(self, option: str) -> None:
+        nearest = self.absolute()
+        while not nearest.exists() and not nearest.is_symlink():
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise InputError(f"{option} {self}: {nearest} is not a folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise InputError(f"{option} {self}: {nearest} may not be written")
+
+
+Place = str | Path | Location
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a local file so that a reader sees the old bytes or all the new ones, also after a crash."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def lock_held(folder: Location) -> StoreBusyError:
+    """The refusal of a second writer."""
+    return StoreBusyError(f"another run is writing {folder}: wait for it to end, then run again")
 
 
 def home() -> Path:
@@ -19,43 +255,37 @@ def default_store() -> Path:
     return home() / "store"
 
 
-def check_writable(folder: Path, option: str) -> None:
-    """Refuse a folder that cannot be made or written, before any work is done; makes nothing.
+def check_writable(place: Place, option: str) -> None:
+    """Refuse a place that cannot be made or written, before any work is done; makes nothing.
 
     Raises:
-        InputError: a file is in its way, or it may not be written.
+        InputError: a file is in its way, it may not be written, or its object store cannot be reached.
     """
-    nearest = folder.absolute()
-    while not nearest.exists() and not nearest.is_symlink():
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise InputError(f"{option} {folder}: {nearest} is not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {folder}: {nearest} may not be written")
+    Location.of(place).check_writable(option)
 
 
 @dataclass(frozen=True)
 class StoreFolders:
     """The folders of a store, one a kind (see storage.schema)."""
 
-    root: Path
+    root: Place
 
     @property
-    def corpora(self) -> Path:
-        return self.root / "corpora"
+    def corpora(self) -> Location:
+        return Location.of(self.root) / "corpora"
 
     @property
-    def layers(self) -> Path:
-        return self.root / "layers"
+    def layers(self) -> Location:
+        return Location.of(self.root) / "layers"
 
     @property
-    def gradients(self) -> Path:
-        return self.root / "gradients"
+    def gradients(self) -> Location:
+        return Location.of(self.root) / "gradients"
 
     @property
-    def scores(self) -> Path:
-        return self.root / "scores"
+    def scores(self) -> Location:
+        return Location.of(self.root) / "scores"
 
     @property
-    def values(self) -> Path:
-        return self.root / "values"
+    def values(self) -> Location:
+        return Location.of(self.root) / "values"

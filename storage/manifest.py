@@ -1,7 +1,8 @@
 """Manifests and writers' locks: what makes a store whole, and one writer at a time.
 
 A store is a folder that counts only once its `manifest.json` is there; the manifest is written last, flushed to disk
-and renamed into place. Stores made in one go are built in a sibling folder and renamed as a whole.
+and renamed into place. Stores made in one go are built in a local folder, which is then
+renamed as a whole, or uploaded.
 """
 
 import glob
@@ -11,18 +12,19 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-
-from storage.errors import SchemaVersionError, StoreBusyError, StoreDamagedError, StoreIncompleteError
+from storage.errors import SchemaVersionError, StoreDamagedError, StoreIncompleteError
+from storage.locations import Location, Place, replace_file
+from storage.processes import is_alive
 from storage.ref import StoreRef
 from storage.schema import SCHEMA_VERSION
 
 __all__ = [
     "Store",
+    "building_folder",
     "is_complete",
     "new_store",
     "read_manifest",
@@ -35,27 +37,17 @@ __all__ = [
 MANIFEST = "manifest.json"
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old bytes or all the new ones, also after a crash."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Declare a store whole; `content` must be JSON-serialisable."""
     text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=1, sort_keys=True)
     replace_file(folder / MANIFEST, text.encode())
 
 
-def is_complete(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
+def is_complete(folder: Place) -> bool:
+    return (Location.of(folder) / MANIFEST).is_file()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(place: Place) -> dict[str, Any]:
     """The manifest of a whole store.
 
     Raises:
@@ -63,8 +55,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         StoreDamagedError: the manifest is not valid JSON.
         SchemaVersionError: written by a newer version.
     """
+    folder = Location.of(place)
     try:
-        content: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        content: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise StoreIncompleteError(f"{folder} holds no finished store: run the step that makes it again") from None
     except ValueError:
@@ -87,8 +80,8 @@ class Store:
         StoreIncompleteError: it holds no finished store.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Place) -> None:
+        self.path = Location.of(path)
         self.manifest = read_manifest(path)
 
     @classmethod
@@ -97,32 +90,25 @@ class Store:
         return cls(ref.path)
 
     @classmethod
-    def exists(cls, root: Path, fingerprint: str) -> bool:
+    def exists(cls, root: Place, fingerprint: str) -> bool:
         """A finished store of this fingerprint is in a folder of stores."""
-        return is_complete(root / fingerprint)
+        return is_complete(Location.of(root) / fingerprint)
 
     @property
     def fingerprint(self) -> str:
         return str(self.manifest["fingerprint"])
 
 
-@contextmanager
-def writer_lock(folder: Path) -> Iterator[None]:
-    """Hold the one writer's place of a folder; the system frees it when the process dies.
+def writer_lock(folder: Place) -> AbstractContextManager[None]:
+    """Hold the one writer's place of a folder.
+
+    On this machine the system frees it when the process dies; on an object store it is free a minute later, at once
+    for a process that ran on the same machine (see storage.leases).
 
     Raises:
-        StoreBusyError: another process holds it.
+        StoreBusyError: another process holds it; on an object store also where another took it over meanwhile.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise StoreBusyError(f"another run is writing {folder}: wait for it to end, then run again") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    return Location.of(folder).writer_lock()
 
 
 @contextmanager
@@ -135,7 +121,7 @@ def staging_folder(root: Path) -> Iterator[Path]:
     prefix = f".staging-{platform.node() or 'host'}-"
     for left in root.glob(f"{glob.escape(prefix)}*"):
         owner = left.name.removeprefix(prefix).split("-")[0]
-        if owner.isdigit() and not _is_alive(int(owner)):
+        if owner.isdigit() and not is_alive(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=root))
     try:
@@ -144,31 +130,41 @@ def staging_folder(root: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+@contextmanager
+def building_folder(root: Location) -> Iterator[Path]:
+    """A local folder to make a store of `root` in: in it, else in the system's temporary folder (TMPDIR)."""
+    with staging_folder(root if isinstance(root, Path) else Path(tempfile.gettempdir())) as folder:
+        yield folder
 
 
 @contextmanager
-def new_store(folder: Path) -> Iterator[Path]:
-    """Build a store in a sibling folder; it takes its name only when the block ends without an exception.
+def new_store(folder: Place) -> Iterator[Path]:
+    """Build a store in a local folder; it takes its place only when the block ends without an exception.
+
+    Args:
+        folder: of the store; where it is on an object store, the manifest is uploaded last.
 
     Raises:
         StoreBusyError: another process is building the same store.
     """
-    with writer_lock(folder):
-        partial = folder.with_name(f".{folder.name}.partial")
+    target = Location.of(folder)
+    with target.writer_lock(), _unfinished_folder(target) as partial:
+        yield partial
+        if not is_complete(target):
+            target.take(partial)
+
+
+@contextmanager
+def _unfinished_folder(target: Location) -> Iterator[Path]:
+    """A local folder, empty, that can take the place of a location; it goes with the block."""
+    if not isinstance(target, Path):
+        with building_folder(target.parent) as folder:
+            yield folder
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            if not is_complete(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)

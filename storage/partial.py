@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from storage.manifest import replace_file
+from storage.locations import Location, Place
 
 __all__ = ["PartialSums"]
 
@@ -21,13 +20,13 @@ class PartialSums:
         fingerprint: hash of what is summed and in which steps.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self._path = folder / f".partial-{fingerprint}.safetensors"
+    def __init__(self, folder: Place, fingerprint: str) -> None:
+        self._path = Location.of(folder) / f".partial-{fingerprint}.safetensors"
 
     def load(self) -> tuple[int, dict[str, np.ndarray]]:
         """Steps done and the arrays; nothing done where there is no file, or none that can be read."""
         try:
-            with safe_open(str(self._path), "numpy") as file:
+            with self._path.as_file() as path, safe_open(str(path), "numpy") as file:
                 steps = int(json.loads((file.metadata() or {})["steps"]))
                 return steps, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         except (FileNotFoundError, SafetensorError, KeyError, ValueError):
@@ -35,10 +34,9 @@ class PartialSums:
 
     def save(self, steps: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace what was kept."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        replace_file(self._path, save(contiguous, {"steps": json.dumps(steps)}))
+        self._path.write_whole(save(contiguous, {"steps": json.dumps(steps)}))
 
     def remove(self) -> None:
         """The result is finished."""
-        self._path.unlink(missing_ok=True)
+        self._path.remove()

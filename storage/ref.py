@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from storage.locations import Location
 
 __all__ = ["StoreRef", "fingerprint"]
 
@@ -17,7 +18,7 @@ class StoreRef(BaseModel):
 
     Args:
         kind: which store class reads it.
-        location: folder of the store.
+        location: folder of the store: a path, or an address on an object store.
         fingerprint: hash of the configuration and inputs it was made from.
     """
 
@@ -28,8 +29,8 @@ class StoreRef(BaseModel):
     fingerprint: str
 
     @property
-    def path(self) -> Path:
-        return Path(self.location)
+    def path(self) -> Location:
+        return Location.of(self.location)
 
 
 def fingerprint(value: Any) -> str:

@@ -19,6 +19,7 @@ scores/<fingerprint>/        a ScoreStore, written once
 values/<fingerprint>/        a CoalitionStore, written once
     values.parquet           VALUES
     manifest.json
+.<name>.lock                 beside a folder or file: the lock of its one writer
 gradients/<fingerprint>/     a GradientStore, grows by segments
     manifest.json            what every row has in common: model, projection, tokenisation, layer table, dtype
     <segment fingerprint>/   a Zarr group, written shard by shard, by one writer

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from storage.locations import Location, Place
 from storage.manifest import Store, new_store, write_manifest
 from storage.schema import LAYER_SCORES, PASSAGES, SOURCE_SUMS
 
@@ -88,29 +89,29 @@ class ScoreStore(Store):
 
     @classmethod
     @contextmanager
-    def writing(cls, root: Path, fingerprint: str) -> Iterator["ScoreStoreWriter"]:
+    def writing(cls, root: Place, fingerprint: str) -> Iterator["ScoreStoreWriter"]:
         """Write a store that appears only when the block ends without an exception."""
-        with new_store(root / fingerprint) as folder:
+        with new_store(Location.of(root) / fingerprint) as folder:
             yield ScoreStoreWriter(folder, fingerprint)
 
     @property
     def passages(self) -> pa.Table:
         """Table PASSAGES of storage.schema."""
-        return pq.read_table(self.path / "passages.parquet")
+        return pq.read_table((self.path / "passages.parquet").table_source())
 
     @property
     def layer_scores(self) -> pa.Table | None:
         """Table LAYER_SCORES of storage.schema, if it was kept."""
         path = self.path / "layers.parquet"
-        return pq.read_table(path) if path.is_file() else None
+        return pq.read_table(path.table_source()) if path.is_file() else None
 
     @property
     def source_sums(self) -> pa.Table:
         """Table SOURCE_SUMS of storage.schema."""
-        return pq.read_table(self.path / "sources.parquet")
+        return pq.read_table((self.path / "sources.parquet").table_source())
 
     @property
-    def matrix_path(self) -> Path | None:
+    def matrix_path(self) -> Location | None:
         """Folder of the matrix of all scores, if it was kept."""
         path = self.path / "scores.zarr"
         return path if path.is_dir() else None

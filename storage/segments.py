@@ -14,6 +14,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from storage.encoding import STORED, EncodedRows, decoded, encoded
 from storage.errors import StoreDamagedError, StoreIncompleteError
+from storage.locations import Location, Place
 from storage.manifest import new_store, read_manifest, write_manifest
 from storage.schema import EXAMPLE_COLUMNS
 from storage.zarr_arrays import array_at
@@ -42,7 +43,7 @@ class SegmentTable:
 
 
 def new_segment(
-    store: Path, table: SegmentTable, contents: np.ndarray, n_windows: np.ndarray, replaces: str | None = None
+    store: Location, table: SegmentTable, contents: np.ndarray, n_windows: np.ndarray, replaces: str | None = None
 ) -> "Segment":
     """Plan a segment in full, before its first row; nothing is seen of it until the plan is whole.
 
@@ -108,11 +109,15 @@ def new_segment(
 class Segment:
     """Rows planned together and written shard by shard."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Place) -> None:
+        self.path = Location.of(path)
         self.manifest = read_manifest(path)
-        self._group = zarr.open_group(path, mode="r+", use_consolidated=False)
-        self._gradients = array_at(self._group, "gradients")
+        self._group = zarr.open_group(self.path.array_store(), mode="r+", use_consolidated=False)
+        self._gradients = self._array("gradients")
+
+    def _array(self, name: str) -> "zarr.Array[Any]":
+        """An array whose chunks are written also where all is zero, which elsewhere zarr takes for not worth a file."""
+        return array_at(self._group, name).with_config({"write_empty_chunks": True})
 
     @property
     def name(self) -> str:
@@ -155,26 +160,30 @@ class Segment:
         """Row numbers of a shard within the segment."""
         return slice(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.n_rows))
 
-    def _shard_path(self, shard: int) -> Path:
-        return self.path / "gradients" / "c" / str(shard) / "0"
+    def _chunk_path(self, array: str, shard: int) -> Location:
+        return self.path / array / "c" / str(shard) / "0"
+
+    def shards_done(self, array: str = "gradients") -> Iterator[bool]:
+        """For each shard whether its chunk of an array is in place."""
+        return (self.path / array / "c").have(f"{shard}/0" for shard in range(self.n_shards))
 
     def shard_done(self, shard: int) -> bool:
-        return self._shard_path(shard).is_file()
+        return self._chunk_path("gradients", shard).is_file()
 
     def shard_bytes(self, shard: int) -> int:
         """Bytes on disk of a shard that is done."""
-        return self._shard_path(shard).stat().st_size
+        return self._chunk_path("gradients", shard).n_bytes()
 
     def is_done(self) -> bool:
-        return all(self.shard_done(shard) for shard in range(self.n_shards))
+        return all(self.shards_done())
 
     def open_shards(self) -> Iterator[int]:
         """Shards still to be written."""
-        return (shard for shard in range(self.n_shards) if not self.shard_done(shard))
+        return (shard for shard, done in enumerate(self.shards_done()) if not done)
 
     def content_done(self) -> np.ndarray:
         """(n_contents,) bool: all rows of the content are in place."""
-        open_before = np.concatenate([[0], np.cumsum([not self.shard_done(shard) for shard in range(self.n_shards)])])
+        open_before = np.concatenate([[0], np.cumsum([not done for done in self.shards_done()])])
         first = self.first_rows[:-1] // self.rows_per_shard
         last = (self.first_rows[1:] - 1) // self.rows_per_shard
         return np.asarray(open_before[last + 1] == open_before[first])
@@ -201,7 +210,7 @@ class Segment:
         for name in EXAMPLE_COLUMNS:
             array_at(self._group, f"examples/{name}")[rows] = columns[name]
         if gradients.scales is not None:
-            array_at(self._group, "scales")[rows] = gradients.scales
+            self._array("scales")[rows] = gradients.scales
         self._gradients[rows] = gradients.rows
 
     def read_shard(self, shard: int) -> np.ndarray:
@@ -232,24 +241,20 @@ class Segment:
     def _stored(self, shard: int) -> EncodedRows:
         rows = self.rows(shard)
         n_rows = rows.stop - rows.start
-        matrix = self._checked(shard, self._shard_path(shard), self._gradients.shape[1], self._gradients.dtype)
+        matrix = self._checked(shard, "gradients", self._gradients.shape[1], self._gradients.dtype)
         if self.dtype != "int8":
             return EncodedRows(matrix[:n_rows], None)
-        path = self.path / "scales" / "c" / str(shard) / "0"
-        scales = self._checked(shard, path, len(self.layer_columns), np.dtype("<f4"))
+        scales = self._checked(shard, "scales", len(self.layer_columns), np.dtype("<f4"))
         return EncodedRows(matrix[:n_rows], scales[:n_rows])
 
-    def _checked(self, shard: int, path: Path, n_columns: int, dtype: "np.dtype[Any]") -> np.ndarray:
-        """The whole chunk of a file, (rows_per_shard, n_columns), its checksum compared."""
+    def _checked(self, shard: int, array: str, n_columns: int, dtype: "np.dtype[Any]") -> np.ndarray:
+        """The whole chunk of an array, (rows_per_shard, n_columns), its checksum compared."""
         try:
-            # Copy on write: nothing reaches the file, and libraries that ask for a writable array take it.
-            stored: np.ndarray = np.memmap(path, np.uint8, mode="c")
+            stored = self._chunk_path(array, shard).mapped()
         except FileNotFoundError:
             raise StoreIncompleteError(
                 f"{self.path} lacks shard {shard} of {self.n_shards}: run index-corpus again, it goes on from there"
             ) from None
-        except ValueError:  # an empty file cannot be mapped
-            stored = np.empty(0, np.uint8)
         expected = self.rows_per_shard * n_columns * dtype.itemsize
         whole = len(stored) == expected + CRC_BYTES
         if not whole or google_crc32c.value(stored[:-CRC_BYTES]) != int(stored[-CRC_BYTES:].view("<u4")[0]):
@@ -261,14 +266,15 @@ class Segment:
 
     def remove_fragments(self) -> None:
         """Remove half-written chunks that a killed writer left beside its shard."""
-        for path in self.path.rglob("*.partial"):
-            path.unlink()
+        if isinstance(self.path, Path):  # an object appears whole
+            for path in self.path.rglob("*.partial"):
+                path.unlink()
 
     def set_aside(self, shard: int) -> None:
         """Take a damaged shard out of the count, so that it is computed again; its bytes stay beside it."""
-        path = self._shard_path(shard)
-        if path.exists():
-            path.replace(path.with_name("damaged"))
+        path = self._chunk_path("gradients", shard)
+        if path.is_file():
+            path.move_to(path.with_name("damaged"))
 
     def sketch(self, n_columns: int, make: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
         """A narrow version of each finished shard's rows, in order; made and kept at the first use.
@@ -293,9 +299,8 @@ class Segment:
                 dimension_names=("example", "sketch"),
             )
         array = array_at(self._group, name)
-        for shard in range(self.n_shards):
+        for shard, done in enumerate(self.shards_done(name)):
             rows = self.rows(shard)
-            done = (self.path / name / "c" / str(shard) / "0").is_file()
             if not done and self.shard_done(shard):
                 array[rows] = np.clip(make(self.read_shard(shard)), -LARGEST_SKETCH, LARGEST_SKETCH)
             try:

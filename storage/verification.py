@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,10 +11,10 @@ from pyarrow import ArrowException
 
 from storage.compaction import finished_stores
 from storage.corpus import CorpusStore
-from storage.errors import StoreBusyError, StoreDamagedError, StoreError
+from storage.errors import StoreBusyError, StoreDamagedError, StoreError, StoreUnreachableError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
-from storage.locations import StoreFolders
+from storage.locations import Location, Place, StoreFolders
 from storage.schema import NO_CLASS, TOKEN_DTYPE
 from storage.segments import Segment
 
@@ -37,7 +36,7 @@ class Checked:
     damage: str | None
 
 
-def verified(root: Path) -> Iterator[Checked]:
+def verified(root: Place) -> Iterator[Checked]:
     """Read and check every store below a root: tables, tokens, matrices, and each shard of gradients.
 
     A damaged shard is set aside, so that indexing its documents again computes it, and it alone. Other stores are
@@ -59,10 +58,12 @@ def verified(root: Path) -> Iterator[Checked]:
         yield _checked(f"values {path.name}", path, _read_tables)
 
 
-def _checked(what: str, path: Path, read: Callable[[Path], None]) -> Checked:
-    n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def _checked(what: str, path: Location, read: Callable[[Location], None]) -> Checked:
+    n_bytes = sum(path.files().values())
     try:
         read(path)
+    except StoreUnreachableError:
+        raise
     except StoreError as error:
         return Checked(what, n_bytes, str(error))
     except (OSError, ValueError, KeyError, ArrowException) as error:
@@ -71,12 +72,13 @@ def _checked(what: str, path: Path, read: Callable[[Path], None]) -> Checked:
     return Checked(what, n_bytes, None)
 
 
-def _read_tables(path: Path) -> None:
-    for file in sorted(path.glob("*.parquet")):
-        pq.read_table(file, page_checksum_verification=True)
+def _read_tables(path: Location) -> None:
+    for name in path.files():
+        if name.endswith(".parquet"):
+            pq.read_table((path / name).table_source(), page_checksum_verification=True)
 
 
-def _read_corpus(path: Path) -> None:
+def _read_corpus(path: Location) -> None:
     """Tables by their checksums, tokens by the content hash of each document."""
     _read_tables(path)
     corpus = CorpusStore(path)
@@ -94,24 +96,26 @@ def _read_corpus(path: Path) -> None:
             )
 
 
-def _read_matrices(path: Path) -> None:
+def _read_matrices(path: Location) -> None:
     store = LayerStore(path)
     for layer in store.layers:
         for name in store.names(layer["name"]):
             store.matrix(layer["name"], name)
 
 
-def _gradients(path: Path) -> Iterator[Checked]:
+def _gradients(path: Location) -> Iterator[Checked]:
     """Every shard that counts; damaged ones are set aside where no run is writing."""
     try:
         store = GradientStore(path)
         segments = store.segments()
+    except StoreUnreachableError:
+        raise
     except (StoreError, ValueError, OSError, KeyError) as error:
         yield Checked(f"gradients {path.name}", 0, f"{path}: {error}")
         return
     for segment in segments:
-        for shard in range(segment.n_shards):
-            if segment.shard_done(shard):
+        for shard, done in enumerate(segment.shards_done()):
+            if done:
                 yield _shard(store, segment, shard)
 
 
@@ -120,6 +124,8 @@ def _shard(store: GradientStore, segment: Segment, shard: int) -> Checked:
     n_bytes = segment.shard_bytes(shard)
     try:
         segment.read_shard(shard)
+    except StoreUnreachableError:  # says nothing about the shard
+        raise
     except StoreError:
         try:
             with store.writer():

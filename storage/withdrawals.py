@@ -3,10 +3,9 @@
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 
 from storage.errors import StoreDamagedError
-from storage.manifest import replace_file, writer_lock
+from storage.locations import Location, Place
 
 __all__ = ["Withdrawals"]
 
@@ -23,17 +22,22 @@ class Withdrawals:
         StoreDamagedError: a line cannot be read.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._path = root / FILE
+    def __init__(self, root: Place) -> None:
+        self._path = Location.of(root) / FILE
         self.sources: set[str] = set()
         self.documents: set[str] = set()
-        text = self._path.read_text("utf-8") if self._path.exists() else ""
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(self._text().splitlines(), 1):
             try:
                 entry = json.loads(line)
                 (self.sources if entry["what"] == "source" else self.documents).add(entry["name"])
             except (ValueError, KeyError, TypeError):
                 raise StoreDamagedError(f"{self._path}: line {number} is not a withdrawal; mend or remove it") from None
+
+    def _text(self) -> str:
+        try:
+            return self._path.read_bytes().decode()
+        except FileNotFoundError:
+            return ""
 
     def covers(self, document_id: str, source: str) -> bool:
         """The document was withdrawn, by itself or with its source."""
@@ -45,14 +49,13 @@ class Withdrawals:
         Raises:
             StoreBusyError: another process is withdrawing.
         """
-        with writer_lock(self._path):
+        with self._path.writer_lock():
             self.__init__(self._path.parent)  # type: ignore[misc]  # what another process added meanwhile
             new = [("source", name) for name in dict.fromkeys(sources) if name not in self.sources]
             new += [("document", name) for name in dict.fromkeys(documents) if name not in self.documents]
             if new:
-                text = self._path.read_text("utf-8") if self._path.exists() else ""
                 date = datetime.now(UTC).isoformat(timespec="seconds")
                 lines = [json.dumps({"what": what, "name": name, "date": date}) for what, name in new]
-                replace_file(self._path, (text + "".join(f"{line}\n" for line in lines)).encode())
+                self._path.write_whole((self._text() + "".join(f"{line}\n" for line in lines)).encode())
                 self.__init__(self._path.parent)  # type: ignore[misc]  # read back
         return len(new)

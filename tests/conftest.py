@@ -33,14 +33,17 @@ install_import_hook(CHECKED, "beartype.beartype")
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from storage.locations import Location
 from tasks.model.training import train_tokenizer
 from tests.reference.checkpoints import ARCHITECTURES, CLASSIFIERS, TEXTS, save_checkpoint
+from tests.reference.objects import environment, new_bucket, object_server
 
 # Side by side, two processes with two threads each would fight over two cores.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -93,6 +96,27 @@ def queries_file(tmp_path) -> Path:
     ]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server on loopback."""
+    with object_server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch) -> Location:
+    """A place in an empty bucket of that server."""
+    for name, value in environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    return Location.of(f"s3://{new_bucket(s3_server)}/of/ours")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path) -> Location:
+    """An empty place for stores, of either kind."""
+    return request.getfixturevalue("bucket") if request.param == "bucket" else Location.of(tmp_path)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,6 @@
 """Prefect task that turns the sums of a scoring pass into values of sources."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 from prefect import task
@@ -50,7 +49,7 @@ def value_sources(store: str, scores: StoreRef, sources: SourcesConfig) -> Store
         for row, query_id in enumerate(query_ids)
         for column, name in enumerate(names)
     ]
-    return CoalitionStore.write(StoreFolders(Path(store)).values, fingerprint(parts), rows, parts)
+    return CoalitionStore.write(StoreFolders(store).values, fingerprint(parts), rows, parts)
 
 
 def _or_none(value: np.float64) -> float | None:

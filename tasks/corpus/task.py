@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from prefect import task
@@ -43,7 +42,7 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
         label = class_number(document.label or "", loaded.labels, f"{document.where}, field {corpus.label!r}")
         return classified_text(loaded.tokenizer, document.id, document.source, document.text, label, corpus.max_length)
 
-    withdrawn, left_out = Withdrawals(Path(store)), []
+    withdrawn, left_out = Withdrawals(store), []
 
     def kept(document: Document) -> bool:
         if withdrawn.covers(document.id, document.source):
@@ -53,7 +52,7 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
 
     documents = map(tokenised, filter(kept, read_documents(corpus, labelled=loaded.labels is not None)))
     attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": corpus.max_length}
-    ref = CorpusStore.write(StoreFolders(Path(store)).corpora, documents, attributes)
+    ref = CorpusStore.write(StoreFolders(store).corpora, documents, attributes)
     written = CorpusStore.open(ref)
     if left_out:
         run_logger().warning("%s documents were withdrawn and are left out", len(left_out))
@@ -96,7 +95,7 @@ def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> S
             )
 
     attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": None}
-    ref = CorpusStore.write(StoreFolders(Path(store)).corpora, tokenised(), attributes)
+    ref = CorpusStore.write(StoreFolders(store).corpora, tokenised(), attributes)
     run_logger().info("%s queries", CorpusStore.open(ref).n_documents)
     return ref
 

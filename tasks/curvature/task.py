@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,7 +177,7 @@ def _stored(
     fitted: Callable[[np.ndarray], Matrices],
 ) -> StoreRef:
     """Fit and write, or say that it is there already."""
-    root, name = StoreFolders(Path(store)).layers, fingerprint(parts)
+    root, name = StoreFolders(store).layers, fingerprint(parts)
     if LayerStore.exists(root, name):
         run_logger().info("%s %s is there already", "curvature" if "kind" in parts else "covariances", name)
         return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
@@ -240,7 +239,7 @@ def _sums(
         batch_tokens = place.agreed(_measured(loaded, capture, documents, curvature))
         sums.update({key: torch.zeros_like(tensor) for key, tensor in sums.items()})
     steps = {"what": what, "name": name, "batch_tokens": batch_tokens, "rank": place.rank, "size": place.size}
-    partial = PartialSums(StoreFolders(Path(store)).layers, fingerprint(steps))
+    partial = PartialSums(StoreFolders(store).layers, fingerprint(steps))
     done, kept = partial.load()
     for owned in [sums, *(entry.sums for entry in row_sums)]:
         owned.update({key: torch.from_numpy(kept[key]) for key in owned if key in kept})

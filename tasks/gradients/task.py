@@ -1,7 +1,6 @@
 """Prefect task that computes the projected gradients of a corpus and stores them shard by shard."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,7 @@ def gradient_store(
         "dtype": gradients.dtype,
     }
     layers = LayerStore.open(bases).layers
-    return GradientStore.create(StoreFolders(Path(store)).gradients, fingerprint(parts), layers, gradients.dtype, parts)
+    return GradientStore.create(StoreFolders(store).gradients, fingerprint(parts), layers, gradients.dtype, parts)
 
 
 def _n_rows(segment: Segment, shard: int) -> int:

@@ -1,13 +1,12 @@
 """Prefect task that makes the bases of a model's tracked layers."""
 
-from pathlib import Path
 from typing import Any
 
 from prefect import task
 
 from storage.errors import InputError
 from storage.layers import LayerStore
-from storage.locations import StoreFolders
+from storage.locations import Location, StoreFolders
 from storage.ref import StoreRef, fingerprint
 from tasks.model.config import ModelConfig
 from tasks.model.layers import coverage
@@ -41,13 +40,13 @@ def make_bases(
     run_logger().warning(coverage(loaded.model, loaded.layers).sentence())
     shapes = [[layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias] for layer in loaded.layers]
     if projection.bases is not None:
-        return _earlier(Path(projection.bases), shapes)
+        return _earlier(Location.of(projection.bases), shapes)
     settings = projection.model_dump(include={"kind"}) if projection.kind == "identity" else _settings(projection)
     parts = {"bases": ALGORITHM, "projection": settings, "layers": shapes}
     if covariances is not None:
         parts["covariances"] = covariances.fingerprint
     name = fingerprint(parts)
-    root = StoreFolders(Path(store)).layers
+    root = StoreFolders(store).layers
     ref = StoreRef(kind="layers", location=str(root / name), fingerprint=name)
     if LayerStore.exists(root, name):
         run_logger().info("bases %s are there already", ref.location)
@@ -74,7 +73,7 @@ def _settings(projection: ProjectionConfig) -> dict[str, Any]:
     return projection.model_dump(exclude=unused)
 
 
-def _earlier(folder: Path, shapes: list[list[Any]]) -> StoreRef:
+def _earlier(folder: Location, shapes: list[list[Any]]) -> StoreRef:
     """Bases made earlier, where they fit the layers."""
     if not LayerStore.exists(folder.parent, folder.name):
         raise InputError(f"--projection.bases {folder}: holds no finished bases")

@@ -111,7 +111,7 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         page = report_html(parts.title, valuation_summary(parts), confidence)
         (staging / "report.html").write_text(page, encoding="utf-8")
         if scores.matrix_path is not None:
-            shutil.copytree(scores.matrix_path, staging / "scores.zarr")
+            scores.matrix_path.copy_to(staging / "scores.zarr")
         (folder / "valuation.json").unlink(missing_ok=True)
         shutil.rmtree(folder / "scores.zarr", ignore_errors=True)
         (folder / "layers.parquet").unlink(missing_ok=True)

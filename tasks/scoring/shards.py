@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -39,7 +38,7 @@ class ShardScores:
 @lru_cache(maxsize=64)
 def _segment(path: str) -> Segment:
     """A segment opened once: its manifest and its arrays' shapes never change."""
-    return Segment(Path(path))
+    return Segment(path)
 
 
 @cache

@@ -67,7 +67,7 @@ def score_corpus(
         "damping": damping_config.model_dump() if curvature else None,
         **scoring.model_dump(),
     }
-    root, name = StoreFolders(Path(store)).scores, fingerprint(parts)
+    root, name = StoreFolders(store).scores, fingerprint(parts)
     ref = StoreRef(kind="scores", location=str(root / name), fingerprint=name)
     if ScoreStore.exists(root, name):
         run_logger().info("scores %s are there already", name)

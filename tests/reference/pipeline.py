@@ -71,7 +71,7 @@ class Pipeline:
 
 
 def matrix_by_id(scores, n_queries):
-    group = zarr.open_group(ScoreStore.open(scores).matrix_path, mode="r")
+    group = zarr.open_group(ScoreStore.open(scores).matrix_path.array_store(), mode="r")
     ids = group["document_id"][...].tolist()
     return dict(zip(ids, group["scores"][...][:n_queries].T, strict=True))
 

@@ -1,8 +1,6 @@
 """The gradient store: grows by segments, goes on after any stop, names what is damaged."""
 
 import hashlib
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 
 from storage.errors import RowRangeError, StoreDamagedError, StoreIncompleteError
 from storage.gradients import GradientStore
+from storage.locations import Location, Place
 from storage.schema import rows_per_shard
 
 LAYERS = [{"name": "l", "first_column": 0, "n_columns": 3}]
@@ -43,16 +42,17 @@ def write(segment, shards=None):
         segment.write_shard(shard, segment.encoded(np.stack(rows[chosen]).astype(np.float32)), columns)
 
 
-def store(path: Path, dtype="float16") -> GradientStore:
+def store(path: Place, dtype="float16") -> GradientStore:
     return GradientStore.create(path, "f", LAYERS, dtype, {})
 
 
-def files(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+def files(path: Place) -> dict[str, bytes]:
+    root = Location.of(path)
+    return {name: (root / name).read_bytes() for name in root.files()}
 
 
-def test_rows_come_back_by_content(tmp_path):
-    target, names = store(tmp_path), contents(*"abcdef")
+def test_rows_come_back_by_content(place):
+    target, names = store(place), contents(*"abcdef")
     (segment,) = target.plan(names, N_WINDOWS)
     assert segment.n_shards == 3
     write(segment)
@@ -76,20 +76,20 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(tmp_path_factory, st
     assert files(straight) == files(halting)
 
 
-def test_new_documents_are_one_new_segment_and_old_shards_stay(tmp_path):
-    target = store(tmp_path)
+def test_new_documents_are_one_new_segment_and_old_shards_stay(place):
+    target = store(place)
     names = contents(*"abcdefgh")
     write(target.plan(names[:6], N_WINDOWS)[0])
-    before = files(tmp_path)
+    before = files(place)
     (added,) = target.plan(names, np.append(N_WINDOWS, [2, 1]))
     assert sorted(added.contents) == sorted(names[6:])
     write(added)
-    assert before.items() <= files(tmp_path).items()
+    assert before.items() <= files(place).items()
     assert sorted(target.stored()) == sorted(names)
 
 
-def test_no_content_is_stored_twice_by_interleaved_unfinished_runs(tmp_path):
-    target = store(tmp_path)
+def test_no_content_is_stored_twice_by_interleaved_unfinished_runs(place):
+    target = store(place)
     names = contents(*"abcdef")
     write(target.plan(names, N_WINDOWS)[0], 1)
     fewer = [0, 2, 3, 4, 5]  # another corpus, without one of the first's documents
@@ -103,8 +103,8 @@ def test_no_content_is_stored_twice_by_interleaved_unfinished_runs(tmp_path):
     assert sorted(flat) == sorted(names.tolist())
 
 
-def test_only_whole_contents_count(tmp_path):
-    target, names = store(tmp_path), contents(*"abcdef")
+def test_only_whole_contents_count(place):
+    target, names = store(place), contents(*"abcdef")
     (segment,) = target.plan(names, N_WINDOWS)
     write(segment, 1)
     assert segment.content_done().tolist() == [True, True, True, False, False, False]
@@ -115,8 +115,8 @@ def test_only_whole_contents_count(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip first", "flip last", "flip checksum", "truncate", "empty", "longer"])
-def test_damage_is_named_by_shard(tmp_path, damage):
-    target, names = store(tmp_path), contents(*"abcdef")
+def test_damage_is_named_by_shard(place, damage):
+    target, names = store(place), contents(*"abcdef")
     (segment,) = target.plan(names, N_WINDOWS)
     write(segment)
     path = segment.path / "gradients" / "c" / "1" / "0"
@@ -134,7 +134,7 @@ def test_damage_is_named_by_shard(tmp_path, damage):
             content = bytearray()
         case "longer":
             content += b"x"
-    path.write_bytes(content)
+    path.write_whole(bytes(content))
     segment.read_shard(0)
     with pytest.raises(StoreDamagedError, match="shard 1 of"):
         segment.read_shard(1)
@@ -145,13 +145,13 @@ def test_damage_is_named_by_shard(tmp_path, damage):
     assert len(target.rows_of(names)) == 6
 
 
-def test_other_tools_read_the_store(tmp_path):
+def test_other_tools_read_the_store(place):
     import zarr
 
-    target, names = store(tmp_path), contents(*"abcdef")
+    target, names = store(place), contents(*"abcdef")
     (segment,) = target.plan(names, N_WINDOWS)
     write(segment)
-    array = zarr.open_group(segment.path, mode="r")["gradients"]
+    array = zarr.open_group(segment.path.array_store(), mode="r")["gradients"]
     np.testing.assert_array_equal(array[4:8], segment.read_shard(1))
     assert array.metadata.dimension_names == ("example", "column")
 
@@ -164,8 +164,8 @@ def test_shards_are_whole_rows_of_about_eight_megabytes():
 
 
 @pytest.mark.parametrize(("dtype", "bytes_a_row"), [("float32", 12), ("bfloat16", 6), ("int8", 3 + 4)])
-def test_every_data_type_comes_back_to_its_precision(tmp_path, dtype, bytes_a_row):
-    target, names = store(tmp_path, dtype), contents(*"abcdef")
+def test_every_data_type_comes_back_to_its_precision(place, dtype, bytes_a_row):
+    target, names = store(place, dtype), contents(*"abcdef")
     (segment,) = target.plan(names, N_WINDOWS)
     write(segment)
     expected = [row(content, 0).astype(np.float32) for content in names]
@@ -174,25 +174,35 @@ def test_every_data_type_comes_back_to_its_precision(tmp_path, dtype, bytes_a_ro
     step = {"float32": 0.0, "bfloat16": np.abs(expected) / 256, "int8": largest / 127 / 2}[dtype]
     assert (np.abs(np.stack(found) - expected) <= step + 1e-7).all()
     on_disk = [segment.path / part / "c" / "1" / "0" for part in ("gradients", "scales")]
-    assert sum(path.stat().st_size - 4 for path in on_disk if path.exists()) == 4 * bytes_a_row
+    assert sum(path.n_bytes() - 4 for path in on_disk if path.is_file()) == 4 * bytes_a_row
 
 
-def test_damaged_scales_are_named_too(tmp_path):
-    target, names = store(tmp_path, "int8"), contents(*"abcdef")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_a_shard_of_zeros_counts(tmp_path, dtype):
+    target, names = store(tmp_path, dtype), contents("a")
+    (segment,) = target.plan(names, np.array([3]))
+    columns = {"n_tokens": np.zeros(3), "loss": np.zeros(3)}
+    segment.write_shard(0, segment.encoded(np.zeros((3, 3), np.float32)), columns)
+    assert segment.is_done()
+    assert not target.rows_of(names)[0].any()
+
+
+def test_damaged_scales_are_named_too(place):
+    target, names = store(place, "int8"), contents(*"abcdef")
     (segment,) = target.plan(names, N_WINDOWS)
     write(segment)
     path = segment.path / "scales" / "c" / "1" / "0"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    path.write_whole(path.read_bytes()[:-1] + b"x")
     with pytest.raises(StoreDamagedError, match="shard 1 of"):
         segment.read_shard(1)
-    path.unlink()
+    path.remove()
     with pytest.raises(StoreIncompleteError, match="lacks shard 1"):
         segment.read_shard(1)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_contents_are_taken_out_and_the_others_stay_as_they_were(tmp_path, dtype):
-    target, names = store(tmp_path, dtype), contents(*"abcdef")
+def test_contents_are_taken_out_and_the_others_stay_as_they_were(place, dtype):
+    target, names = store(place, dtype), contents(*"abcdef")
     write(target.plan(names, N_WINDOWS)[0])
     before = target.rows_of(names[[0, 2, 4, 5]])
     (segment,) = target.segments()
@@ -200,7 +210,7 @@ def test_contents_are_taken_out_and_the_others_stay_as_they_were(tmp_path, dtype
     assert freed == 5 * 3 * {"float16": 2, "int8": 1}[dtype]
     (successor,) = target.segments()
     assert sorted(successor.contents) == sorted(names[[0, 2, 4, 5]])
-    assert not segment.path.exists()
+    assert not segment.path.is_dir()
     for one, two in zip(target.rows_of(names[[0, 2, 4, 5]]), before, strict=True):
         np.testing.assert_array_equal(one, two)
     assert successor.column("n_tokens").tolist() == [0, 3, 7, 8, 9]
@@ -210,21 +220,21 @@ def test_contents_are_taken_out_and_the_others_stay_as_they_were(tmp_path, dtype
     assert target.plan(names, N_WINDOWS)[0].n_rows == 10
 
 
-def test_a_compaction_killed_half_way_counts_every_row_once(tmp_path, monkeypatch):
+def test_a_compaction_killed_half_way_counts_every_row_once(place, monkeypatch):
     """Killed before the new segment is whole: the old one counts. Killed before the old one is removed: the new one."""
-    target, names = store(tmp_path), contents(*"abcdef")
+    target, names = store(place), contents(*"abcdef")
     write(target.plan(names, N_WINDOWS)[0])
     (old,) = target.segments()
 
-    real = shutil.rmtree
+    real = type(old.path).remove_tree
 
-    def dies(path, **options):
+    def dies(path):
         if path == old.path:
             raise KeyboardInterrupt
-        real(path, **options)
+        real(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr("storage.gradients.shutil.rmtree", dies)
+        patched.setattr(type(old.path), "remove_tree", dies)
         with pytest.raises(KeyboardInterrupt):
             target.without(old, names[[0]])
     (new,) = target.segments()
@@ -234,11 +244,11 @@ def test_a_compaction_killed_half_way_counts_every_row_once(tmp_path, monkeypatc
     assert [segment.name for segment in target.segments()] == [old.name]
     assert len(target.rows_of(names)) == 6
     target.remove_replaced()
-    assert not new.path.exists()
+    assert not new.path.is_dir()
 
 
-def test_rows_that_cannot_be_stored_are_named(tmp_path):
-    (segment,) = store(tmp_path).plan(contents("a"), np.array([3]))
+def test_rows_that_cannot_be_stored_are_named(place):
+    (segment,) = store(place).plan(contents("a"), np.array([3]))
     rows = np.ones((3, 3), np.float32)
     rows[2, 1] = 1e6
     with pytest.raises(RowRangeError, match="row 2 does not fit float16: pass --gradients.dtype bfloat16 or float32"):

@@ -21,18 +21,18 @@ def test_fingerprints_ignore_the_order_of_keys():
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
 
 
-def test_a_store_that_was_not_finished_is_not_there(tmp_path):
+def test_a_store_that_was_not_finished_is_not_there(place):
     def stopped_half_way():
-        with new_store(tmp_path / "s") as folder:
+        with new_store(place / "s") as folder:
             (folder / "half").write_text("x")
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         stopped_half_way()
-    assert not (tmp_path / "s").exists()
-    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert not (place / "s").is_dir()
+    assert not [name for name in place.files() if not name.endswith(".lock")]
     with pytest.raises(StoreIncompleteError, match="holds no finished store"):
-        read_manifest(tmp_path / "s")
+        read_manifest(place / "s")
 
 
 def test_what_a_killed_process_left_is_removed_and_a_living_ones_work_is_not(tmp_path):
@@ -57,30 +57,32 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_work_is_not(tmp
         process.communicate()
 
 
-def test_a_newer_schema_and_a_broken_manifest_are_told(tmp_path):
-    write_manifest(tmp_path, {})
-    content = json.loads((tmp_path / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**content, "schema_version": 99}))
+def test_a_newer_schema_and_a_broken_manifest_are_told(place):
+    with new_store(place / "s") as folder:
+        write_manifest(folder, {})
+    manifest = place / "s" / "manifest.json"
+    content = json.loads(manifest.read_bytes())
+    manifest.write_whole(json.dumps({**content, "schema_version": 99}).encode())
     with pytest.raises(SchemaVersionError, match="schema version 99"):
-        read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text("{")
+        read_manifest(place / "s")
+    manifest.write_whole(b"{")
     with pytest.raises(StoreDamagedError, match="not valid JSON"):
-        read_manifest(tmp_path)
+        read_manifest(place / "s")
 
 
-def test_the_second_writer_is_refused_also_from_another_process(tmp_path):
+def test_the_second_writer_is_refused_also_from_another_process(place):
     code = (
-        "import sys; from pathlib import Path; from storage.manifest import writer_lock\n"
-        f"with writer_lock(Path({str(tmp_path / 's')!r})):\n    print('held', flush=True); sys.stdin.read()"
+        "import sys; from storage.manifest import writer_lock\n"
+        f"with writer_lock({str(place / 's')!r}):\n    print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(StoreBusyError, match="another run is writing"), writer_lock(tmp_path / "s"):
+        with pytest.raises(StoreBusyError, match="another run is writing"), writer_lock(place / "s"):
             pass
         holder.kill()
         holder.wait()
-        with writer_lock(tmp_path / "s"):
+        with writer_lock(place / "s"):
             pass
     finally:
         holder.kill()
@@ -95,41 +97,41 @@ def documents():
     ]
 
 
-def test_corpus_round_trip(tmp_path):
-    ref = CorpusStore.write(tmp_path, documents(), {"max_length": 3})
+def test_corpus_round_trip(place):
+    ref = CorpusStore.write(place, documents(), {"max_length": 3})
     store = CorpusStore.open(ref)
     assert (store.n_documents, store.n_examples, store.n_tokens) == (3, 3, 7)
     assert [store.tokens(window).tolist() for window in range(3)] == [[1, 2, 3], [4, 5], [6, 7]]
     assert store.windows["n_masked"].tolist() == [0, 0, 1]
     assert store.first_windows.tolist() == [0, 2, 2, 3]
     assert [row["document_id"] for row in store.documents([2, 0])] == ["b", "a"]
-    assert CorpusStore.write(tmp_path, documents(), {"max_length": 3}) == ref
-    assert CorpusStore.write(tmp_path, documents()[:2], {"max_length": 3}) != ref
-    assert CorpusStore.write(tmp_path, documents(), {"max_length": 4}) != ref
-    assert not list(tmp_path.glob(".staging*"))
+    assert CorpusStore.write(place, documents(), {"max_length": 3}) == ref
+    assert CorpusStore.write(place, documents()[:2], {"max_length": 3}) != ref
+    assert CorpusStore.write(place, documents(), {"max_length": 4}) != ref
+    assert not [name for name in place.files() if ".staging" in name]
 
 
-def test_a_corpus_that_fails_half_way_leaves_nothing(tmp_path):
+def test_a_corpus_that_fails_half_way_leaves_nothing(place):
     def broken():
         yield documents()[0]
         raise ValueError("bad line")
 
     with pytest.raises(ValueError, match="bad line"):
-        CorpusStore.write(tmp_path, broken(), {})
-    assert list(tmp_path.iterdir()) == []
+        CorpusStore.write(place, broken(), {})
+    assert place.files() == {}
 
 
-def test_a_truncated_corpus_is_told(tmp_path):
-    ref = CorpusStore.write(tmp_path, documents(), {})
-    (ref.path / "tokens.bin").write_bytes(b"1234")
+def test_a_truncated_corpus_is_told(place):
+    ref = CorpusStore.write(place, documents(), {})
+    (ref.path / "tokens.bin").write_whole(b"1234")
     with pytest.raises(StoreDamagedError, match="changed its length"):
         CorpusStore.open(ref).tokens(0)
 
 
-def test_layer_store_round_trip_and_damage(tmp_path):
+def test_layer_store_round_trip_and_damage(place):
     matrices = [{"fisher": np.arange(6.0).reshape(2, 3)}, {}]
     layers = [{"name": "../../evil\n"}, {"name": "b"}]
-    ref = LayerStore.write(tmp_path, "f", layers, matrices, {"kind": "x"})
+    ref = LayerStore.write(place, "f", layers, matrices, {"kind": "x"})
     store = LayerStore.open(ref)
     np.testing.assert_array_equal(store.matrix("../../evil\n", "fisher"), matrices[0]["fisher"])
     assert store.names("../../evil\n") == ["fisher"]
@@ -137,10 +139,10 @@ def test_layer_store_round_trip_and_damage(tmp_path):
     chunk = ref.path / "layer_0000" / "fisher" / "c" / "0" / "0"
     content = bytearray(chunk.read_bytes())
     content[3] ^= 1
-    chunk.write_bytes(content)
+    chunk.write_whole(bytes(content))
     with pytest.raises(StoreDamagedError, match="is damaged"):
         LayerStore.open(ref).matrix("../../evil\n", "fisher")
-    chunk.unlink()
+    chunk.remove()
     with pytest.raises(StoreDamagedError, match="is gone"):
         LayerStore.open(ref).matrix("../../evil\n", "fisher")
 

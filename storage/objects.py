@@ -1,0 +1,305 @@
+"""Locations on an S3-like object store; the one module that calls obstore, with storage.leases.
+
+Credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …) and stay inside
+obstore's client: no text made here holds them. An object appears whole or not at all, so one put is one write;
+a folder does not, so the manifest goes up last, and comes down first.
+"""
+
+import io
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from storage.errors import InputError, StoreUnreachableError
+from storage.locations import Location
+
+__all__ = ["ObjectLocation", "client", "told"]
+
+MANIFEST = "manifest.json"
+# obstore repeats a failed request by itself: through a restart of the server or a broken line, not through an outage.
+RETRIES = 8
+RETRY_FOR = timedelta(seconds=40)
+# Of a file that is copied here: a request of this size ends well before obstore's limit of 30 s.
+DOWNLOAD_BYTES = 32 * 2**20
+BUFFER_BYTES = 2**20
+
+
+@cache
+def client(bucket: str) -> Any:
+    """The client of a bucket, set up from the environment.
+
+    Raises:
+        InputError: obstore is not installed, or the environment cannot be used.
+    """
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import S3Store
+    except ImportError:
+        raise InputError("stores on s3:// need the package obstore: pip install 'dataworth[objects]'") from None
+    try:
+        return S3Store(bucket, retry_config={"max_retries": RETRIES, "retry_timeout": RETRY_FOR})
+    except (BaseError, ValueError) as error:
+        raise InputError(f"s3://{bucket}: the AWS_… variables cannot be used ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    """What an exception of obstore says, in a few words.
+
+    Of an answer only code and message are taken: its other fields may name an access key.
+    """
+    text = str(error)
+    answer = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", text, re.DOTALL)
+    if answer:
+        return f"{answer[1]}: {answer[2].strip().rstrip('.')}"
+    system = re.search(r'kind: \w+,\s*message: "(.*?)"', text)
+    first = text.splitlines()[0].split("<?xml")[0].strip().rstrip(":")
+    return f"{first}, {system[1]}" if system else first
+
+
+@contextmanager
+def told(place: object) -> Iterator[None]:
+    """What goes wrong between here and the object store, as one sentence.
+
+    Raises:
+        StoreUnreachableError: whatever obstore raises, but for an object that is not there.
+    """
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        if "NoSuchBucket" not in str(error):
+            raise FileNotFoundError(f"{place} is not there") from None
+        raise StoreUnreachableError(str(place), _reason(error)) from None
+    except BaseError as error:
+        raise StoreUnreachableError(str(place), _reason(error)) from None
+
+
+@dataclass(frozen=True)
+class ObjectLocation(Location):
+    """An object, or all objects whose keys begin alike.
+
+    Args:
+        bucket: its name.
+        key: parts joined by slashes; empty for the whole bucket.
+    """
+
+    bucket: str
+    key: str
+
+    appears_whole: ClassVar[bool] = False
+
+    @classmethod
+    def parsed(cls, text: str) -> "ObjectLocation":
+        """The location an address names.
+
+        Raises:
+            InputError: not `s3://bucket/prefix`; the text is not repeated where it may hold a password.
+        """
+        found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[^/?#@]+)*)/*", text)
+        if not found or {".", ".."} & set(found[2].split("/")):
+            told_text = "the address" if {"@", "?"} & set(text) else text
+            raise InputError(
+                f"{told_text}: expected s3://bucket/prefix; credentials come from AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY"
+            )
+        return cls(found[1], found[2].strip("/"))
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}".rstrip("/")
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Self:
+        return type(self)(self.bucket, self.key.rpartition("/")[0])
+
+    def __truediv__(self, key: str) -> Self:
+        return type(self)(self.bucket, f"{self.key}/{key}".strip("/"))
+
+    def with_name(self, name: str) -> Self:
+        return self.parent / name
+
+    def absolute(self) -> Self:
+        return self
+
+    @property
+    def _client(self) -> Any:
+        return client(self.bucket)
+
+    def is_file(self) -> bool:
+        try:
+            self.n_bytes()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        return next(self._listed(), None) is not None
+
+    def _listed(self) -> Iterator[tuple[str, int]]:
+        """(key, bytes) of every object below."""
+        import obstore
+
+        with told(self):
+            for chunk in obstore.list(self._client, self.key or None, chunk_size=1000):
+                yield from ((entry["path"], entry["size"]) for entry in chunk)
+
+    def have(self, names: Iterable[str]) -> Iterator[bool]:
+        found = self.files()  # one request for a thousand of them
+        return (name in found for name in names)
+
+    def folders(self) -> list[Self]:
+        import obstore
+
+        with told(self):
+            found = obstore.list_with_delimiter(self._client, self.key or None)["common_prefixes"]
+        names = sorted(prefix.strip("/").rpartition("/")[2] for prefix in found)
+        return [self / name for name in names if not name.startswith(".")]
+
+    def files(self) -> dict[str, int]:
+        return {key.removeprefix(self.key).lstrip("/"): size for key, size in sorted(self._listed())}
+
+    def n_bytes(self) -> int:
+        import obstore
+
+        with told(self):
+            return int(obstore.head(self._client, self.key)["size"])
+
+    def read_bytes(self) -> bytes:
+        import obstore
+
+        with told(self):
+            return bytes(obstore.get(self._client, self.key).bytes())
+
+    def _read_range(self, start: int, length: int) -> Any:
+        import obstore
+
+        with told(self):
+            return obstore.get_range(self._client, self.key, start=start, length=length)
+
+    @contextmanager
+    def _writing(self, *keys: str) -> Iterator[None]:
+        """Around every write and removal: this process may still do it."""
+        from storage.leases import check_leases  # which imports this module
+
+        for key in keys:
+            check_leases(self.bucket, key)
+        with told(self):
+            yield
+
+    def write_whole(self, content: bytes | Path) -> None:
+        import obstore
+
+        with self._writing(self.key):
+            obstore.put(self._client, self.key, content)
+
+    def remove(self) -> None:
+        self._remove([self.key])
+
+    def _remove(self, keys: list[str]) -> None:
+        import obstore
+
+        if keys:
+            with self._writing(*keys):
+                obstore.delete(self._client, keys)
+
+    def remove_tree(self) -> None:
+        manifest = f"{self.key}/{MANIFEST}"
+        self._remove([manifest])
+        self._remove([key for key, _ in self._listed() if key != manifest])
+
+    def move_to(self, target: Self) -> None:
+        import obstore
+
+        with self._writing(self.key):
+            obstore.rename(self._client, self.key, target.key)
+
+    def take(self, folder: Path) -> None:
+        # A large file goes up in parts: killed meanwhile, they are not seen, but stay until the bucket's own rule for
+        # unfinished uploads removes them.
+        self.remove_tree()
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        for name in sorted(names, key=lambda name: name == MANIFEST):
+            (self / name).write_whole(folder / name)
+
+    def copy_to(self, folder: Path) -> None:
+        for name in self.files():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self / name)._download(folder / name)
+
+    def _download(self, target: Path) -> None:
+        with target.open("wb") as file:
+            shutil.copyfileobj(_ObjectFile(self), file, DOWNLOAD_BYTES)
+
+    def mapped(self) -> np.ndarray:
+        import obstore
+
+        with told(self):
+            content = obstore.get(self._client, self.key).bytes()
+        return np.frombuffer(bytearray(content), np.uint8)
+
+    @contextmanager
+    def as_file(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="dataworth-") as folder:
+            self._download(Path(folder) / self.name)
+            yield Path(folder) / self.name
+
+    def table_source(self) -> Any:
+        return io.BufferedReader(_ObjectFile(self), BUFFER_BYTES)
+
+    def array_store(self) -> Any:
+        from zarr.storage import StorePath
+
+        from storage.object_arrays import ArrayObjects
+
+        return StorePath(ArrayObjects(self.bucket), self.key)
+
+    def writer_lock(self) -> AbstractContextManager[None]:
+        from storage.leases import lease  # which imports this module
+
+        return lease(self)
+
+    def check_writable(self, option: str) -> None:
+        try:
+            self.is_dir()
+        except StoreUnreachableError as error:
+            raise InputError(f"{option} {self}: cannot be used ({error.reason})") from None
+
+
+class _ObjectFile(io.RawIOBase):
+    """An object read in pieces, as the libraries that read files want it."""
+
+    def __init__(self, location: ObjectLocation) -> None:
+        self._location, self._size, self._at = location, location.n_bytes(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self._size - self._at))
+        if length:
+            buffer[:length] = memoryview(self._location._read_range(self._at, length)).cast("B")
+        self._at += length
+        return length

@@ -1,0 +1,79 @@
+"""A whole run with its stores in a bucket: what it leaves and what it says are those of a folder."""
+
+import numpy as np
+import pytest
+
+from storage.coalitions import CoalitionStore
+from storage.compaction import compact
+from storage.corpus import CorpusStore
+from storage.gradients import GradientStore
+from storage.locations import Location
+from storage.scores import ScoreStore
+from storage.verification import verified
+from storage.withdrawals import Withdrawals
+from tasks.coalitions.config import SourcesConfig
+from tasks.coalitions.task import value_sources
+from tasks.curvature.config import CurvatureConfig
+from tasks.gradients.config import GradientsConfig
+from tests.reference.pipeline import Pipeline, matrix_by_id
+
+HALF = GradientsConfig(batch_tokens=96)
+
+
+def stored(place) -> dict[str, bytes]:
+    """Relative name → content of every file, but for locks."""
+    root = Location.of(place)
+    return {name: (root / name).read_bytes() for name in root.files() if not name.endswith(".lock")}
+
+
+@pytest.fixture
+def run(checkpoints, corpus_file, queries_file, monkeypatch):
+    """A function that runs everything with its stores in a place."""
+    monkeypatch.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 4)
+
+    def everything(place):
+        pipeline = Pipeline(
+            place,
+            checkpoints["llama"],
+            corpus_file,
+            queries_file,
+            {"kind": "pca", "rank": 3},
+            CurvatureConfig(draws=2),
+            HALF,
+        )
+        scores = pipeline.scores(by_layer=True)
+        return pipeline, scores, value_sources.fn(pipeline.store, scores, SourcesConfig())
+
+    return everything
+
+
+def test_a_bucket_holds_what_a_folder_would_and_all_that_follows(run, bucket, tmp_path):
+    _, local_scores, local_values = run(tmp_path / "store")
+    pipeline, scores, values = run(bucket)
+    assert stored(bucket) == stored(tmp_path / "store")
+    assert scores.fingerprint == local_scores.fingerprint
+    assert CoalitionStore.open(values).values.equals(CoalitionStore.open(local_values).values)
+    ScoreStore.open(scores).matrix_path.copy_to(tmp_path / "scores.zarr")
+    assert stored(tmp_path / "scores.zarr") == stored(ScoreStore.open(local_scores).matrix_path)
+    assert run(bucket)[1:] == (scores, values)  # all of it is there already
+    assert all(entry.damage is None for entry in verified(bucket))
+
+    Withdrawals(bucket).add(sources=["s1"])
+    Withdrawals(tmp_path / "store").add(sources=["s1"])
+    assert compact(bucket) == compact(tmp_path / "store")
+    left = stored(bucket), stored(tmp_path / "store")
+    for files in left:
+        files.pop("withdrawals.jsonl")  # which holds the time
+    assert left[0] == left[1]
+    run(bucket)
+    again = CorpusStore.open(pipeline.queries)
+    assert len(GradientStore.open(pipeline.query_gradients).rows_of(again.contents)) == again.n_documents
+
+
+def test_workers_score_from_the_bucket(run, bucket):
+    pipeline, _, _ = run(bucket)
+    one = matrix_by_id(pipeline.scores(workers=1, kind="relative"), 2)
+    two = matrix_by_id(pipeline.scores(workers=2, kind="relative", top_k=3), 2)
+    assert one.keys() == two.keys()
+    for name, scores in one.items():
+        np.testing.assert_array_equal(scores, two[name])
