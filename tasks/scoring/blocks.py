@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 __all__ = ["Preconditioned", "Whitening", "Whitenings", "document_sums", "self_influence", "window_scores"]
 
-PIECE_ROWS = 512
+PIECE_ROWS = 1024
 TORCH_ENTRIES = 2**20
 _THREAD = threading.local()
 

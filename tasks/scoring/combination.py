@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tasks.scoring.plan import ShardWork
-from tasks.scoring.tally import Tally, block_tally, merged_tally
+from tasks.scoring.tally import Floors, Tally, block_tally, floors, merged_tally
 
 __all__ = ["Combination"]
+
+MERGED_TOGETHER = 8
 
 BlockSink = Callable[[np.ndarray, np.ndarray], None]
 
@@ -29,7 +31,19 @@ class Combination:
         self._k = k
         self._sink = sink
         self._open: dict[tuple[str, int], np.ndarray] = {}
-        self.tally: Tally = self._block(np.zeros((n_queries, 0)), np.empty(0, np.int64))
+        self._merged: Tally = self._block(np.zeros((n_queries, 0)), np.empty(0, np.int64))
+        self._waiting: list[Tally] = []
+
+    @property
+    def tally(self) -> Tally:
+        """Of everything added."""
+        self._merged, self._waiting = merged_tally([self._merged, *self._waiting]), []
+        return self._merged
+
+    @property
+    def reached(self) -> Floors:
+        """What a document must reach to be kept; a few shards behind, since several are merged at a time."""
+        return floors(self._merged)
 
     def _block(self, scores: np.ndarray, documents: np.ndarray) -> Tally:
         return block_tally(scores, documents, self._sources[documents], self._n_sources, self._k)
@@ -61,6 +75,8 @@ class Combination:
                 self._merge(self._block(columns, joined), columns, joined)
 
     def _merge(self, tally: Tally, block: np.ndarray | None, documents: np.ndarray) -> None:
-        self.tally = merged_tally(self.tally, tally)
+        self._waiting.append(tally)
+        if len(self._waiting) >= MERGED_TOGETHER:
+            self._merged = self.tally
         if self._sink is not None and block is not None:
             self._sink(block, documents)

@@ -3,7 +3,9 @@
 Merging in the order of the blocks gives the same bytes whoever computed the blocks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -68,21 +70,23 @@ def ranking(
     values = np.full((n_queries, k), np.nan)
     if n == 0:
         return Ranking(kept, values)
-    limit = np.full(n_queries, np.inf)
-    if floor is not None:
-        limit = np.where(np.isnan(floor), np.inf, -floor if descending else floor)
+    # In terms of scores: what is worse than the limit is not kept.
+    limit = np.full(n_queries, np.nan) if floor is None else floor
+    reaches = np.greater_equal if descending else np.less_equal
+    best = (np.fmax if descending else np.fmin).reduce(scores, axis=1)
     # Where a pass is under way, few queries have a document here that is still among their best.
-    best = -np.fmax.reduce(scores, axis=1) if descending else np.fmin.reduce(scores, axis=1)
-    rows = np.flatnonzero(best <= limit)
+    rows = np.flatnonzero(reaches(best, limit) | np.isnan(limit))
     scores, documents, limit = scores[rows], documents[rows], limit[rows]
-    keys = -scores if descending else scores
-    unlimited = np.flatnonzero(np.isinf(limit))
+    unlimited = np.flatnonzero(np.isnan(limit))
     if n > k and len(unlimited):
         # Everything at least as good as the k-th: few enough to sort, and no tie is cut off by chance. NaN sorts last.
-        limit[unlimited] = np.partition(keys[unlimited], k - 1, axis=1)[:, k - 1]
-        limit[np.isnan(limit)] = np.inf
-    queries, places = np.divmod(np.flatnonzero((keys <= limit[:, None]) & (documents >= 0)), n)
-    order = np.lexsort((documents[queries, places], keys[queries, places], queries))
+        keys = -scores[unlimited] if descending else scores[unlimited]
+        kth = np.partition(keys, k - 1, axis=1)[:, k - 1]
+        limit[unlimited] = -kth if descending else kth
+    limit = np.where(np.isnan(limit), -np.inf if descending else np.inf, limit)
+    queries, places = np.divmod(np.flatnonzero(reaches(scores, limit[:, None]) & (documents >= 0)), n)
+    keys = -scores[queries, places] if descending else scores[queries, places]
+    order = np.lexsort((documents[queries, places], keys, queries))
     queries, places = queries[order], places[order]
     ranks = np.arange(len(queries)) - np.searchsorted(queries, queries)
     queries, places, ranks = queries[ranks < k], places[ranks < k], ranks[ranks < k]
@@ -141,25 +145,28 @@ def floors(tally: Tally) -> Floors:
     return tally.top.scores[:, -1], tally.bottom.scores[:, -1]
 
 
-def merged_tally(first: Tally, second: Tally) -> Tally:
-    """Statistics of both sets of documents, which must be disjoint."""
+def merged_tally(tallies: Sequence[Tally]) -> Tally:
+    """Statistics of several sets of documents, which must be disjoint; sums are taken in the given order."""
 
-    def merged(one: Ranking, other: Ranking, *, descending: bool) -> Ranking:
-        news = np.flatnonzero(other.documents[:, 0] >= 0)
+    def merged(rankings: Sequence[Ranking], *, descending: bool) -> Ranking:
+        first = rankings[0]
+        news = np.flatnonzero(np.any([other.documents[:, 0] >= 0 for other in rankings[1:]], axis=0))
         found = ranking(
-            np.concatenate([one.scores[news], other.scores[news]], axis=1),
-            np.concatenate([one.documents[news], other.documents[news]], axis=1),
-            one.documents.shape[1],
+            np.concatenate([each.scores[news] for each in rankings], axis=1),
+            np.concatenate([each.documents[news] for each in rankings], axis=1),
+            first.documents.shape[1],
             descending=descending,
         )
-        documents, scores = one.documents.copy(), one.scores.copy()
+        documents, scores = first.documents.copy(), first.scores.copy()
         documents[news], scores[news] = found.documents, found.scores
         return Ranking(documents, scores)
 
+    if len(tallies) == 1:
+        return tallies[0]
     return Tally(
-        top=merged(first.top, second.top, descending=True),
-        bottom=merged(first.bottom, second.bottom, descending=False),
-        sums=first.sums + second.sums,
-        squares=first.squares + second.squares,
-        counts=first.counts + second.counts,
+        top=merged([tally.top for tally in tallies], descending=True),
+        bottom=merged([tally.bottom for tally in tallies], descending=False),
+        sums=reduce(np.add, [tally.sums for tally in tallies]),
+        squares=reduce(np.add, [tally.squares for tally in tallies]),
+        counts=reduce(np.add, [tally.counts for tally in tallies]),
     )

@@ -29,7 +29,7 @@ from tasks.scoring.plan import ShardWork, corpus_places, shard_works
 from tasks.scoring.players import Players, chosen_sources, players
 from tasks.scoring.queries import LayerColumns, layer_columns, preconditioned, whitenings
 from tasks.scoring.shards import ShardScores, score_shard
-from tasks.scoring.tally import Tally, floors
+from tasks.scoring.tally import Tally
 
 __all__ = ["damped_inverses", "score_corpus"]
 
@@ -210,7 +210,7 @@ def _shard_results(
                     len(players.names),
                     scoring.top_k,
                     keep_block=scoring.save_matrix,
-                    floors=floors(combination.tally),
+                    floors=combination.reached,
                     pure=False,
                 )
                 waiting.append((work, future))

@@ -27,7 +27,6 @@ from tasks.scoring.blocks import Preconditioned
 from tasks.scoring.combination import Combination
 from tasks.scoring.plan import ShardWork, corpus_places, shard_works
 from tasks.scoring.shards import score_shard
-from tasks.scoring.tally import floors
 from tests.bench.machine import interleaved, ratio
 
 __all__ = ["rows"]
@@ -79,7 +78,7 @@ class Pass:
         combination = Combination(self.sources, SOURCES, QUERIES + 1, TOP_K, None)
 
         def scored(work: ShardWork) -> Any:
-            found = floors(combination.tally)
+            found = combination.reached
             return score_shard(work, self.queries, self.sources, SOURCES, TOP_K, keep_block=False, floors=found)
 
         with ThreadPoolExecutor(THREADS) as pool:

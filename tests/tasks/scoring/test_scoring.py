@@ -59,7 +59,7 @@ def test_merging_is_the_tally_of_both(n_first, n_second):
     sources = documents % 3
     whole = block_tally(scores, documents, sources, 3, 4)
     parts = [slice(0, n_first), slice(n_first, None)]
-    merged = merged_tally(*(block_tally(scores[:, p], documents[p], sources[p], 3, 4) for p in parts))
+    merged = merged_tally([block_tally(scores[:, p], documents[p], sources[p], 3, 4) for p in parts])
     np.testing.assert_array_equal(whole.top.documents, merged.top.documents)
     np.testing.assert_array_equal(whole.bottom.documents, merged.bottom.documents)
     np.testing.assert_allclose(whole.sums, merged.sums)
@@ -139,8 +139,8 @@ def test_what_others_have_reached_changes_nothing_that_is_kept(k, n_blocks, seed
         scores = generator.integers(-2, 3, (2, 8)).astype(np.float64)
         one = block_tally(scores, chosen, chosen % 3, 3, k)
         two = block_tally(scores, chosen, chosen % 3, 3, k, None if pruned is None else floors(pruned))
-        plain = one if plain is None else merged_tally(plain, one)
-        pruned = two if pruned is None else merged_tally(pruned, two)
+        plain = one if plain is None else merged_tally([plain, one])
+        pruned = two if pruned is None else merged_tally([pruned, two])
     for found, expected in ((pruned.top, plain.top), (pruned.bottom, plain.bottom)):
         np.testing.assert_array_equal(found.documents, expected.documents)
         np.testing.assert_array_equal(found.scores, expected.scores)

@@ -1,0 +1,56 @@
+"""Designs: which coalitions of sources are asked for."""
+
+import numpy as np
+from jaxtyping import Bool
+
+__all__ = ["all_coalitions", "antithetic_permutations", "leave_one_out", "paired_by_size", "prefixes", "uniform_coalitions"]
+
+
+def all_coalitions(n_players: int) -> Bool[np.ndarray, "m s"]:
+    """All 2^n coalitions, each differing from the one before in a single player (Gray code)."""
+    numbers = np.arange(2**n_players)
+    gray = numbers ^ (numbers >> 1)
+    return (gray[:, None] >> np.arange(n_players)) & 1 == 1
+
+
+def leave_one_out(n_players: int) -> Bool[np.ndarray, "m s"]:
+    """Everybody, then everybody but each player in turn."""
+    return np.concatenate([np.ones((1, n_players), bool), ~np.eye(n_players, dtype=bool)])
+
+
+def _prefixes(order: np.ndarray) -> np.ndarray:
+    """(n + 1, n) coalitions that grow by one player of the order at a time, from nobody to everybody."""
+    ranks = np.argsort(order)
+    return ranks[None, :] < np.arange(len(order) + 1)[:, None]
+
+
+def antithetic_permutations(n_players: int, pairs: int, generator: np.random.Generator) -> np.ndarray:
+    """(pairs, 2, n) random orders of the players, each followed by its reverse.
+
+    Source: Mitchell et al. 2022 (arXiv 2104.12199), section 4.
+    """
+    orders = np.stack([generator.permutation(n_players) for _ in range(pairs)]).reshape(pairs, n_players)
+    return np.stack([orders, orders[:, ::-1]], axis=1)
+
+
+def prefixes(orders: np.ndarray) -> Bool[np.ndarray, "m s"]:
+    """The coalitions along some orders, n + 1 an order."""
+    return np.concatenate([_prefixes(order) for order in orders.reshape(-1, orders.shape[-1])])
+
+
+def paired_by_size(n_players: int, pairs: int, generator: np.random.Generator) -> Bool[np.ndarray, "m s"]:
+    """Coalitions of sizes drawn evenly from 1 to n - 1, each followed by its complement.
+
+    Evenly in size is the distribution of leverage scores of Shapley's regression: Musco & Witter 2025
+    (arXiv 2410.01917), theorem 3.
+    """
+    sizes = generator.integers(1, n_players, pairs)
+    keys = generator.random((pairs, n_players))
+    masks = keys.argsort(axis=1).argsort(axis=1) < sizes[:, None]
+    return np.stack([masks, ~masks], axis=1).reshape(2 * pairs, n_players)
+
+
+def uniform_coalitions(n_players: int, pairs: int, generator: np.random.Generator) -> Bool[np.ndarray, "m s"]:
+    """Every player in or out with even chances, each coalition followed by its complement: Banzhaf's distribution."""
+    masks = generator.random((pairs, n_players)) < 0.5
+    return np.stack([masks, ~masks], axis=1).reshape(2 * pairs, n_players)
