@@ -3,7 +3,14 @@
 import numpy as np
 from jaxtyping import Bool
 
-__all__ = ["all_coalitions", "antithetic_permutations", "leave_one_out", "paired_by_size", "prefixes", "uniform_coalitions"]
+__all__ = [
+    "all_coalitions",
+    "antithetic_permutations",
+    "leave_one_out",
+    "paired_by_size",
+    "prefixes",
+    "uniform_coalitions",
+]
 
 
 def all_coalitions(n_players: int) -> Bool[np.ndarray, "m s"]:
