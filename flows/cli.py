@@ -62,7 +62,7 @@ def _command(
 
 def _run_together(run: Callable[[Any], None], config: Any) -> None:
     """The first of several processes runs the command; the others carry out its orders."""
-    from tasks.curvature.task import ACTIONS as FITTING
+    from tasks.curvature.fitting import ACTIONS as FITTING
     from tasks.gradients.task import ACTIONS as INDEXING
     from tasks.processes import follow, processes
 

@@ -9,8 +9,10 @@ import numpy as np
 from storage.corpus import CorpusStore
 from storage.errors import StoreBusyError
 from storage.gradients import GradientStore
+from storage.layers import LayerStore
 from storage.locations import Location, Place, StoreFolders
 from storage.manifest import Store, is_complete, read_manifest
+from storage.schema import SOURCE_SUMS_KIND
 from storage.withdrawals import Withdrawals
 
 __all__ = ["Compaction", "compact", "finished_stores"]
@@ -70,6 +72,7 @@ def compact(root: Place) -> Compaction:
     scores = _removed(folders.scores, lambda store: store.get("corpus") in names)
     n_values = len(_removed(folders.values, lambda store: store.get("scores") in scores))
     n_fits = len(_removed(folders.layers, lambda store: store.get("corpus") in contents))
+    n_fits += _remove_source_sums(folders.layers, dead - live)
     for corpus in touched:
         with corpus.path.writer_lock():
             corpus.path.remove_tree()
@@ -96,6 +99,21 @@ def _remove_unfinished(folder: Location) -> None:
             with suppress(StoreBusyError), path.writer_lock():  # busy: it is being uploaded
                 if not is_complete(path):
                     path.remove_tree()
+
+
+def _remove_source_sums(folder: Location, contents: set[bytes]) -> int:
+    """Remove sums by source that a withdrawn content is part of; those of other sources stay."""
+    gone = np.asarray(sorted(contents), "S32")
+    count = 0
+    for path in finished_stores(folder):
+        if dict(read_manifest(path).get("attributes", {})).get("kind") == SOURCE_SUMS_KIND:
+            store = LayerStore(path)
+            held = np.frombuffer(store.matrix(store.layers[0]["name"], "contents").tobytes(), "S32")
+            if np.isin(held, gone).any():
+                count += 1
+                with path.writer_lock():
+                    path.remove_tree()
+    return count
 
 
 def _removed(folder: Location, belongs: Callable[[dict[str, object]], bool]) -> set[str]:

@@ -8,7 +8,9 @@ corpora/<fingerprint>/       a CorpusStore, written once
     manifest.json
 layers/<fingerprint>/        a LayerStore, written once: float matrices by (layer, name)
     zarr.json                attributes: `layers`, the layer table
-    layer_0000/<name>        one array a matrix; layers are numbered, their names never become paths
+    layer_0000/<name>        one array a matrix; layers are numbered, their names never become paths. Sums by source
+                             have `gradient` and `curvature` of each layer, and in the first `contents`: the hashes of
+                             what was summed, (n_documents, 32) uint8
     manifest.json
 scores/<fingerprint>/        a ScoreStore, written once
     passages.parquet         best documents of each query (rank 1, 2, …) and worst (rank -1, -2, …): PASSAGES
@@ -45,6 +47,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SHARD_BYTES",
     "SOURCE_SUMS",
+    "SOURCE_SUMS_KIND",
     "TOKEN_DTYPE",
     "VALUES",
     "WINDOWS",
@@ -132,6 +135,9 @@ VALUES = pa.schema(
         pa.field("semivalue", pa.string(), nullable=False),
     ]
 )
+
+# The attribute `kind` of a LayerStore that holds the sums of one source.
+SOURCE_SUMS_KIND = "source sums"
 
 # The id of the row that stands for all queries together: the sum of their scores.
 ALL_QUERIES = "*"

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from tasks.capture.gradients import GradientCapture
 from tasks.capture.losses import IGNORED, Head, Labeller, data_labels, next_tokens, target_losses
 
-__all__ = ["Body", "backward_losses", "backward_passes", "gradient_rows"]
+__all__ = ["Body", "backward_losses", "backward_passes", "forward_losses", "gradient_rows"]
 
 # input_ids, attention_mask → hidden states (n, t, d) of a language model, or (n, d) of a classifier
 Body = Callable[[Tensor, Tensor], Tensor]
@@ -52,6 +53,26 @@ def backward_losses(
     (losses,) = target_losses(hidden, head, data_labels(targets))
     losses.sum().backward()
     return losses.detach().new_zeros(len(labels)).index_add_(0, examples, losses.detach())
+
+
+@torch.no_grad()
+def forward_losses(
+    body: Body,
+    head: Head,
+    input_ids: Int[Tensor, "n t"],
+    attention_mask: Int[Tensor, "n t"],
+    labels: Int[Tensor, "n ..."],
+) -> Float[Tensor, " n"]:
+    """Each example's loss (nats, summed over its targets), without a backward pass.
+
+    Args:
+        body, head, input_ids, attention_mask, labels: as in `gradient_rows`.
+    """
+    hidden, targets, examples = _targets(body(input_ids, attention_mask), labels)
+    logits = head(hidden)
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = cross_entropy(precise, targets, reduction="none")
+    return losses.new_zeros(len(labels)).index_add_(0, examples, losses)
 
 
 def backward_passes(

@@ -13,6 +13,12 @@ class ModelConfig(Configuration):
     """The causal language model, or sequence classifier, whose training data is valued."""
 
     name: str = Field(min_length=1, description="Hugging Face name or a local checkpoint folder (safetensors only).")
+    base: str | None = Field(
+        None,
+        min_length=1,
+        description="The checkpoint that training began from, where it is known: what the model would still be without "
+        "any source. Games over sources are much better with it.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the model; auto: float32 on CPU, the checkpoint's own on a GPU."
     )

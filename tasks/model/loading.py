@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +28,7 @@ from tasks.model.halves import Halves, halves, whole
 from tasks.model.layers import TrackedLayer, tracked_layers
 from tasks.model.sharding import shard
 
-__all__ = ["LoadedModel", "load", "model_fingerprint", "tokenizer_fingerprint"]
+__all__ = ["LoadedModel", "base_weights", "load", "model_fingerprint", "tokenizer_fingerprint"]
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,14 +70,41 @@ class LoadedModel:
         return None if self.labels is None else len(self.labels)
 
 
-def load(config: ModelConfig) -> LoadedModel:
+def load(config: ModelConfig, towards_base: float = 0.0) -> LoadedModel:
     """Load a checkpoint, once for the same parameters and the same files in one process.
+
+    Args:
+        config: the checkpoint.
+        towards_base: 0 the checkpoint itself, 1 the one its training began from, between them their weights' mean.
 
     Raises:
         InputError: no such checkpoint, neither a causal language model nor a classifier of one class an example, no
-            safetensors, unknown device.
+            safetensors, unknown device; no base, or one of another shape.
     """
-    return _loaded(config.model_dump_json(), _files_state(config.name))
+    files = _files_state(config.name)
+    if towards_base == 0.0:
+        # The base changes nothing of the checkpoint itself: what was made of it is found again with and without one.
+        return _loaded(config.model_copy(update={"base": None}).model_dump_json(), files, 0.0)
+    if config.base is None:
+        raise InputError("--model.base: not given, so that nothing is known of where training began")
+    return _loaded(config.model_dump_json(), files + _files_state(config.base), towards_base)
+
+
+def base_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]:
+    """Parameters of the checkpoint that training began from, float32 on the CPU, by name.
+
+    Raises:
+        InputError: there is none, or it lacks one of them.
+    """
+    if config.base is None:
+        raise InputError("--model.base: not given, so that nothing is known of where training began")
+    state = _pretrained(config.model_copy(update={"name": config.base}), torch.device("cpu"))[0].state_dict()
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise InputError(
+            f"--model.base {config.base}: has no parameter {missing[0]}, so it is no base of {config.name}"
+        )
+    return {name: state[name].detach().float() for name in names}
 
 
 def _files_state(name: str) -> tuple[tuple[str, int, int], ...]:
@@ -89,17 +117,15 @@ def _files_state(name: str) -> tuple[tuple[str, int, int], ...]:
     )
 
 
-@lru_cache(maxsize=1)
-def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...]) -> LoadedModel:
-    config = ModelConfig.model_validate_json(config_json)
+def _pretrained(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, Any, Any]:
+    """Model, tokenizer and architecture of a checkpoint."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    device = _device(config.device)
     try:
         base = _base_name(config.name)
         architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
-        labels = _labels(architecture)
-        kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+        classifies = _labels(architecture) is not None
+        kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
         model = kind.from_pretrained(
             config.name, dtype=_dtype(config.dtype, device), use_safetensors=True, trust_remote_code=False
         )
@@ -107,7 +133,29 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...]) -> Loade
         tokenizer = AutoTokenizer.from_pretrained(config.name if of_its_own else base, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
         raise InputError(f"--model {config.name}: cannot be loaded ({_first_sentence(error)})") from error
+    return model, tokenizer, architecture
+
+
+def _move_towards(model: PreTrainedModel, config: ModelConfig, share: float) -> None:
+    """Weights of the mean of a model and its base, in place."""
+    if getattr(model, "is_quantized", False) or getattr(model, "peft_config", None):
+        raise InputError("--model.base: not yet for quantised models and adapters; leave it out")
+    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    for name, start in base_weights(config, list(state)).items():
+        if start.shape != state[name].shape:
+            raise InputError(f"--model.base {config.base}: {name} has another shape than in {config.name}")
+        state[name].copy_(torch.lerp(state[name].float(), start, share))
+
+
+@lru_cache(maxsize=1)
+def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_base: float) -> LoadedModel:
+    config = ModelConfig.model_validate_json(config_json)
+    device = _device(config.device)
+    model, tokenizer, architecture = _pretrained(config, device)
+    labels = _labels(architecture)
     model.requires_grad_(False).eval()
+    if towards_base:
+        _move_towards(model, config, towards_base)
     model.config.use_cache = False
     n_embedded = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
     if len(tokenizer) > n_embedded:

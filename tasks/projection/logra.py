@@ -17,7 +17,15 @@ from storage.layers import LayerStore
 from tasks.projection.sides import Side, side_matrices, stored_side
 from tasks.projection.sketch import SparseSketch
 
-__all__ = ["LayerProjection", "layer_table", "projection_matrices", "stored_projections"]
+__all__ = [
+    "LayerProjection",
+    "layer_table",
+    "orthonormal_coordinates",
+    "orthonormal_sides",
+    "projected_weights",
+    "projection_matrices",
+    "stored_projections",
+]
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,59 @@ class LayerProjection:
         projected = self.projected_output_gradient(output_gradient)
         rows = torch.bmm(projected.transpose(1, 2), projected_activation).flatten(1)
         return rows if self.sketch is None else self.sketch.sketched(rows)
+
+
+def projected_weights(projection: LayerProjection, weights: Float[Tensor, "o i"]) -> Float[np.ndarray, " c"]:
+    """P vec(W): a matrix of the layer's shape, bias as its last column, projected like a gradient; float64."""
+    exact = projection.to(torch.device("cpu"), torch.float64)
+    half = exact.input_side.projected(weights.double(), trailing_one=False)
+    both = exact.output_side.projected(half.T.contiguous(), trailing_one=False).T.reshape(1, -1)
+    return (both if exact.sketch is None else exact.sketch.sketched(both))[0].numpy()
+
+
+def orthonormal_sides(projection: LayerProjection) -> tuple[Float[Tensor, "k o"], Float[Tensor, "k i"]]:
+    """Orthonormal rows that span what the output and the input side keep: (B B^T)^-1/2 B and (A A^T)^-1/2 A, float64.
+
+    Raises:
+        ValueError: the projection sketches both sides together, and keeps no product of two spaces.
+    """
+    if projection.sketch is not None:
+        raise ValueError("a sketch of both sides keeps no product of two spaces")
+    sides = ((projection.output_side, projection.n_outputs), (projection.input_side, projection.n_inputs))
+    output, inputs = (_root_of_gram(_rows(side, size)) @ _rows(side, size) for side, size in sides)
+    return output, inputs
+
+
+def orthonormal_coordinates(projection: LayerProjection) -> Float[np.ndarray, "c c"] | None:
+    """R = (P P^T)^-1/2, which turns projected gradients into coordinates of an orthonormal basis; None: they are.
+
+    In those, a step's length is the distance of the parameters.
+    """
+    roots = [
+        _root_of_gram(_rows(side, size))
+        for side, size in (
+            (projection.output_side, projection.n_outputs),
+            (projection.input_side, projection.n_inputs),
+        )
+    ]
+    if all(torch.allclose(root, torch.eye(len(root), dtype=root.dtype), atol=1e-5) for root in roots):
+        return None
+    return torch.kron(*roots).numpy()
+
+
+def _rows(side: Side, size: int) -> Tensor:
+    """The matrix of a side, (k, size) float64."""
+    return (
+        side.to(torch.device("cpu"), torch.float64)
+        .projected(torch.eye(size, dtype=torch.float64), trailing_one=False)
+        .T.contiguous()
+    )
+
+
+def _root_of_gram(rows: Tensor) -> Tensor:
+    """(M M^T)^-1/2 of a matrix with independent rows."""
+    eigenvalues, vectors = torch.linalg.eigh(rows @ rows.T)
+    return (vectors / eigenvalues.sqrt()) @ vectors.T
 
 
 def layer_table(projections: Sequence[LayerProjection]) -> list[dict[str, Any]]:

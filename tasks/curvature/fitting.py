@@ -1,0 +1,213 @@
+"""Passes over windows under the curvature's own labels, and what they add up to, on one process or several.
+
+Apart from task.py the one module of the room that knows stores and models.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from storage.corpus import CorpusStore
+from storage.errors import InputError, StoreError
+from storage.layers import LayerStore
+from storage.locations import StoreFolders
+from storage.partial import PartialSums
+from storage.ref import StoreRef, fingerprint
+from tasks.capture.factors import FactorCapture
+from tasks.capture.gradients import GradientCapture
+from tasks.capture.hooks import CaptureError, LayerCapture
+from tasks.capture.losses import Labeller, data_labels, drawn_labels, every_class
+from tasks.capture.memory import measured_batch_tokens
+from tasks.capture.passes import backward_passes
+from tasks.corpus.batches import batches_by_length, corpus_batch, n_targets
+from tasks.curvature.config import CurvatureConfig
+from tasks.curvature.draws import label_uniforms
+from tasks.curvature.lowrank import LowRankSum
+from tasks.curvature.sums import MOST_COLUMNS, EigenvalueSum, FisherSum, RowSum
+from tasks.model.config import ModelConfig
+from tasks.model.loading import LoadedModel, load
+from tasks.processes import processes
+from tasks.progress import progress, run_logger
+from tasks.projection.bases import projections_of
+from tasks.projection.config import ProjectionConfig
+from tasks.projection.logra import LayerProjection, layer_table, stored_projections
+
+__all__ = ["ACTIONS", "label_rows", "ordered_sums", "wide"]
+
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+
+def wide(layer: dict[str, Any]) -> bool:
+    """A dense Fisher of this layer would be too large."""
+    return int(layer["n_columns"]) > MOST_COLUMNS
+
+
+def ordered_sums(*arguments: Any) -> dict[str, Tensor]:
+    """`_sums` on every process; the totals, on the CPU."""
+    processes().order("fit", {"arguments": arguments})
+    return _sums(*arguments)
+
+
+def _sums(
+    store: str,
+    model: ModelConfig,
+    corpus: StoreRef,
+    bases: StoreRef | None,
+    curvature: CurvatureConfig,
+    batch_tokens: int | None,
+    windows: np.ndarray,
+    what: str,
+    name: str,
+    eigenvectors: list[tuple[np.ndarray, np.ndarray]] | None,
+    towards_base: float = 0.0,
+) -> dict[str, Tensor]:
+    """Sums over the windows of what a curvature is made of: this process adds its batches, and all add up theirs.
+
+    What is summed is kept now and then, so that a killed run goes on from there.
+    """
+    loaded, documents, place = load(model, towards_base), CorpusStore.open(corpus), processes()
+    if bases is None:
+        projections = projections_of(loaded.layers, ProjectionConfig(kind="identity"))
+    else:
+        projections = stored_projections(LayerStore.open(bases))
+    projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
+    modules = [layer.modules for layer in loaded.layers]
+    capture: LayerCapture
+    row_sums: list[RowSum] = []
+    if what == "covariances":
+        capture = FactorCapture(modules, projections)
+        sums = capture.sums
+    else:
+        capture = GradientCapture(modules, projections)
+        row_sums = _row_sums(layer_table(projections), curvature, eigenvectors)
+        sums = {}
+    if batch_tokens is None:
+        batch_tokens = place.agreed(_measured(loaded, capture, documents, curvature))
+        sums.update({key: torch.zeros_like(tensor) for key, tensor in sums.items()})
+    steps = {"what": what, "name": name, "batch_tokens": batch_tokens, "rank": place.rank, "size": place.size}
+    partial = PartialSums(StoreFolders(store).layers, fingerprint(steps))
+    done, kept = partial.load()
+    for owned in [sums, *(entry.sums for entry in row_sums)]:
+        owned.update({key: torch.from_numpy(kept[key]) for key in owned if key in kept})
+    everyone = batches_by_length(documents.windows["n_tokens"][windows], batch_tokens)
+    batches = everyone[place.rank :: place.size]
+    if done:
+        run_logger().info("%s: going on after %s of %s batches", what, done, len(batches))
+    kept_at = time.monotonic()
+    with progress(f"curvature: {what}", len(batches), "batch") as bar, capture:
+        bar.advance(done)
+        for number, batch in enumerate(batches[done:], done + 1):
+            for _ in _passes(loaded, capture, documents, windows[batch], curvature):
+                if isinstance(capture, GradientCapture):
+                    rows = capture.rows()
+                    for entry in row_sums:
+                        entry.add(rows)
+            bar.advance()
+            if time.monotonic() - kept_at > SECONDS_BETWEEN_CHECKPOINTS:
+                partial.save(number, {key: tensor.cpu().numpy() for key, tensor in _all(sums, row_sums).items()})
+                kept_at = time.monotonic()
+        if loaded.sharded and len(batches) < -(-len(everyone) // place.size):
+            # Sharded weights are gathered by all processes at once: one pass without use, while others have their last.
+            before = {key: tensor.clone() for key, tensor in sums.items()}
+            for _ in _passes(loaded, capture, documents, windows[everyone[0]], curvature):
+                if isinstance(capture, GradientCapture):
+                    capture.rows()
+            sums.update(before)
+    totals = place.total(_all(sums, row_sums))
+    partial.remove()
+    return totals
+
+
+def label_rows(
+    loaded: LoadedModel, projections: Sequence[LayerProjection], corpus: CorpusStore, curvature: CurvatureConfig
+) -> Float[np.ndarray, "n m c"]:
+    """Gradients of every window under each of the curvature's labels, times the root of the label's weight, float32.
+
+    Their outer products add up to the Gauss-Newton matrix of a window: for a few queries, whose rows all fit in memory.
+    """
+    projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
+    found: list[np.ndarray] = [np.empty(0)] * corpus.n_examples
+    with GradientCapture([layer.modules for layer in loaded.layers], projections) as capture:
+        for window in range(corpus.n_examples):
+            passes = _passes(loaded, capture, corpus, np.array([window]), curvature)
+            found[window] = np.concatenate([capture.rows().float().cpu().numpy() for _ in passes])
+    return np.stack(found)
+
+
+def _row_sums(
+    table: list[dict[str, Any]],
+    curvature: CurvatureConfig,
+    eigenvectors: list[tuple[np.ndarray, np.ndarray]] | None,
+) -> list[RowSum]:
+    """What gradient rows are added to: eigenvalues in a given basis, or dense and low-rank Fisher matrices."""
+    if eigenvectors is not None:
+        inputs, outputs = zip(*eigenvectors, strict=True)
+        return [EigenvalueSum(table, inputs, outputs)]
+    wide = {number: layer for number, layer in enumerate(table) if wide(layer)}
+    narrow = {number: layer for number, layer in enumerate(table) if number not in wide}
+    return [FisherSum(narrow), LowRankSum(wide, curvature.low_rank, curvature.seed)]
+
+
+def _all(sums: dict[str, Tensor], row_sums: Sequence[RowSum]) -> dict[str, Tensor]:
+    found = dict(sums)
+    for entry in row_sums:
+        found.update(entry.sums)
+    return found
+
+
+def _measured(loaded: LoadedModel, capture: LayerCapture, corpus: CorpusStore, config: CurvatureConfig) -> int:
+    """Tokens of a pass that fits the device, from trial passes over its longest window."""
+    longest = int(corpus.windows["n_tokens"].argmax())
+
+    def run(n_rows: int) -> None:
+        with capture:
+            for _ in _passes(loaded, capture, corpus, np.full(n_rows, longest), config):
+                if isinstance(capture, GradientCapture):
+                    capture.rows()
+
+    return measured_batch_tokens(run, int(corpus.windows["n_tokens"][longest]), loaded.device)
+
+
+def _passes(
+    loaded: LoadedModel, capture: LayerCapture, corpus: CorpusStore, windows: np.ndarray, config: CurvatureConfig
+) -> Iterator[None]:
+    """The backward passes of one batch under the curvature's own labels."""
+    input_ids, attention_mask, labels = corpus_batch(corpus, windows, loaded.device)
+    if isinstance(capture, FactorCapture):
+        capture.tokens = attention_mask
+
+    def labeller(targets: Tensor) -> Labeller:
+        if config.labels == "empirical":
+            return data_labels(targets)
+        if config.labels == "exact" and loaded.n_classes is not None:
+            return every_class(loaded.n_classes)
+        documents = corpus.windows["document"][windows]
+        uniforms = label_uniforms(
+            corpus.contents[documents].tolist(),
+            (windows - corpus.first_windows[documents]).tolist(),
+            n_targets(labels).tolist(),
+            config.draws,
+            config.seed,
+        )
+        return drawn_labels(torch.from_numpy(uniforms).to(targets.device))
+
+    try:
+        yield from backward_passes(*loaded.halves, input_ids, attention_mask, labels, labeller)
+    except CaptureError as error:
+        raise InputError(str(error)) from error
+    except torch.OutOfMemoryError:
+        raise StoreError(
+            f"the device has not enough memory for {input_ids.numel()} tokens: lower --gradients.batch_tokens"
+        ) from None
+
+
+def _follow_fit(arguments: Sequence[Any]) -> None:
+    _sums(*arguments)
+
+
+ACTIONS = {"fit": _follow_fit}

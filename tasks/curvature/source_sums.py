@@ -1,0 +1,92 @@
+"""What a source is to a model: its summed gradient and curvature by layer. Mergeable: each source has its own store."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.sparse import csr_matrix
+
+from storage.corpus import CorpusStore
+from storage.gradients import GradientStore
+from storage.ref import fingerprint
+
+__all__ = ["SourceDocuments", "chosen_share", "gradient_sums", "source_documents"]
+
+
+@dataclass(frozen=True)
+class SourceDocuments:
+    """The documents of one source that have windows.
+
+    Args:
+        name: of the source.
+        documents: (n_documents,) their rows in the corpus.
+        contents: (n_documents,) their 32-byte content hashes; the same content counts as often as it comes.
+    """
+
+    name: str
+    documents: np.ndarray
+    contents: np.ndarray
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the contents, whatever their ids and their order."""
+        return fingerprint(sorted(content.hex() for content in self.contents.tolist()))
+
+
+def source_documents(corpus: CorpusStore, sources: Sequence[str]) -> list[SourceDocuments]:
+    """The documents of every source, sources by name.
+
+    Args:
+        corpus: the documents.
+        sources: (n_documents,) source of each.
+    """
+    names, numbers = np.unique(np.asarray(sources, dtype=object), return_inverse=True)
+    has_windows = corpus.column("n_windows").to_numpy() > 0
+    found = []
+    for number, name in enumerate(names):
+        documents = np.flatnonzero((numbers == number) & has_windows)
+        found.append(SourceDocuments(str(name), documents, corpus.contents[documents]))
+    return found
+
+
+def gradient_sums(store: GradientStore, sources: Sequence[SourceDocuments]) -> Float[np.ndarray, "s c"]:
+    """(n_sources, n_columns) float64 sum of the stored gradients of each source's documents, in one pass.
+
+    Every shard is read and checked once.
+    """
+    total = np.zeros((len(sources), store.n_columns))
+    seen: dict[bytes, int] = {}
+    for segment in store.segments():
+        done = segment.content_done()
+        places = {content: n for n, content in enumerate(segment.contents.tolist()) if done[n] and content not in seen}
+        seen |= places
+        counts = _counts(places, sources, len(segment.contents))
+        if counts.nnz == 0:
+            continue
+        of_rows = counts[:, np.repeat(np.arange(len(segment.contents)), np.diff(segment.first_rows))]
+        for shard in range(segment.n_shards):
+            rows = segment.rows(shard)
+            weights = of_rows[:, rows]
+            if weights.nnz:
+                total += weights @ segment.read_shard(shard).astype(np.float64)
+    return total
+
+
+def _counts(places: Mapping[bytes, int], sources: Sequence[SourceDocuments], n_contents: int) -> csr_matrix:
+    """(n_sources, n_contents) how often each content of a segment comes in each source."""
+    pairs = [
+        (number, places[content])
+        for number, source in enumerate(sources)
+        for content in source.contents.tolist()
+        if content in places
+    ]
+    rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
+    return csr_matrix((np.ones(len(pairs)), (rows, columns)), shape=(len(sources), n_contents))
+
+
+def chosen_share(source: SourceDocuments, fraction: float, seed: int) -> Int[np.ndarray, " d"]:
+    """A share of a source's documents, at least one, chosen by contents and seed."""
+    order = np.argsort(source.contents, kind="stable")
+    count = max(1, round(fraction * len(order)))
+    return source.documents[np.sort(order[np.random.default_rng(seed).permutation(len(order))[:count]])]
