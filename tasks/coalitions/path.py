@@ -1,0 +1,71 @@
+"""The path game (Aumann & Shapley 1974): a source's marginal contribution while the whole corpus grows from 0 to 1.
+
+phi_s = integral over t in [0, 1] of (q + M D_t)^T (t H + lambda I)^-1 (g_s + H_s D_t) dt,
+D_t = (t H + lambda I)^-1 (1 - t) G,
+
+with G and H the sums over all sources, endpoint-matched, and M the query's Gauss-Newton matrix. Values of parts add up
+to that of the whole, whatever the parts: splitting a source changes nothing.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from tasks.coalitions.games import QueryExpansion
+from tasks.coalitions.newton import LayerSums
+
+__all__ = ["NODES", "path_values"]
+
+NODES = 16
+
+
+def _nodes(ratio: float, n_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes t and weights of the integral over [0, 1], Gauss-Legendre in u with t = ((1 + r)^u - 1) / r.
+
+    (t H + lambda I)^-1 changes on the scale lambda / h for every eigenvalue h: evenly in the logarithm meets all.
+
+    Args:
+        ratio: r, of the largest eigenvalue and lambda.
+        n_nodes: of them.
+    """
+    points, weights = np.polynomial.legendre.leggauss(n_nodes)
+    u = (points + 1) / 2
+    growth = np.log1p(max(ratio, 1e-9))
+    scale = np.expm1(growth)
+    return np.expm1(growth * u) / scale, weights / 2 * growth * np.exp(growth * u) / scale
+
+
+def path_values(
+    layers: Sequence[LayerSums], damping: float, expansion: QueryExpansion, n_nodes: int = NODES
+) -> Float[np.ndarray, "q s"]:
+    """Values of every source for every query, nats.
+
+    Args:
+        layers: sums by source, endpoint-matched where theta_0 is known.
+        damping: lambda > 0.
+        expansion: of the queries, layers side by side as in the steps.
+        n_nodes: of the integral.
+    """
+    spectra = [np.linalg.eigh(layer.curvatures.sum(axis=0)) for layer in layers]
+    largest = max((float(eigenvalues.max(initial=0.0)) for eigenvalues, _ in spectra), default=0.0)
+    n_sources = layers[0].gradients.shape[0]
+    values = np.zeros((len(expansion.losses), n_sources))
+    for t, weight in zip(*_nodes(largest / damping, n_nodes), strict=True):
+
+        def solved(number: int, right: np.ndarray, t: float = t) -> np.ndarray:
+            """(t H + lambda I)^-1 applied to the rows of one layer."""
+            eigenvalues, vectors = spectra[number]
+            return ((right @ vectors) / (t * np.maximum(eigenvalues, 0.0) + damping)) @ vectors.T
+
+        position = [solved(n, (1 - t) * layer.gradients.sum(axis=0)) for n, layer in enumerate(layers)]
+        moves = [
+            solved(n, layer.gradients + layer.curvatures @ at)
+            for n, (layer, at) in enumerate(zip(layers, position, strict=True))
+        ]
+        slopes = expansion.gradients
+        if expansion.factors is not None:
+            along = expansion.factors @ np.concatenate(position)
+            slopes = slopes + np.einsum("ql,qld->qd", along, expansion.factors)
+        values += weight * slopes @ np.concatenate(moves, axis=1).T
+    return values

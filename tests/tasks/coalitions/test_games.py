@@ -1,0 +1,136 @@
+"""Games against their definitions: quadratic losses are solved exactly, closed forms equal enumeration."""
+
+import numpy as np
+import pytest
+
+from tasks.coalitions.designs import all_coalitions
+from tasks.coalitions.games import AdditiveGame, EvaluatedGame, ExpandedGame, InteractionGame, QueryExpansion
+from tasks.coalitions.newton import LayerSums, NewtonSteps, endpoint_matched, estimated_damping
+from tasks.coalitions.path import path_values
+from tasks.coalitions.semivalues import exact_semivalues, size_weights
+
+N_SOURCES, PULL = 5, 0.7
+
+
+class Quadratic:
+    """Sources with quadratic losses 1/2 (x - c)^T H (x - c), trained on all of them with a pull towards x_0."""
+
+    def __init__(self, sizes=(3, 2), seed=0, duplicate=False):
+        generator = np.random.default_rng(seed)
+        self.curvatures, self.centres = [], []
+        for size in sizes:
+            halves = generator.standard_normal((N_SOURCES, size, size))
+            centres = generator.standard_normal((N_SOURCES, size))
+            if duplicate:
+                halves[1], centres[1] = halves[0], centres[0]
+            self.curvatures.append(halves @ halves.transpose(0, 2, 1))
+            self.centres.append(centres)
+        self.start = [generator.standard_normal(size) for size in sizes]
+        everybody = np.ones(N_SOURCES, bool)
+        self.trained = [self.minimum(layer, everybody) for layer in range(len(sizes))]
+        d = sum(sizes)
+        self.expansion = QueryExpansion(
+            generator.random(2), generator.standard_normal((2, d)), generator.standard_normal((2, 3, d))
+        )
+
+    def minimum(self, layer, mask):
+        h, c = self.curvatures[layer][mask], self.centres[layer][mask]
+        right = np.einsum("sij,sj->i", h, c) + PULL * self.start[layer]
+        return np.linalg.solve(h.sum(axis=0) + PULL * np.eye(len(right)), right)
+
+    def layers(self):
+        return [
+            LayerSums(np.einsum("sij,sj->si", h, x - c), h)
+            for h, c, x in zip(self.curvatures, self.centres, self.trained, strict=True)
+        ]
+
+    @property
+    def origin(self):
+        return [start - x for start, x in zip(self.start, self.trained, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_steps_reach_what_each_coalition_would_have_trained(seed):
+    problem, masks = Quadratic(seed=seed), all_coalitions(N_SOURCES)
+    steps = NewtonSteps(problem.layers(), PULL)(masks)
+    for mask, step in zip(masks, steps, strict=True):
+        there = np.concatenate([problem.minimum(layer, mask) for layer in range(2)])
+        np.testing.assert_allclose(np.concatenate(problem.trained) + step, there, atol=1e-10)
+    assert estimated_damping(problem.layers(), problem.origin) == pytest.approx(PULL)
+
+
+def test_endpoints_are_matched_where_training_stopped_early():
+    problem = Quadratic()
+    layers = [LayerSums(layer.gradients + 0.3, layer.curvatures) for layer in problem.layers()]
+    matched = endpoint_matched(layers, problem.origin, np.array([1, 2, 3, 4, 5]), PULL)
+    steps = NewtonSteps(matched, PULL)(np.array([[True] * N_SOURCES, [False] * N_SOURCES]))
+    np.testing.assert_allclose(steps[0], 0, atol=1e-12)
+    np.testing.assert_allclose(steps[1], np.concatenate(problem.origin), atol=1e-12)
+
+
+def test_the_trust_region_shortens_steps_and_keeps_their_direction():
+    problem, masks = Quadratic(), all_coalitions(N_SOURCES)
+    free = NewtonSteps(problem.layers(), PULL)(masks)
+    short = NewtonSteps(problem.layers(), PULL, largest=0.5)(masks)
+    lengths = np.linalg.norm(free, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(short, axis=1), np.minimum(lengths, 0.5))
+    np.testing.assert_allclose(short * lengths[:, None], free * np.linalg.norm(short, axis=1)[:, None], atol=1e-12)
+
+
+def test_expanded_and_evaluated_agree_on_a_quadratic_query():
+    problem, masks = Quadratic(), all_coalitions(N_SOURCES)
+    steps = NewtonSteps(problem.layers(), PULL)
+    expanded = ExpandedGame(steps, problem.expansion, N_SOURCES)
+    evaluated = EvaluatedGame(steps, lambda step: problem.expansion.after(step[None])[0], 2, N_SOURCES)
+    np.testing.assert_allclose(expanded.utilities(masks), evaluated.utilities(masks))
+    assert expanded.utilities(masks[:0]).shape == (0, 2)
+
+
+def test_interaction_in_closed_form_is_its_enumeration():
+    problem, masks = Quadratic(), all_coalitions(N_SOURCES)
+    solved = np.random.default_rng(5).standard_normal((N_SOURCES, 5))
+    game = InteractionGame.of(solved, problem.expansion)
+    weights = size_weights(N_SOURCES, "shapley")
+    np.testing.assert_allclose(
+        game.shapley(), exact_semivalues(masks, game.utilities(masks), weights), rtol=1e-9, atol=1e-9
+    )
+    dense = np.einsum("si,qli,qlj,tj->st", solved, problem.expansion.factors, problem.expansion.factors, solved)
+    np.testing.assert_allclose(game.interactions(), dense)
+
+
+def test_additive_is_its_own_sum():
+    sums = np.random.default_rng(0).standard_normal((3, 4))
+    masks = all_coalitions(4)
+    for name in ("shapley", "banzhaf", "leave_one_out"):
+        found = exact_semivalues(masks, AdditiveGame(sums).utilities(masks), size_weights(4, name))
+        np.testing.assert_allclose(found, sums, atol=1e-12)
+
+
+def test_path_values_add_up_to_the_whole_way():
+    problem = Quadratic()
+    values = path_values(problem.layers(), PULL, problem.expansion, 40)
+    ends = NewtonSteps(problem.layers(), PULL)(np.array([[True] * N_SOURCES, [False] * N_SOURCES]))
+    whole = problem.expansion.after(ends)
+    np.testing.assert_allclose(values.sum(axis=1), whole[1] - whole[0], rtol=1e-6)
+    np.testing.assert_allclose(path_values(problem.layers(), PULL, problem.expansion), values, rtol=1e-3, atol=1e-3)
+
+
+def test_splitting_a_source_gains_nothing_under_path():
+    problem = Quadratic()
+    parts = np.array([0, 1, 2, 3, 4, 4, 4])
+    share = np.array([1, 1, 1, 1, 1 / 3, 1 / 3, 1 / 3])
+    split = [
+        LayerSums(layer.gradients[parts] * share[:, None], layer.curvatures[parts] * share[:, None, None])
+        for layer in problem.layers()
+    ]
+    whole = path_values(problem.layers(), PULL, problem.expansion)
+    several = path_values(split, PULL, problem.expansion)
+    np.testing.assert_allclose(several[:, 4:].sum(axis=1), whole[:, 4], rtol=1e-9)
+    np.testing.assert_allclose(several[:, :4], whole[:, :4], rtol=1e-9)
+
+
+def test_copies_are_paid_alike_and_share():
+    problem, masks = Quadratic(duplicate=True), all_coalitions(N_SOURCES)
+    game = ExpandedGame(NewtonSteps(problem.layers(), PULL), problem.expansion, N_SOURCES)
+    values = exact_semivalues(masks, game.utilities(masks), size_weights(N_SOURCES, "shapley"))
+    np.testing.assert_allclose(values[:, 0], values[:, 1], rtol=1e-9)
