@@ -1,17 +1,20 @@
-"""The coalition store: what each source is worth to each query."""
+"""What each source is worth to each query, and what coalitions of sources were found to be worth."""
 
+import hashlib
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.locations import Location, Place
 from storage.manifest import Store, is_complete, new_store, write_manifest
 from storage.ref import StoreRef
-from storage.schema import VALUES
+from storage.schema import OVERLAPS, UTILITIES, VALUES
 
-__all__ = ["CoalitionStore"]
+__all__ = ["CoalitionStore", "UtilityStore"]
 
 
 class CoalitionStore(Store):
@@ -23,15 +26,23 @@ class CoalitionStore(Store):
 
     @classmethod
     def write(
-        cls, root: Place, fingerprint: str, values: list[dict[str, Any]], attributes: Mapping[str, Any]
+        cls,
+        root: Place,
+        fingerprint: str,
+        values: list[dict[str, Any]],
+        attributes: Mapping[str, Any],
+        overlaps: list[dict[str, Any]] | None = None,
     ) -> StoreRef:
-        """Write the table VALUES of storage.schema; the same fingerprint twice keeps the first."""
+        """Write the tables VALUES and OVERLAPS of storage.schema; the same fingerprint twice keeps the first."""
         target = Location.of(root) / fingerprint
         if not is_complete(target):
             with new_store(target) as folder:
                 pq.write_table(
                     pa.Table.from_pylist(values, VALUES), folder / "values.parquet", write_page_checksum=True
                 )
+                if overlaps is not None:
+                    table = pa.Table.from_pylist(overlaps, OVERLAPS)
+                    pq.write_table(table, folder / "overlaps.parquet", write_page_checksum=True)
                 write_manifest(folder, {"fingerprint": fingerprint, "attributes": dict(attributes)})
         return StoreRef(kind="coalitions", location=str(target), fingerprint=fingerprint)
 
@@ -39,3 +50,56 @@ class CoalitionStore(Store):
     def values(self) -> pa.Table:
         """Table VALUES of storage.schema."""
         return pq.read_table((self.path / "values.parquet").table_source())
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """How the values were made, and what is to be known of them."""
+        return dict(self.manifest["attributes"])
+
+    @property
+    def overlaps(self) -> pa.Table | None:
+        """Table OVERLAPS of storage.schema, where the game tells."""
+        path = self.path / "overlaps.parquet"
+        return pq.read_table(path.table_source()) if path.is_file() else None
+
+
+class UtilityStore(Store):
+    """The worth of coalitions in one game, which grows: no coalition is evaluated twice.
+
+    Every addition is a file of its own that is there as a whole or not at all, so that several runs may add.
+
+    Raises:
+        StoreIncompleteError: the folder holds no store.
+    """
+
+    @classmethod
+    def create(cls, root: Place, fingerprint: str, attributes: Mapping[str, Any]) -> "UtilityStore":
+        """Open the store of this game, made empty if it is not there yet."""
+        target = Location.of(root) / fingerprint
+        if not is_complete(target):
+            with new_store(target) as folder:
+                write_manifest(folder, {"fingerprint": fingerprint, "attributes": dict(attributes)})
+        return cls(target)
+
+    def known(self, n_players: int, n_queries: int) -> tuple[np.ndarray, np.ndarray]:
+        """(m, n_players) bool coalitions and (m, n_queries) float64 worth of everything stored."""
+        masks, worth = [np.empty((0, n_players), bool)], [np.empty((0, n_queries))]
+        for name in self.path.files():
+            if name.endswith(".parquet"):
+                table = pq.read_table((self.path / name).table_source(), page_checksum_verification=True)
+                packed = np.frombuffer(b"".join(table.column("coalition").to_pylist()), np.uint8)
+                bits = np.unpackbits(packed.reshape(len(table), -1), axis=1, count=n_players)
+                masks.append(bits.astype(bool))
+                worth.append(np.array(table.column("worth").to_pylist(), np.float64).reshape(len(table), n_queries))
+        return np.concatenate(masks), np.concatenate(worth)
+
+    def add(self, masks: np.ndarray, worth: np.ndarray) -> None:
+        """Keep the (m, n_queries) worth of (m, n_players) coalitions."""
+        if len(masks) == 0:
+            return
+        coalitions = [row.tobytes() for row in np.packbits(masks, axis=1)]
+        table = pa.Table.from_pydict({"coalition": coalitions, "worth": worth.tolist()}, UTILITIES)
+        buffer = BytesIO()
+        pq.write_table(table, buffer, write_page_checksum=True)
+        name = hashlib.sha256(b"".join(coalitions)).hexdigest()[:32]
+        (self.path / f"{name}.parquet").write_whole(buffer.getvalue())

@@ -71,12 +71,13 @@ def compact(root: Place) -> Compaction:
     contents = {corpus.contents_fingerprint for corpus in touched}
     scores = _removed(folders.scores, lambda store: store.get("corpus") in names)
     n_values = len(_removed(folders.values, lambda store: store.get("scores") in scores))
+    n_values += len(_removed(folders.games, lambda store: store.get("scores") in scores))
     n_fits = len(_removed(folders.layers, lambda store: store.get("corpus") in contents))
     n_fits += _remove_source_sums(folders.layers, dead - live)
     for corpus in touched:
         with corpus.path.writer_lock():
             corpus.path.remove_tree()
-    for folder in (folders.corpora, folders.layers, folders.gradients, folders.scores, folders.values):
+    for folder in (folders.corpora, folders.layers, folders.gradients, folders.scores, folders.values, folders.games):
         _remove_unfinished(folder)
     return Compaction(len(touched), n_fits, len(scores), n_values, freed)
 

@@ -289,3 +289,7 @@ class StoreFolders:
     @property
     def values(self) -> Location:
         return Location.of(self.root) / "values"
+
+    @property
+    def games(self) -> Location:
+        return Location.of(self.root) / "games"

@@ -20,6 +20,10 @@ scores/<fingerprint>/        a ScoreStore, written once
     manifest.json
 values/<fingerprint>/        a CoalitionStore, written once
     values.parquet           VALUES
+    overlaps.parquet         optional: which sources stand in for each other: OVERLAPS
+    manifest.json            `attributes` hold what is printed beside the values
+games/<fingerprint>/         a UtilityStore, grows by files that never change
+    <hash>.parquet           worth of some coalitions: UTILITIES
     manifest.json
 .<name>.lock                 beside a folder or file: the lock of its one writer
 gradients/<fingerprint>/     a GradientStore, grows by segments
@@ -43,12 +47,14 @@ __all__ = [
     "EXAMPLE_COLUMNS",
     "LAYER_SCORES",
     "NO_CLASS",
+    "OVERLAPS",
     "PASSAGES",
     "SCHEMA_VERSION",
     "SHARD_BYTES",
     "SOURCE_SUMS",
     "SOURCE_SUMS_KIND",
     "TOKEN_DTYPE",
+    "UTILITIES",
     "VALUES",
     "WINDOWS",
     "rows_per_shard",
@@ -133,6 +139,21 @@ VALUES = pa.schema(
         pa.field("n_tokens", pa.int64(), nullable=False),
         pa.field("game", pa.string(), nullable=False),
         pa.field("semivalue", pa.string(), nullable=False),
+    ]
+)
+
+UTILITIES = pa.schema(
+    [
+        pa.field("coalition", pa.binary(), nullable=False),  # a bit for each player, packed
+        pa.field("worth", pa.list_(pa.float64()), nullable=False),  # of every query, nats
+    ]
+)
+
+OVERLAPS = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("other", pa.string(), nullable=False),
+        pa.field("overlap", pa.float64(), nullable=False),  # 1: they stand in for each other, 0: not at all
     ]
 )
 

@@ -56,6 +56,8 @@ def verified(root: Place) -> Iterator[Checked]:
         yield _checked(f"scores {path.name}", path, _read_tables)
     for path in finished_stores(folders.values):
         yield _checked(f"values {path.name}", path, _read_tables)
+    for path in finished_stores(folders.games):
+        yield _checked(f"game {path.name}", path, _read_tables)
 
 
 def _checked(what: str, path: Location, read: Callable[[Location], None]) -> Checked:

@@ -132,7 +132,7 @@ def fit_source_sums(
     gradients: StoreRef,
     curvature: CurvatureConfig,
     batch_tokens: int | None,
-) -> list[StoreRef]:
+) -> dict[str, StoreRef]:
     """Per source, in the projected space, the sums over its examples of gradient and curvature; one store a source.
 
     Where it is known what training began from, the curvature is taken half-way between there and the checkpoint: a step
@@ -149,7 +149,7 @@ def fit_source_sums(
         batch_tokens: most tokens of one pass; None: what fits.
 
     Returns:
-        Sources in the order of their names; only those not there yet are computed.
+        A store for each source that has windows, by its name; only those not there yet are computed.
 
     Raises:
         InputError: a layer keeps too many columns for a dense curvature of each source.
@@ -180,11 +180,11 @@ def fit_source_sums(
                 attributes = {**shared, "kind": SOURCE_SUMS_KIND, "corpus": sources[n].fingerprint}
                 attributes |= {"n_examples": int(counted.sum()), "n_documents": len(counted)}
                 LayerStore.write(root, names[n], basis_store.layers, matrices, attributes)
-    return [
-        StoreRef(kind="layers", location=str(root / name), fingerprint=name)
+    return {
+        source.name: StoreRef(kind="layers", location=str(root / name), fingerprint=name)
         for name, source in zip(names, sources, strict=True)
         if len(source.documents)
-    ]
+    }
 
 
 def _source_matrices(
