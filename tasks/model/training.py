@@ -64,20 +64,27 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def train_language_model(
-    texts: Sequence[str], folder: Path, settings: SmallModel, on_step: Callable[[int, int, float], None]
+    texts: Sequence[str],
+    folder: Path,
+    settings: SmallModel,
+    on_step: Callable[[int, int, float], None],
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> float:
     """Train on documents, never two in one row, and save checkpoint and tokenizer (safetensors).
 
+    The folder `base` in it gets the checkpoint that training began from: the same for the same settings and tokenizer.
+
     Args:
-        texts: the documents.
+        texts: the documents; without any, the checkpoint is its base.
         folder: made; must not exist.
         settings: size and training.
         on_step: called with (step, steps, loss) after each step.
+        tokenizer: made of the texts where none is given.
 
     Returns:
-        Mean loss of the last tenth of the steps, nats a token.
+        Mean loss of the last tenth of the steps, nats a token; NaN without a step.
     """
-    tokenizer = train_tokenizer(texts, settings.vocabulary)
+    tokenizer = tokenizer or train_tokenizer(texts, settings.vocabulary)
     windows = _windows(tokenizer, texts, settings.positions)
     torch.manual_seed(settings.seed)
     model = LlamaForCausalLM(
@@ -95,6 +102,8 @@ def train_language_model(
             use_cache=False,
         )
     )
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
     batches = _batches(windows, settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     warm = max(1, len(batches) // 10)
@@ -119,13 +128,13 @@ def train_language_model(
     model.eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
+    return float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else float("nan")
 
 
 def _windows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> list[list[int]]:
     return [
         ids[start : start + length]
-        for ids in tokenizer(list(texts))["input_ids"]
+        for ids in (tokenizer(list(texts))["input_ids"] if texts else [])
         for start in range(0, len(ids), length)
         if len(ids) - start >= 2
     ]
@@ -143,7 +152,7 @@ def _batches(windows: list[list[int]], settings: SmallModel) -> list[list[int]]:
             if epoch[-1] and (len(epoch[-1]) + 1) * len(windows[number]) > settings.batch_tokens:
                 epoch.append([])
             epoch[-1].append(number)
-        batches += [epoch[place] for place in generator.permutation(len(epoch))]
+        batches += [epoch[place] for place in generator.permutation(len(epoch)) if epoch[place]]
     return batches
 
 
