@@ -2,7 +2,7 @@
 
 withdrawals.jsonl            one line a withdrawn source or document: what, name, date
 corpora/<fingerprint>/       a CorpusStore, written once
-    documents.parquet        one row a document: DOCUMENTS
+    documents.parquet        one row a document: DOCUMENTS; where further fields are kept, also FIELDS
     windows.parquet          one row an example: WINDOWS
     tokens.bin               token ids of all documents, one after another: little-endian TOKEN_DTYPE
     manifest.json
@@ -39,6 +39,7 @@ __all__ = [
     "ALL_QUERIES",
     "DOCUMENTS",
     "EXAMPLE_COLUMNS",
+    "FIELDS",
     "LAYER_SCORES",
     "NO_CLASS",
     "PASSAGES",
@@ -66,6 +67,9 @@ DOCUMENTS = pa.schema(
         pa.field("n_windows", pa.int32(), nullable=False),
     ]
 )
+
+# Further fields of a document as a JSON object, keys sorted.
+FIELDS = pa.field("fields", pa.string())
 
 WINDOWS = pa.schema(
     [
@@ -130,6 +134,8 @@ VALUES = pa.schema(
         pa.field("n_tokens", pa.int64(), nullable=False),
         pa.field("game", pa.string(), nullable=False),
         pa.field("semivalue", pa.string(), nullable=False),
+        pa.field("grouping", pa.string(), nullable=False),  # what `source` names: "source", "publisher>section", …
+        pa.field("level", pa.int32(), nullable=False),  # of a nested grouping, 1 = coarsest; rows of one level add up
     ]
 )
 

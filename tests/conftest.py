@@ -28,6 +28,7 @@ CHECKED = [
     "tasks.scoring.tally",
     "tasks.scoring.baselines",
     "tasks.coalitions.additive",
+    "tasks.coalitions.levels",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 

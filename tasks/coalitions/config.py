@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from tasks.coalitions.groupings import SOURCE, grouping_fields
 from tasks.configuration import Configuration
 
 __all__ = ["SourcesConfig"]
@@ -16,4 +17,14 @@ class SourcesConfig(Configuration):
     semivalue: Literal["shapley"] = Field(
         "shapley", description="How a coalition's worth is divided among its members."
     )
+    by: list[str] = Field(
+        default_factory=lambda: [SOURCE],
+        min_length=1,
+        description="What is valued: source, another field, or fields in one another, as in 'publisher>section'.",
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
+
+    @field_validator("by")
+    @classmethod
+    def _groupings(cls, by: list[str]) -> list[str]:
+        return list(dict.fromkeys(">".join(grouping_fields(grouping)) for grouping in by))
