@@ -29,6 +29,8 @@ CHECKED = [
     "tasks.scoring.baselines",
     "tasks.coalitions.additive",
     "tasks.coalitions.levels",
+    "tasks.coalitions.payouts",
+    "tasks.coalitions.what_if",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 

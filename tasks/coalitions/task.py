@@ -26,7 +26,7 @@ def value_sources(store: str, scores: StoreRef, sources: SourcesConfig) -> Store
 
     The coarser levels of a nested grouping are further rows.
     """
-    parts = {"values": ALGORITHM, "scores": scores.fingerprint, **sources.model_dump(exclude={"by"})}
+    parts = {"values": ALGORITHM, "scores": scores.fingerprint, **sources.model_dump(exclude={"by", "payout"})}
     opened = ScoreStore.open(scores)
     table = opened.source_sums.to_pandas()
     grouping = opened.manifest["attributes"].get("grouping", SOURCE)
