@@ -18,6 +18,7 @@ scores/<fingerprint>/        a ScoreStore, written once
     manifest.json
 values/<fingerprint>/        a CoalitionStore, written once
     values.parquet           VALUES
+    overlap.parquet          optional: which sources stand in for each other: OVERLAP
     manifest.json
 .<name>.lock                 beside a folder or file: the lock of its one writer
 gradients/<fingerprint>/     a GradientStore, grows by segments
@@ -42,6 +43,7 @@ __all__ = [
     "FIELDS",
     "LAYER_SCORES",
     "NO_CLASS",
+    "OVERLAP",
     "PASSAGES",
     "SCHEMA_VERSION",
     "SHARD_BYTES",
@@ -136,6 +138,15 @@ VALUES = pa.schema(
         pa.field("semivalue", pa.string(), nullable=False),
         pa.field("grouping", pa.string(), nullable=False),  # what `source` names: "source", "publisher>section", …
         pa.field("level", pa.int32(), nullable=False),  # of a nested grouping, 1 = coarsest; rows of one level add up
+    ]
+)
+
+OVERLAP = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("other", pa.string(), nullable=False),
+        pa.field("overlap", pa.float64()),  # -1 … 1; null where a source has no interaction with itself
     ]
 )
 

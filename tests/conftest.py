@@ -29,6 +29,7 @@ CHECKED = [
     "tasks.scoring.baselines",
     "tasks.coalitions.additive",
     "tasks.coalitions.levels",
+    "tasks.coalitions.overlap",
     "tasks.coalitions.payouts",
     "tasks.coalitions.what_if",
 ]
