@@ -235,14 +235,17 @@ def say_valuation(valuation: dict[str, Any]) -> None:
     """The sources' table and where everything is."""
     import pandas as pd
 
+    from tasks.report.summary import level_title
+
     values = pd.read_parquet(Path(valuation["results"]) / "sources.parquet")
-    say(sources_table(values[values["query_id"] == "*"]))
-    say()
+    for key, rows in values[values["query_id"] == "*"].groupby(["grouping", "level"], sort=False):
+        say(sources_table(rows, level_title(*key)))
+        say()
     say(f"report   {valuation['results']}/report.html")
     say(f"MLflow   {valuation['mlflow_url'] or valuation['mlflow_run_id'] + ' (dataworth ui shows it)'}")
 
 
-def sources_table(values: Any) -> str:
+def sources_table(values: Any, title: str = "source") -> str:
     """Sources by value, for the terminal."""
     rows = [
         [
@@ -255,7 +258,7 @@ def sources_table(values: Any) -> str:
         ]
         for row in values.sort_values("value", ascending=False, kind="stable").itertuples()
     ]
-    return table(["source", "share", "value", "interval", "documents", "tokens"], rows)
+    return table([title, "share", "value", "interval", "documents", "tokens"], rows)
 
 
 def _check_inputs(files: list[str], queries: str | None = None) -> None:

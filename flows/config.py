@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from tasks.coalitions.config import SourcesConfig
+from tasks.coalitions.groupings import SOURCE, grouping_fields
 from tasks.configuration import Configuration
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.curvature.config import CurvatureConfig
@@ -40,6 +41,12 @@ class ValueConfig(CorpusRunConfig):
     sources: SourcesConfig = Field(default_factory=SourcesConfig, description="Values of sources.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster.")
+
+    def with_fields(self) -> "ValueConfig":
+        """The same, with every field that `sources.by` names among those the corpus keeps."""
+        named = [name for grouping in self.sources.by for name in grouping_fields(grouping) if name != SOURCE]
+        fields = list(dict.fromkeys([*self.corpus.fields, *named]))
+        return self.model_copy(update={"corpus": self.corpus.model_copy(update={"fields": fields})})
 
 
 class SearchConfig(CorpusRunConfig):

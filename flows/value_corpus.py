@@ -21,6 +21,7 @@ from tasks.gradients.task import index_gradients
 from tasks.model.loading import load
 from tasks.report.summary import markdown_table
 from tasks.report.task import ValuationParts, log_valuation, publish_valuation, valuation_summary
+from tasks.scoring.config import ScoringConfig
 from tasks.scoring.task import score_corpus
 
 __all__ = ["value_corpus"]
@@ -48,6 +49,7 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
     Returns:
         `results` (folder), `scores` and `values` (StoreRef as JSON), `mlflow_run_id`, `mlflow_url`.
     """
+    config = config.with_fields()
     store = store_folder(config)
     results = str(Path(config.results).absolute())
     check_writable(Path(results), "--results")
@@ -63,19 +65,24 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
         precise = GradientsConfig(dtype="float32", batch_tokens=config.gradients.batch_tokens)
         query_gradients = index_gradients(store, config.model, queries, prepared.bases, precise, what="the queries")
     with seconds.step("score"):
-        scores = score_corpus(
-            store,
-            prepared.corpus,
-            gradients,
-            queries,
-            query_gradients,
-            curvature,
-            config.curvature.damping,
-            config.scoring,
-            config.cluster,
-        )
+        all_scores = [
+            score_corpus(
+                store,
+                prepared.corpus,
+                gradients,
+                queries,
+                query_gradients,
+                curvature,
+                config.curvature.damping,
+                config.scoring if number == 0 else _sums_only(config.scoring),
+                config.cluster,
+                grouping,
+            )
+            for number, grouping in enumerate(config.sources.by)
+        ]
+    scores = all_scores[0]
     with seconds.step("value"):
-        values = value_sources(store, scores, config.sources)
+        values, *further = [value_sources(store, each, config.sources) for each in all_scores]
     parts = ValuationParts(
         title=f"{Path(config.model.name).name} on {', '.join(Path(name).name for name in config.corpus.files)}",
         parameters=config.model_dump(mode="json"),
@@ -85,6 +92,7 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
         curvature=curvature,
         scores=scores,
         values=values,
+        further_values=tuple(further),
         model_name=config.model.name,
         model_fingerprint=load(config.model).fingerprint,
         timings=dict(seconds),
@@ -106,6 +114,11 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
 def _narrowed(config: ValueConfig) -> CorpusRunConfig:
     """The part of a configuration that the other flows take."""
     return CorpusRunConfig.model_validate(config.model_dump(include=set(CorpusRunConfig.model_fields)))
+
+
+def _sums_only(scoring: ScoringConfig) -> ScoringConfig:
+    """What a pass for a further grouping keeps: passages and matrix are those of the first."""
+    return scoring.model_copy(update={"top_k": 1, "save_matrix": False, "by_layer": False})
 
 
 def _page(url: str | None) -> str | None:

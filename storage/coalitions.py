@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from storage.locations import Location, Place
 from storage.manifest import Store, is_complete, new_store, write_manifest
 from storage.ref import StoreRef
-from storage.schema import OVERLAPS, UTILITIES, VALUES
+from storage.schema import OVERLAP, UTILITIES, VALUES
 
 __all__ = ["CoalitionStore", "UtilityStore"]
 
@@ -31,18 +31,18 @@ class CoalitionStore(Store):
         fingerprint: str,
         values: list[dict[str, Any]],
         attributes: Mapping[str, Any],
-        overlaps: list[dict[str, Any]] | None = None,
+        overlap: list[dict[str, Any]] | None = None,
     ) -> StoreRef:
-        """Write the tables VALUES and OVERLAPS of storage.schema; the same fingerprint twice keeps the first."""
+        """Write the tables VALUES and OVERLAP of storage.schema; the same fingerprint twice keeps the first."""
         target = Location.of(root) / fingerprint
         if not is_complete(target):
             with new_store(target) as folder:
                 pq.write_table(
                     pa.Table.from_pylist(values, VALUES), folder / "values.parquet", write_page_checksum=True
                 )
-                if overlaps is not None:
-                    table = pa.Table.from_pylist(overlaps, OVERLAPS)
-                    pq.write_table(table, folder / "overlaps.parquet", write_page_checksum=True)
+                if overlap is not None:
+                    table = pa.Table.from_pylist(overlap, OVERLAP)
+                    pq.write_table(table, folder / "overlap.parquet", write_page_checksum=True)
                 write_manifest(folder, {"fingerprint": fingerprint, "attributes": dict(attributes)})
         return StoreRef(kind="coalitions", location=str(target), fingerprint=fingerprint)
 
@@ -57,9 +57,9 @@ class CoalitionStore(Store):
         return dict(self.manifest["attributes"])
 
     @property
-    def overlaps(self) -> pa.Table | None:
-        """Table OVERLAPS of storage.schema, where the game tells."""
-        path = self.path / "overlaps.parquet"
+    def overlap(self) -> pa.Table | None:
+        """Table OVERLAP of storage.schema, where the game tells."""
+        path = self.path / "overlap.parquet"
         return pq.read_table(path.table_source()) if path.is_file() else None
 
 

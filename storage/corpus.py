@@ -1,8 +1,9 @@
 """The corpus store: documents, their tokens, and the windows that are the examples."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from storage.errors import StoreDamagedError
 from storage.locations import Location, Place
 from storage.manifest import Store, building_folder, is_complete, write_manifest
 from storage.ref import StoreRef, fingerprint
-from storage.schema import DOCUMENTS, NO_CLASS, TOKEN_DTYPE, WINDOWS
+from storage.schema import DOCUMENTS, FIELDS, NO_CLASS, TOKEN_DTYPE, WINDOWS
 
-__all__ = ["CorpusStore", "TokenisedDocument"]
+__all__ = ["CorpusStore", "FieldValue", "TokenisedDocument"]
+
+FieldValue = str | int | float | bool
 
 DOCUMENTS_PER_ROW_GROUP = 4096
 
@@ -33,6 +36,7 @@ class TokenisedDocument:
             `n_masked` tokens of a window is not taken.
         n_prompt_characters: length of the prompt at the start of `text`; 0 for documents of a corpus.
         label: class, for a classifier; NO_CLASS where the tokens themselves are the targets.
+        fields: further fields by name.
     """
 
     document_id: str
@@ -42,6 +46,7 @@ class TokenisedDocument:
     windows: tuple[tuple[int, int, int, int, int], ...]
     n_prompt_characters: int = 0
     label: int = NO_CLASS
+    fields: Mapping[str, FieldValue] = field(default_factory=dict)
 
     @property
     def content(self) -> bytes:
@@ -59,7 +64,13 @@ class CorpusStore(Store):
     """
 
     @classmethod
-    def write(cls, root: Place, documents: Iterable[TokenisedDocument], attributes: dict[str, Any]) -> StoreRef:
+    def write(
+        cls,
+        root: Place,
+        documents: Iterable[TokenisedDocument],
+        attributes: dict[str, Any],
+        fields: Sequence[str] = (),
+    ) -> StoreRef:
         """Stream documents into `root/<fingerprint>`; the fingerprint is that of content and attributes.
 
         Nothing is left behind if `documents` raises. Writing the same corpus twice keeps the first.
@@ -68,13 +79,16 @@ class CorpusStore(Store):
             root: folder of all corpora.
             documents: in the order they are to be numbered.
             attributes: JSON-serialisable; part of the fingerprint (tokeniser, window length).
+            fields: names of the further fields every document has; without any, the bytes are those of a corpus
+                that knows of none.
         """
         folder = Location.of(root)
         with building_folder(folder) as staging:
             digest = hashlib.sha256(repr(sorted(attributes.items())).encode())
-            counts = _write_tables(staging, documents, digest)
+            counts = _write_tables(staging, documents, digest, with_fields=bool(fields))
             name = digest.hexdigest()[:32]
-            write_manifest(staging, {"fingerprint": name, "attributes": attributes, **counts})
+            kept = {"fields": sorted(fields)} if fields else {}
+            write_manifest(staging, {"fingerprint": name, "attributes": attributes, **kept, **counts})
             target = folder / name
             with target.writer_lock():
                 if not is_complete(target):
@@ -100,6 +114,23 @@ class CorpusStore(Store):
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of the documents' table."""
         return pq.read_table((self.path / "documents.parquet").table_source(), columns=[name]).column(0)
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the further fields that are kept."""
+        return list(self.manifest.get("fields", []))
+
+    def field(self, name: str) -> list[FieldValue]:
+        """(n_documents,) values of one further field, or of `source`.
+
+        Raises:
+            KeyError: the corpus does not keep it.
+        """
+        if name == "source":
+            return self.column(name).to_pylist()
+        if name not in self.fields:
+            raise KeyError(name)
+        return [json.loads(values)[name] for values in self.column(FIELDS.name).to_pylist()]
 
     @cached_property
     def windows(self) -> dict[str, np.ndarray]:
@@ -144,25 +175,32 @@ class CorpusStore(Store):
         yield from (table if rows is None else table.take(pa.array(rows, pa.int64()))).to_pylist()
 
 
-def _write_tables(folder: Path, documents: Iterable[TokenisedDocument], digest: "hashlib._Hash") -> dict[str, int]:
+def _write_tables(
+    folder: Path, documents: Iterable[TokenisedDocument], digest: "hashlib._Hash", *, with_fields: bool
+) -> dict[str, int]:
+    schema = DOCUMENTS.append(FIELDS) if with_fields else DOCUMENTS
     counts = {"n_documents": 0, "n_examples": 0, "n_tokens": 0, "n_stored_tokens": 0}
     rows: list[dict[str, Any]] = []
     windows: list[dict[str, Any]] = []
     with (
         (folder / "tokens.bin").open("wb") as tokens,
-        pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS, write_page_checksum=True) as document_writer,
+        pq.ParquetWriter(folder / "documents.parquet", schema, write_page_checksum=True) as document_writer,
         pq.ParquetWriter(folder / "windows.parquet", WINDOWS, write_page_checksum=True) as window_writer,
     ):
 
         def flush() -> None:
-            document_writer.write_table(pa.Table.from_pylist(rows, DOCUMENTS))
+            document_writer.write_table(pa.Table.from_pylist(rows, schema))
             window_writer.write_table(pa.Table.from_pylist(windows, WINDOWS))
             rows.clear()
             windows.clear()
 
         for document in documents:
             content = document.content
-            for part in (document.document_id.encode(), document.source.encode(), document.text.encode(), content):
+            parts = [document.document_id.encode(), document.source.encode(), document.text.encode(), content]
+            further = json.dumps(dict(document.fields), sort_keys=True) if with_fields else None
+            if further is not None:
+                parts.append(further.encode())
+            for part in parts:
                 digest.update(len(part).to_bytes(8, "little") + part)
             n_tokens = sum(window[1] for window in document.windows)
             rows.append(
@@ -174,6 +212,7 @@ def _write_tables(folder: Path, documents: Iterable[TokenisedDocument], digest: 
                     "content": content,
                     "n_tokens": n_tokens,
                     "n_windows": len(document.windows),
+                    FIELDS.name: further,
                 }
             )
             for start, length, n_masked, first_character, end_character in document.windows:

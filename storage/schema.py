@@ -2,7 +2,7 @@
 
 withdrawals.jsonl            one line a withdrawn source or document: what, name, date
 corpora/<fingerprint>/       a CorpusStore, written once
-    documents.parquet        one row a document: DOCUMENTS
+    documents.parquet        one row a document: DOCUMENTS; where further fields are kept, also FIELDS
     windows.parquet          one row an example: WINDOWS
     tokens.bin               token ids of all documents, one after another: little-endian TOKEN_DTYPE
     manifest.json
@@ -20,7 +20,7 @@ scores/<fingerprint>/        a ScoreStore, written once
     manifest.json
 values/<fingerprint>/        a CoalitionStore, written once
     values.parquet           VALUES
-    overlaps.parquet         optional: which sources stand in for each other: OVERLAPS
+    overlap.parquet          optional: which sources stand in for each other: OVERLAP
     manifest.json            `attributes` hold what is printed beside the values
 games/<fingerprint>/         a UtilityStore, grows by files that never change
     <hash>.parquet           worth of some coalitions: UTILITIES
@@ -45,9 +45,10 @@ __all__ = [
     "ALL_QUERIES",
     "DOCUMENTS",
     "EXAMPLE_COLUMNS",
+    "FIELDS",
     "LAYER_SCORES",
     "NO_CLASS",
-    "OVERLAPS",
+    "OVERLAP",
     "PASSAGES",
     "SCHEMA_VERSION",
     "SHARD_BYTES",
@@ -75,6 +76,9 @@ DOCUMENTS = pa.schema(
         pa.field("n_windows", pa.int32(), nullable=False),
     ]
 )
+
+# Further fields of a document as a JSON object, keys sorted.
+FIELDS = pa.field("fields", pa.string())
 
 WINDOWS = pa.schema(
     [
@@ -139,6 +143,17 @@ VALUES = pa.schema(
         pa.field("n_tokens", pa.int64(), nullable=False),
         pa.field("game", pa.string(), nullable=False),
         pa.field("semivalue", pa.string(), nullable=False),
+        pa.field("grouping", pa.string(), nullable=False),  # what `source` names: "source", "publisher>section", …
+        pa.field("level", pa.int32(), nullable=False),  # of a nested grouping, 1 = coarsest; rows of one level add up
+    ]
+)
+
+OVERLAP = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("other", pa.string(), nullable=False),
+        pa.field("overlap", pa.float64()),  # -1 … 1; null where a source has no interaction with itself
     ]
 )
 
@@ -146,14 +161,6 @@ UTILITIES = pa.schema(
     [
         pa.field("coalition", pa.binary(), nullable=False),  # a bit for each player, packed
         pa.field("worth", pa.list_(pa.float64()), nullable=False),  # of every query, nats
-    ]
-)
-
-OVERLAPS = pa.schema(
-    [
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("other", pa.string(), nullable=False),
-        pa.field("overlap", pa.float64(), nullable=False),  # 1: they stand in for each other, 0: not at all
     ]
 )
 

@@ -28,6 +28,10 @@ CHECKED = [
     "tasks.scoring.tally",
     "tasks.scoring.baselines",
     "tasks.coalitions.additive",
+    "tasks.coalitions.levels",
+    "tasks.coalitions.overlap",
+    "tasks.coalitions.payouts",
+    "tasks.coalitions.what_if",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 

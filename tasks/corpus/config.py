@@ -1,6 +1,6 @@
 """Parameters of reading documents and queries."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.configuration import Configuration
 
@@ -18,12 +18,24 @@ class CorpusConfig(Configuration):
     source: str = Field("source", min_length=1, description="Name of the field that says who provided it.")
     text: str = Field("text", min_length=1, description="Name of the field that holds the text.")
     label: str = Field("label", min_length=1, description="Name of the field of a document's class (classifiers only).")
+    fields: list[str] = Field(
+        default_factory=list,
+        description="Further fields to keep, to group documents by (text, numbers, booleans); see --sources.by.",
+    )
     max_length: int = Field(
         512,
         ge=2,
         le=1_048_576,
         description="Tokens of a window; longer documents are cut, for a classifier after the first window.",
     )
+
+    @field_validator("fields")
+    @classmethod
+    def _can_be_grouped_by(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not name.strip() or ">" in name or name == "source":
+                raise ValueError("a further field has a name without '>', other than source, which is always kept")
+        return list(dict.fromkeys(names))
 
 
 class QueriesConfig(Configuration):

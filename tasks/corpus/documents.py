@@ -1,9 +1,11 @@
 """Documents and queries as they are read, and the checks every one of them must pass."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from storage.corpus import FieldValue
 from storage.errors import InputError
 
 __all__ = ["Document", "Query", "document", "query", "unique"]
@@ -21,6 +23,7 @@ class Document:
         id, source, text: as given.
         where: file and line it was read from, for messages.
         label: class as given, where labels are asked for.
+        fields: further fields by name, where some are kept.
     """
 
     id: str
@@ -28,6 +31,7 @@ class Document:
     text: str
     where: str
     label: str | None = None
+    fields: Mapping[str, FieldValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,14 @@ class Query:
     where: str
 
 
-def document(row: Mapping[str, Any], fields: Mapping[str, str], where: str) -> Document:
+def document(row: Mapping[str, Any], fields: Mapping[str, str], where: str, kept: Sequence[str] = ()) -> Document:
     """A checked document.
 
     Args:
         row: field name → value.
         fields: `id`, `source`, `text`, and `label` where it is wanted → the names they have in `row`.
         where: file and line.
+        kept: further fields to keep.
 
     Raises:
         InputError: a field is missing, empty or of a wrong type.
@@ -57,6 +62,7 @@ def document(row: Mapping[str, Any], fields: Mapping[str, str], where: str) -> D
         text=_text(row, fields["text"], where),
         where=where,
         label=_name(row, fields["label"], where) if "label" in fields else None,
+        fields={name: _value(row, name, where) for name in kept},
     )
 
 
@@ -115,6 +121,18 @@ def _name(row: Mapping[str, Any], field: str, where: str) -> str:
     if len(name) > MOST_ID_CHARACTERS:
         raise InputError(f"{where}, field {field!r}: {len(name)} characters long, at most {MOST_ID_CHARACTERS} allowed")
     return name
+
+
+def _value(row: Mapping[str, Any], field: str, where: str) -> FieldValue:
+    value = _field(row, field, where)
+    if isinstance(value, str):
+        return _name(row, field, where)
+    if not isinstance(value, bool | int | float):
+        kind = type(value).__name__
+        raise InputError(f"{where}, field {field!r}: expected text, a number or true or false, got {kind}")
+    if not math.isfinite(value):
+        raise InputError(f"{where}, field {field!r}: {value} is not a finite number")
+    return value
 
 
 def _short(text: str) -> str:

@@ -38,10 +38,14 @@ def read_documents(config: CorpusConfig, *, labelled: bool = False) -> Iterator[
             if _is_folder(name):
                 if labelled:
                     raise InputError(f"{name}: a folder of text says no classes; give a classifier's corpus as JSONL")
+                if config.fields:
+                    raise InputError(
+                        f"{name}: a folder of text has no field {config.fields[0]!r}; give the corpus as JSONL"
+                    )
                 yield from _folder(Path(name))
             else:
                 for row, where in _rows(name):
-                    yield document(row, fields, where)
+                    yield document(row, fields, where, config.fields)
 
     return _at_least_one(unique(documents()), "document", ", ".join(config.files))
 

@@ -40,7 +40,8 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
         if loaded.labels is None:
             return tokenised_document(loaded.tokenizer, document, corpus.max_length)
         label = class_number(document.label or "", loaded.labels, f"{document.where}, field {corpus.label!r}")
-        return classified_text(loaded.tokenizer, document.id, document.source, document.text, label, corpus.max_length)
+        text = classified_text(loaded.tokenizer, document.id, document.source, document.text, label, corpus.max_length)
+        return replace(text, fields=document.fields)
 
     withdrawn, left_out = Withdrawals(store), []
 
@@ -52,7 +53,7 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
 
     documents = map(tokenised, filter(kept, read_documents(corpus, labelled=loaded.labels is not None)))
     attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": corpus.max_length}
-    ref = CorpusStore.write(StoreFolders(store).corpora, documents, attributes)
+    ref = CorpusStore.write(StoreFolders(store).corpora, documents, attributes, corpus.fields)
     written = CorpusStore.open(ref)
     if left_out:
         run_logger().warning("%s documents were withdrawn and are left out", len(left_out))

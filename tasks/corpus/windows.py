@@ -58,6 +58,7 @@ def tokenised_document(tokenizer: Any, document: Document, max_length: int) -> T
         text=document.text,
         tokens=np.asarray(ids[:kept], np.int32),
         windows=tuple((start, length, 0, *_characters(offsets[start : start + length])) for start, length in bounds),
+        fields=document.fields,
     )
 
 

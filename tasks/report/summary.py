@@ -5,13 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from storage.coalitions import CoalitionStore
 from storage.corpus import CorpusStore
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore
 from tasks.report.numbers import interval, number, percent
 
-__all__ = ["QuerySummary", "Summary", "markdown_table", "summary"]
+__all__ = ["QuerySummary", "Summary", "level_title", "markdown_table", "summary"]
 
 MOST_CELL_CHARACTERS = 80
 
@@ -40,9 +39,10 @@ class Summary:
 
     Args:
         queries: one a query.
-        sources: values for all queries together, largest first.
+        sources: values for all queries together, largest first, of the first grouping's finest level.
         most, least: passages for all queries together.
         facts: label → value, how large the corpus is and how the run was made.
+        groups: the same as `sources` of every other level and grouping, by a title.
     """
 
     queries: list[QuerySummary]
@@ -50,6 +50,7 @@ class Summary:
     most: list[dict[str, Any]]
     least: list[dict[str, Any]]
     facts: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -59,17 +60,19 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def summary(queries: CorpusStore, scores: ScoreStore, values: CoalitionStore, facts: dict[str, str]) -> Summary:
+def summary(queries: CorpusStore, scores: ScoreStore, values: pd.DataFrame, facts: dict[str, str]) -> Summary:
     """Gather a valuation.
 
     Args:
         queries: their texts.
         scores: their passages.
-        values: of the sources.
+        values: rows of VALUES; the first row's grouping and level are those of the sources.
         facts: how the run was made.
     """
     passages = scores.passages.to_pandas()
-    worth = values.values.to_pandas().sort_values("value", ascending=False, kind="stable")
+    tables = dict(iter(values.groupby(["grouping", "level"], sort=False)))
+    ordered = {key: rows.sort_values("value", ascending=False, kind="stable") for key, rows in tables.items()}
+    first, *others = ordered
 
     def most(query_id: str) -> list[dict[str, Any]]:
         return _records(passages[(passages["query_id"] == query_id) & (passages["rank"] > 0)])
@@ -78,7 +81,7 @@ def summary(queries: CorpusStore, scores: ScoreStore, values: CoalitionStore, fa
         return _records(passages[(passages["query_id"] == query_id) & (passages["rank"] < 0)])
 
     def sources(query_id: str) -> list[dict[str, Any]]:
-        return _records(worth[worth["query_id"] == query_id])
+        return _records(ordered[first][ordered[first]["query_id"] == query_id])
 
     return Summary(
         queries=[
@@ -96,7 +99,13 @@ def summary(queries: CorpusStore, scores: ScoreStore, values: CoalitionStore, fa
         most=most(ALL_QUERIES),
         least=least(ALL_QUERIES),
         facts=facts,
+        groups={level_title(*key): _records(ordered[key][ordered[key]["query_id"] == ALL_QUERIES]) for key in others},
     )
+
+
+def level_title(grouping: str, level: int) -> str:
+    """ "publisher > section" of the grouping "publisher>section" at level 2, "publisher" at level 1."""
+    return " > ".join(grouping.split(">")[:level])
 
 
 def _cell(text: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
@@ -43,6 +44,7 @@ class ValuationParts(BaseModel):
         title: of the report and the MLflow run.
         parameters: the whole configuration, as JSON.
         corpus, queries, gradients, scores, values: the stores.
+        further_values: of the same sources grouped in other ways.
         curvature: None for `none`.
         model_name: as given.
         model_fingerprint: of the weights.
@@ -61,6 +63,7 @@ class ValuationParts(BaseModel):
     curvature: StoreRef | None
     scores: StoreRef
     values: StoreRef
+    further_values: tuple[StoreRef, ...] = ()
     model_name: str
     model_fingerprint: str
     timings: dict[str, float]
@@ -82,9 +85,13 @@ def valuation_summary(parts: ValuationParts) -> Summary:
         **{f"seconds: {step}": f"{seconds:.1f}" for step, seconds in parts.timings.items()},
         **{f"version: {name}": number for name, number in _versions().items()},
     }
-    return summary(
-        CorpusStore.open(parts.queries), ScoreStore.open(parts.scores), CoalitionStore.open(parts.values), facts
-    )
+    return summary(CorpusStore.open(parts.queries), ScoreStore.open(parts.scores), _values(parts), facts)
+
+
+def _values(parts: ValuationParts) -> pd.DataFrame:
+    """Rows of VALUES of every grouping and level."""
+    refs = (parts.values, *parts.further_values)
+    return pa.concat_tables([CoalitionStore.open(ref).values for ref in refs]).to_pandas()
 
 
 def _versions() -> dict[str, str]:
@@ -99,7 +106,7 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
     """
     folder = Path(results)
     with staging_folder(folder) as staging:
-        values = CoalitionStore.open(parts.values).values.to_pandas()
+        values = _values(parts)
         values.to_parquet(staging / "sources.parquet", index=False)
         (staging / "sources.csv").write_text(safe_csv(values), encoding="utf-8")
         scores = ScoreStore.open(parts.scores)
@@ -184,7 +191,7 @@ def log_valuation(results: str, parts: ValuationParts, tracking: TrackingConfig)
         note=f"Prefect flow run: {prefect_link}\n\nReport: `report.html`\n\n{table}",
         files=tuple(folder / name for name in ("report.html", "sources.csv", "sources.parquet", "documents.parquet")),
         tables={
-            "sources": _columns(CoalitionStore.open(parts.values).values.to_pandas(), ALL_QUERIES),
+            "sources": _columns(_values(parts), ALL_QUERIES),
             "documents": _columns(ScoreStore.open(parts.scores).passages.to_pandas(), None),
         },
     )

@@ -1,4 +1,4 @@
-"""Who is scored: documents numbered by id, so that ties go by id, and sources numbered by name."""
+"""Who is scored: documents numbered by id, so that ties go by id, and players (sources, or groups) by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ __all__ = ["Players", "chosen_sources", "players"]
 
 @dataclass(frozen=True)
 class Players:
-    """The documents that are scored, and their sources.
+    """The documents that are scored, and who is valued for them: sources, or groups of another kind.
 
     Args:
         chosen: (n_corpus,) bool: the corpus' document is scored.
         rows: (n_documents,) row in the corpus of each document number.
         numbers: (n_corpus,) document number of each row; -1 where it is not scored.
-        sources: (n_documents,) source of each document number.
-        names: the sources.
+        sources: (n_documents,) player of each document number.
+        names: the players.
         n_documents, n_tokens: (n_sources,).
     """
 
@@ -51,20 +51,19 @@ def chosen_sources(names: Sequence[str], include: Sequence[str], exclude: Sequen
     return chosen
 
 
-def players(ids: Sequence[str], sources: Sequence[str], n_tokens: np.ndarray, kept: set[str]) -> Players:
-    """Number the documents of some sources.
+def players(ids: Sequence[str], groups: Sequence[str], n_tokens: np.ndarray, chosen: np.ndarray) -> Players:
+    """Number the documents that are scored.
 
     Args:
-        ids, sources: (n_corpus,) of each document.
+        ids, groups: (n_corpus,) of each document, and the player it belongs to.
         n_tokens: (n_corpus,).
-        kept: the sources to score.
+        chosen: (n_corpus,) bool, the documents to score.
     """
-    chosen = np.fromiter((source in kept for source in sources), bool, len(sources))
     order = np.argsort(np.asarray(ids, dtype=object), kind="stable")
     rows = order[chosen[order]]
     numbers = np.full(len(ids), -1, np.int64)
     numbers[rows] = np.arange(len(rows))
-    names, indices = np.unique(np.asarray(sources, dtype=object)[rows], return_inverse=True)
+    names, indices = np.unique(np.asarray(groups, dtype=object)[rows], return_inverse=True)
     return Players(
         chosen=chosen,
         rows=rows,

@@ -19,6 +19,7 @@ from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore, ScoreWriter
+from tasks.coalitions.groupings import SOURCE, group_names, grouping_fields
 from tasks.curvature.config import DampingConfig
 from tasks.curvature.precondition import Preconditioner, damped_inverse
 from tasks.progress import progress, run_logger, show_link
@@ -49,12 +50,15 @@ def score_corpus(
     damping_config: DampingConfig,
     scoring: ScoringConfig,
     cluster: ClusterConfig,
+    grouping: str = SOURCE,
 ) -> StoreRef:
     """One pass over the gradient store for all queries: top k, bottom k and sums by source, and the matrix on request.
 
+    With another `grouping` ("publisher>section") the sums are those of its groups, by the same column `source`.
+
     Raises:
         StoreDamagedError, StoreIncompleteError: a shard cannot be read.
-        InputError: the curvature of a layer is zero under relative damping.
+        InputError: the curvature of a layer is zero under relative damping; the corpus keeps no such field to group by.
         DataworthError: the cluster lost its workers or cannot be reached.
     """
     parts = {
@@ -66,6 +70,7 @@ def score_corpus(
         "curvature": curvature.fingerprint if curvature else None,
         "damping": damping_config.model_dump() if curvature else None,
         **scoring.model_dump(),
+        **({} if grouping == SOURCE else {"grouping": grouping}),
     }
     root, name = StoreFolders(store).scores, fingerprint(parts)
     ref = StoreRef(kind="scores", location=str(root / name), fingerprint=name)
@@ -74,7 +79,7 @@ def score_corpus(
         return ref
     documents, query_store = CorpusStore.open(corpus), CorpusStore.open(queries)
     gradient_store = GradientStore.open(gradients)
-    scored = _players(documents, scoring)
+    scored = _players(documents, scoring, grouping)
     columns = _layer_columns(gradient_store, scoring)
     inverses = damped_inverses(curvature, damping_config)
     query_rows = np.concatenate(GradientStore.open(query_gradients).rows_of(query_store.contents))
@@ -94,13 +99,27 @@ def score_corpus(
     return ref
 
 
-def _players(corpus: CorpusStore, scoring: ScoringConfig) -> Players:
+def _players(corpus: CorpusStore, scoring: ScoringConfig, grouping: str) -> Players:
     sources = corpus.column("source").to_pylist()
     try:
         kept = chosen_sources(sorted(set(sources)), scoring.sources, scoring.without_sources)
     except ValueError as error:
         raise InputError(f"--scoring.sources: {error}") from None
-    return players(corpus.column("document_id").to_pylist(), sources, corpus.column("n_tokens").to_numpy(), kept)
+    chosen = np.fromiter((source in kept for source in sources), bool, len(sources))
+    ids, n_tokens = corpus.column("document_id").to_pylist(), corpus.column("n_tokens").to_numpy()
+    return players(ids, _groups(corpus, grouping), n_tokens, chosen)
+
+
+def _groups(corpus: CorpusStore, grouping: str) -> list[str]:
+    """(n_documents,) the group each document belongs to."""
+    try:
+        return group_names([corpus.field(name) for name in grouping_fields(grouping)])
+    except KeyError as error:
+        raise InputError(
+            f"--sources.by {grouping}: the corpus keeps no field {error}; name it in --corpus.fields"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"--sources.by {grouping}: {error}") from None
 
 
 def damped_inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, Preconditioner]:

@@ -26,9 +26,11 @@ MAX_LENGTH = 24
 class Pipeline:
     """Runs the tasks' bodies one after another and keeps what they return."""
 
-    def __init__(self, store, checkpoint, corpus_file, queries_file, projection, curvature, gradients=PRECISE):
+    def __init__(
+        self, store, checkpoint, corpus_file, queries_file, projection, curvature, gradients=PRECISE, fields=()
+    ):
         self.store, self.model = str(store), ModelConfig(name=str(checkpoint), exclude=projection.pop("exclude", []))
-        corpus_config = CorpusConfig(files=[str(corpus_file)], max_length=MAX_LENGTH)
+        corpus_config = CorpusConfig(files=[str(corpus_file)], max_length=MAX_LENGTH, fields=list(fields))
         self.curvature_config = curvature
         self.corpus = prepare_corpus.fn(self.store, self.model, corpus_config)
         self.queries = prepare_queries.fn(self.store, self.model, QueriesConfig(file=str(queries_file)))
@@ -56,7 +58,7 @@ class Pipeline:
     def indexed(self, corpus, gradients):
         return index_gradients.fn(self.store, self.model, corpus, self.bases, gradients, "test")
 
-    def scores(self, workers=1, **scoring):
+    def scores(self, workers=1, grouping="source", **scoring):
         return score_corpus.fn(
             self.store,
             self.corpus,
@@ -67,6 +69,7 @@ class Pipeline:
             self.curvature_config.damping,
             ScoringConfig(save_matrix=True, **scoring),
             ClusterConfig(workers=workers),
+            grouping,
         )
 
 

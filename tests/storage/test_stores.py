@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,21 @@ def test_corpus_round_trip(place):
     assert CorpusStore.write(place, documents()[:2], {"max_length": 3}) != ref
     assert CorpusStore.write(place, documents(), {"max_length": 4}) != ref
     assert not [name for name in place.files() if ".staging" in name]
+
+
+def test_a_corpus_keeps_further_fields_and_is_as_it_was_without(place):
+    plain = CorpusStore.write(place, documents(), {"max_length": 3})
+    assert plain.fingerprint == "73a4fdb1e2a75397572b919e888b9a32"  # as before there were fields
+    assert CorpusStore.open(plain).fields == []
+    with pytest.raises(KeyError, match="year"):
+        CorpusStore.open(plain).field("year")
+    years = [replace(document, fields={"year": year}) for year, document in enumerate(documents())]
+    ref = CorpusStore.write(place, years, {"max_length": 3}, ["year"])
+    store = CorpusStore.open(ref)
+    assert (store.fields, store.field("year"), store.field("source")) == (["year"], [0, 1, 2], ["s", "s", "t"])
+    assert ref != plain
+    assert store.contents_fingerprint == CorpusStore.open(plain).contents_fingerprint
+    assert CorpusStore.write(place, years[::-1], {"max_length": 3}, ["year"]) != ref
 
 
 def test_a_corpus_that_fails_half_way_leaves_nothing(place):

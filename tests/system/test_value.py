@@ -47,7 +47,7 @@ def test_a_valuation_and_all_it_leaves(dataworth, prefect_server, checkpoints, c
     sources = pd.read_parquet(out / "sources.parquet")
     assert list(sources.columns) == [
         "query_id", "source", "value", "standard_error", "low", "high", "share", "n_documents", "n_tokens", "game",
-        "semivalue",
+        "semivalue", "grouping", "level",
     ]  # fmt: skip
     assert set(sources["query_id"]) == {"q0", "q1", "*"}
     group = zarr.open_group(out / "scores.zarr", mode="r")
@@ -72,6 +72,39 @@ def test_a_valuation_and_all_it_leaves(dataworth, prefect_server, checkpoints, c
     missing = dataworth("top", "--results", out, "--query", "nope")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
     assert missing.stderr.startswith("dataworth: --query nope: not in this valuation, which has q0")
+
+
+def test_sources_are_grouped_in_several_ways(dataworth, checkpoints, corpus_file, queries_file, tmp_path):
+    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["publisher"] = "pq"[number % 2]
+    corpus_file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    given = ("--model", checkpoints["neox"], "--corpus", corpus_file, "--queries", queries_file, *OPTIONS)
+    given += (
+        "--store",
+        tmp_path / "store",
+        "--results",
+        tmp_path / "out",
+        "--sources.by",
+        "publisher>source",
+        "source",
+    )
+    result = dataworth("value", *given)
+    assert result.returncode == 0, result.stderr
+    assert all(title in result.stdout for title in ("publisher > source", "p > s0"))
+    sources = pd.read_parquet(tmp_path / "out" / "sources.parquet")
+    tables = {key: rows.set_index("source") for key, rows in sources[sources["query_id"] == "*"].groupby(
+        ["grouping", "level"])}  # fmt: skip
+    assert tables.keys() == {("publisher>source", 1), ("publisher>source", 2), ("source", 1)}
+    nested = tables["publisher>source", 2]["value"]
+    publishers, names = tables["publisher>source", 1]["value"], tables["source", 1]["value"]
+    for name, value in publishers.items():
+        assert value == pytest.approx(nested[nested.index.str.startswith(f"{name} > ")].sum())
+    for name, value in names.items():
+        assert value == pytest.approx(nested[nested.index.str.endswith(f" > {name}")].sum(), rel=1e-5)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "By publisher<" in page
+    assert "By source<" in page
 
 
 def _check_mlflow_and_prefect(out: Path, sources: pd.DataFrame, prefect_server: str) -> None:

@@ -151,3 +151,36 @@ def test_queries(tmp_path):
 def test_bad_queries(tmp_path, row, message):
     with pytest.raises(InputError, match=message):
         queries(jsonl(tmp_path / "q.jsonl", row))
+
+
+def test_further_fields_are_kept(tmp_path):
+    row = {"id": "a", "source": "s", "text": "x", "publisher": "p", "year": 2020, "free": True, "weight": 0.5}
+    path = jsonl(tmp_path / "c.jsonl", row)
+    config = CorpusConfig(files=[str(path)], fields=["year", "publisher", "free", "weight", "year"])
+    (found,) = read_documents(config)
+    assert found.fields == {"year": 2020, "publisher": "p", "free": True, "weight": 0.5}
+    assert [d.fields for d in read_documents(CorpusConfig(files=[str(path)]))] == [{}]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "missing"),
+        (["x"], "expected text, a number or true or false, got list"),
+        (float("inf"), "inf is not a finite number"),
+        (" ", "empty"),
+    ],
+)
+def test_further_fields_that_cannot_be_used(tmp_path, value, message):
+    path = jsonl(tmp_path / "c.jsonl", {"id": "a", "source": "s", "text": "x", "licence": value})
+    with pytest.raises(InputError, match=f"c.jsonl, line 1, field 'licence': {message}"):
+        list(read_documents(CorpusConfig(files=[str(path)], fields=["licence"])))
+
+
+def test_a_folder_has_no_further_fields(tmp_path):
+    (tmp_path / "a.txt").write_text("fine words")
+    with pytest.raises(InputError, match="a folder of text has no field 'licence'"):
+        list(read_documents(CorpusConfig(files=[str(tmp_path)], fields=["licence"])))
+    for name in ("source", " ", "a>b"):
+        with pytest.raises(ValueError, match="a further field has a name without '>'"):
+            CorpusConfig(files=["x"], fields=[name])

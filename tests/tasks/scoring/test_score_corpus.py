@@ -120,6 +120,34 @@ def test_sources_by_pattern_are_scored_as_they_were(small):
         fresh_scores(small, ClusterConfig(workers=1), without_sources=["s*"])
 
 
+def test_groups_of_any_kind_add_up_level_by_level(tmp_path, checkpoints, corpus_file, queries_file):
+    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row |= {"publisher": "pq"[number % 2], "year": 2020 + number % 3 // 2}
+    corpus_file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    projection, curvature = {"kind": "random", "rank": 3}, CurvatureConfig(draws=2)
+    given = (checkpoints["llama"], corpus_file, queries_file, projection, curvature)
+    pipeline = Pipeline(tmp_path, *given, fields=["publisher", "year"])
+    ref = pipeline.scores(grouping="publisher>year", sources=["s[01]"])
+    by_id = matrix_by_id(ref, 3)
+    assert by_id.keys() == {row["id"] for row in rows if row["source"] != "s2"}
+    values = CoalitionStore.open(value_sources.fn(pipeline.store, ref, SourcesConfig())).values.to_pandas()
+    assert set(values["grouping"]) == {"publisher>year"}
+    assert set(values[values["level"] == 1]["source"]) == {"p", "q"}
+    for row in values.itertuples():
+        number = ["q0", "q1", "*"].index(row.query_id)
+        path = (row.source.split(" > "), ["publisher", "year"][: row.level])
+        members = [r for r in rows if r["id"] in by_id and [str(r[field]) for field in path[1]] == path[0]]
+        assert row.n_documents == len(members)
+        assert row.value == pytest.approx(sum(by_id[r["id"]][number] for r in members), rel=1e-4, abs=1e-6)
+    whole = values[values["query_id"] == "*"]
+    for _, level in whole.groupby("level"):
+        assert level["share"].sum() == pytest.approx(1.0)
+    assert pipeline.scores() != pipeline.scores(grouping="publisher")
+    with pytest.raises(InputError, match="--sources.by licence: the corpus keeps no field 'licence'"):
+        pipeline.scores(grouping="licence")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_does_not_change_the_results(small, monkeypatch, workers):
