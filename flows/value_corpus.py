@@ -11,11 +11,13 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from flows.config import CorpusRunConfig, ValueConfig
-from flows.fit_curvature import fit_curvature, prepared_stores, store_folder
+from flows.fit_curvature import Prepared, fit_curvature, prepared_stores, store_folder
 from flows.index_corpus import index_corpus
 from storage.locations import check_writable
-from tasks.coalitions.task import value_sources
+from storage.ref import StoreRef
+from tasks.coalitions.task import GameParts, value_sources
 from tasks.corpus.task import prepare_queries
+from tasks.curvature.task import fit_query_factors, fit_source_sums
 from tasks.gradients.config import GradientsConfig
 from tasks.gradients.task import index_gradients
 from tasks.model.loading import load
@@ -82,7 +84,15 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
         ]
     scores = all_scores[0]
     with seconds.step("value"):
-        values, *further = [value_sources(store, each, config.sources) for each in all_scores]
+        values, *further = [
+            value_sources(
+                store,
+                each,
+                config.sources,
+                _game_parts(config, prepared, gradients, queries, query_gradients, grouping),
+            )
+            for each, grouping in zip(all_scores, config.sources.by, strict=True)
+        ]
     parts = ValuationParts(
         title=f"{Path(config.model.name).name} on {', '.join(Path(name).name for name in config.corpus.files)}",
         parameters=config.model_dump(mode="json"),
@@ -109,6 +119,38 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
         "mlflow_run_id": logged["run_id"],
         "mlflow_url": logged["url"],
     }
+
+
+def _game_parts(
+    config: ValueConfig,
+    prepared: Prepared,
+    gradients: StoreRef,
+    queries: StoreRef,
+    query_gradients: StoreRef,
+    grouping: str,
+) -> GameParts | None:
+    """What a game other than the additive one needs, made where it is not there yet."""
+    if config.sources.game == "additive":
+        return None
+    store, curvature = store_folder(config), config.curvature
+    return GameParts(
+        model=config.model,
+        queries=queries,
+        query_gradients=query_gradients,
+        bases=prepared.bases,
+        sums=fit_source_sums(
+            store,
+            config.model,
+            prepared.corpus,
+            prepared.bases,
+            gradients,
+            curvature,
+            config.gradients.batch_tokens,
+            grouping,
+        ),
+        factors=fit_query_factors(store, config.model, queries, prepared.bases, curvature),
+        damping=curvature.damping,
+    )
 
 
 def _narrowed(config: ValueConfig) -> CorpusRunConfig:

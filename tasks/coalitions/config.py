@@ -30,9 +30,36 @@ class PayoutConfig(Configuration):
 class SourcesConfig(Configuration):
     """The game over sources and what is reported of it."""
 
-    game: Literal["additive"] = Field("additive", description="additive: a source is worth the sum of its scores.")
-    semivalue: Literal["shapley"] = Field(
+    game: Literal["additive", "interaction", "newton", "path"] = Field(
+        "additive",
+        description="additive: a source is worth the sum of its scores, copies are both paid in full; interaction: to "
+        "second order around the trained model; newton: by the parameters a coalition would have reached; path: while "
+        "the whole corpus grows from nothing, immune to splitting a source.",
+    )
+    utility: Literal["auto", "evaluated", "quadratic", "linear"] = Field(
+        "auto",
+        description="Worth of a coalition in newton: evaluated by a forward pass of the model, or by the queries' "
+        "expansion; auto: evaluated up to 8 sources, else quadratic.",
+    )
+    semivalue: Literal["shapley", "banzhaf", "beta", "leave_one_out"] = Field(
         "shapley", description="How a coalition's worth is divided among its members."
+    )
+    alpha: float = Field(1.0, gt=0, le=100, description="Of beta: a larger one weighs small coalitions more.")
+    beta: float = Field(1.0, gt=0, le=100, description="Of beta: a larger one weighs large coalitions more.")
+    pull: float | None = Field(
+        None,
+        gt=0,
+        le=1e12,
+        description="Regularisation of the summed loss towards where training began (newton, path, interaction); "
+        "default: estimated with --model.base, else by --curvature.damping.",
+    )
+    budget: int = Field(2000, ge=4, le=10**7, description="Most coalitions whose worth is asked for.")
+    tolerance: float = Field(
+        0.05, gt=0, le=1, description="Sampling ends when every interval is within this part of the largest value."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of sampled coalitions.")
+    fallback: bool = Field(
+        True, description="Where a check finds the game unreliable for this model, value by additive and say so."
     )
     by: list[str] = Field(
         default_factory=lambda: [SOURCE],

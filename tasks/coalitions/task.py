@@ -1,83 +1,202 @@
 """Prefect task that turns the sums of a scoring pass into values of sources."""
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from prefect import task
+from pydantic import BaseModel, ConfigDict
 
-from storage.coalitions import CoalitionStore
+from storage.coalitions import CoalitionStore, UtilityStore
+from storage.corpus import CorpusStore
 from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
+from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore
 from tasks.coalitions.additive import interval, shares, standard_errors
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.groupings import SOURCE, grouping_fields
 from tasks.coalitions.levels import Level, levels
+from tasks.coalitions.overlap import overlap_rows
+from tasks.coalitions.play import Play
+from tasks.coalitions.worth import evaluation, in_order, model_sums, query_expansion, query_losses
+from tasks.curvature.config import DampingConfig
+from tasks.model.config import ModelConfig
+from tasks.model.loading import load
+from tasks.progress import run_logger
 
-__all__ = ["value_sources"]
+__all__ = ["GameParts", "value_sources"]
 
-ALGORITHM = 2
+ALGORITHM = 3
+GAMES = 1
+
+
+class GameParts(BaseModel):
+    """What a game over sources needs beside the scores.
+
+    Args:
+        model: the checkpoint, and its base.
+        queries, query_gradients: of the queries.
+        bases: of the projection.
+        sums: source → its sums of gradient and curvature.
+        factors: the queries' rows of curvature.
+        damping: where no pull towards the base is known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: ModelConfig
+    queries: StoreRef
+    query_gradients: StoreRef
+    bases: StoreRef
+    sums: dict[str, StoreRef]
+    factors: StoreRef
+    damping: DampingConfig
 
 
 @task(name="value-sources", task_run_name="value the sources ({sources.game})")
-def value_sources(store: str, scores: StoreRef, sources: SourcesConfig) -> StoreRef:
+def value_sources(store: str, scores: StoreRef, sources: SourcesConfig, game: GameParts | None = None) -> StoreRef:
     """Value, interval and share of every source for every query, and for all queries together.
 
     The coarser levels of a nested grouping are further rows.
+
+    Args:
+        store: root of the stores.
+        scores: of the scoring pass.
+        sources: the game, the semivalue, intervals.
+        game: what other games than the additive one need.
     """
     parts = {"values": ALGORITHM, "scores": scores.fingerprint, **sources.model_dump(exclude={"by", "payout"})}
+    if game is not None:
+        parts["game parts"] = game.model_dump(mode="json")
+    root, name = StoreFolders(store).values, fingerprint(parts)
+    if CoalitionStore.exists(root, name):
+        run_logger().info("values %s are there already", name)
+        return StoreRef(kind="coalitions", location=str(root / name), fingerprint=name)
     opened = ScoreStore.open(scores)
     table = opened.source_sums.to_pandas()
-    grouping = opened.manifest["attributes"].get("grouping", SOURCE)
-    query_ids = table["query_id"].drop_duplicates().to_list()
-    names = table["source"].drop_duplicates().to_list()
-    shape = (len(query_ids), len(names))
-    sums = table["sum"].to_numpy().reshape(shape)
-    squares = table["sum_of_squares"].to_numpy().reshape(shape)
-    n_documents = table["n_documents"].to_numpy().reshape(shape)[0]
-    n_tokens = table["n_tokens"].to_numpy().reshape(shape)[0]
-    rows = [
+    players = _Players(
+        query_ids=table["query_id"].drop_duplicates().to_list(),
+        names=table["source"].drop_duplicates().to_list(),
+        grouping=opened.manifest["attributes"].get("grouping", SOURCE),
+        table=table,
+    )
+    additive = _Values.of_sums(players, sources)
+    found = additive if game is None else _played(store, scores, sources, game, players, additive)
+    attributes = {**parts, "game": found.game, "notes": found.notes}
+    return CoalitionStore.write(root, name, _rows(players, found, sources), attributes, found.overlap)
+
+
+@dataclass(frozen=True)
+class _Players:
+    """Sources and queries of a scoring pass."""
+
+    query_ids: list[str]
+    names: list[str]
+    grouping: str
+    table: Any
+
+    def column(self, name: str) -> np.ndarray:
+        """(n_queries, n_sources) of a column of the sums."""
+        found: np.ndarray = self.table[name].to_numpy().reshape(len(self.query_ids), len(self.names))
+        return found
+
+
+@dataclass(frozen=True)
+class _Values:
+    """(n_queries, n_sources) values, by which game, and what is to be known of them."""
+
+    values: np.ndarray
+    errors: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    game: str
+    notes: dict[str, Any]
+    overlap: list[dict[str, Any]] | None = None
+
+    @classmethod
+    def of_sums(cls, players: _Players, sources: SourcesConfig) -> "_Values":
+        """The additive game."""
+        sums, counts = players.column("sum"), players.column("n_documents")[0]
+        errors = standard_errors(sums, players.column("sum_of_squares"), counts)
+        low, high = interval(sums, errors, counts, sources.confidence)
+        return cls(sums, errors, low, high, "additive", {"error": "documents"})
+
+
+def _played(
+    store: str, scores: StoreRef, sources: SourcesConfig, game: GameParts, players: _Players, additive: _Values
+) -> _Values:
+    """The values of a game with interactions; the additive ones where it is not to be trusted for this model."""
+    loaded, queries = load(game.model), CorpusStore.open(game.queries)
+    sums = model_sums(in_order(game.sums, players.names), game.bases, game.model, sources.pull, game.damping)
+    losses = query_losses(loaded, queries)
+    expanded = query_expansion(sums, queries, game.query_gradients, game.factors, losses)
+    played = Play(
+        sums=sums,
+        expansion=expanded,
+        losses_at=evaluation(loaded, game.bases, queries),
+        base_losses=None if game.model.base is None else query_losses(load(game.model, 1.0), queries),
+    )
+    checked = played.checked()
+    for line in checked.sentences():
+        run_logger().info(line)
+    if not checked.reliable and sources.fallback:
+        run_logger().warning("%s: valued by the additive game instead (--sources.fallback)", checked.reason)
+        notes = additive.notes | checked.facts() | {"fallback": f"{sources.game}: {checked.reason}"}
+        return replace(additive, notes=notes)
+    parts = {"game": GAMES, "sources": sources.model_dump(include={"game", "utility", "pull"})}
+    kept = UtilityStore.create(
+        StoreFolders(store).games,
+        fingerprint(parts | game.model_dump(mode="json") | {"scores": scores.fingerprint}),
+        {"scores": scores.fingerprint, "players": players.names},
+    )
+    outcome = played.values(sources, kept)
+    run_logger().info("%s", outcome.reason)
+    notes = checked.facts() | outcome.facts
+    overlap = overlap_rows(players.names, played.interactions(), ALL_QUERIES)
+    return _Values(outcome.values, outcome.errors, outcome.low, outcome.high, sources.game, notes, overlap)
+
+
+def _rows(players: _Players, found: _Values, sources: SourcesConfig) -> list[dict[str, Any]]:
+    """Rows of VALUES, the players' own level first."""
+    return [
         row
-        for level in levels(names, len(grouping_fields(grouping)))
-        for row in _rows(level, query_ids, sums, squares, n_documents, n_tokens, sources, grouping)
+        for level in levels(players.names, len(grouping_fields(players.grouping)))
+        for row in _level_rows(level, players, found, sources)
     ]
-    return CoalitionStore.write(StoreFolders(store).values, fingerprint(parts), rows, parts)
 
 
-def _rows(
-    level: Level,
-    query_ids: list[str],
-    sums: np.ndarray,
-    squares: np.ndarray,
-    n_documents: np.ndarray,
-    n_tokens: np.ndarray,
-    sources: SourcesConfig,
-    grouping: str,
-) -> list[dict[str, Any]]:
-    """Rows of VALUES of one level; sums and counts are those of the players."""
-    sums, squares = level.summed(sums), level.summed(squares)
-    n_documents, n_tokens = level.summed(n_documents), level.summed(n_tokens)
-    errors = standard_errors(sums, squares, n_documents)
-    low, high = interval(sums, errors, n_documents, sources.confidence)
-    share = shares(sums)
+def _level_rows(level: Level, players: _Players, found: _Values, sources: SourcesConfig) -> list[dict[str, Any]]:
+    values, counts = level.summed(found.values), level.summed(players.column("n_documents")[0])
+    tokens = level.summed(players.column("n_tokens")[0])
+    errors, low, high = found.errors, found.low, found.high
+    if len(level.names) < len(players.names) or level.names != players.names:
+        # Of a sum of players: errors of different sources are taken as independent.
+        errors = np.sqrt(level.summed(np.nan_to_num(errors) ** 2))
+        if found.game == "additive":
+            errors = standard_errors(
+                level.summed(players.column("sum")), level.summed(players.column("sum_of_squares")), counts
+            )
+        low, high = interval(values, errors, counts, sources.confidence)
+    share = shares(values)
     return [
         {
             "query_id": query_id,
             "source": name,
-            "value": float(sums[row, column]),
+            "value": float(values[row, column]),
             "standard_error": _or_none(errors[row, column]),
             "low": _or_none(low[row, column]),
             "high": _or_none(high[row, column]),
             "share": _or_none(share[row, column]),
-            "n_documents": int(n_documents[column]),
-            "n_tokens": int(n_tokens[column]),
-            "game": sources.game,
+            "n_documents": int(counts[column]),
+            "n_tokens": int(tokens[column]),
+            "game": found.game,
             "semivalue": sources.semivalue,
-            "grouping": grouping,
+            "grouping": players.grouping,
             "level": level.number,
         }
-        for row, query_id in enumerate(query_ids)
+        for row, query_id in enumerate(players.query_ids)
         for column, name in enumerate(level.names)
     ]
 

@@ -148,9 +148,9 @@ def _row_sums(
     if eigenvectors is not None:
         inputs, outputs = zip(*eigenvectors, strict=True)
         return [EigenvalueSum(table, inputs, outputs)]
-    wide = {number: layer for number, layer in enumerate(table) if wide(layer)}
-    narrow = {number: layer for number, layer in enumerate(table) if number not in wide}
-    return [FisherSum(narrow), LowRankSum(wide, curvature.low_rank, curvature.seed)]
+    of_wide = {number: layer for number, layer in enumerate(table) if wide(layer)}
+    narrow = {number: layer for number, layer in enumerate(table) if number not in of_wide}
+    return [FisherSum(narrow), LowRankSum(of_wide, curvature.low_rank, curvature.seed)]
 
 
 def _all(sums: dict[str, Tensor], row_sums: Sequence[RowSum]) -> dict[str, Tensor]:

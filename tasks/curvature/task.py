@@ -17,6 +17,8 @@ from storage.manifest import writer_lock
 from storage.ref import StoreRef, fingerprint
 from storage.schema import SOURCE_SUMS_KIND
 from tasks.capture.factors import FactorCapture
+from tasks.coalitions.groupings import SOURCE
+from tasks.coalitions.players import document_groups
 from tasks.curvature.config import CurvatureConfig
 from tasks.curvature.fitting import label_rows, ordered_sums, wide
 from tasks.curvature.lowrank import gaussian_matrix, low_rank_plus_diagonal
@@ -132,6 +134,7 @@ def fit_source_sums(
     gradients: StoreRef,
     curvature: CurvatureConfig,
     batch_tokens: int | None,
+    grouping: str = SOURCE,
 ) -> dict[str, StoreRef]:
     """Per source, in the projected space, the sums over its examples of gradient and curvature; one store a source.
 
@@ -147,6 +150,7 @@ def fit_source_sums(
         gradients: of the corpus.
         curvature: labels, draws, fraction and seed; its kind does not count.
         batch_tokens: most tokens of one pass; None: what fits.
+        grouping: who a source is.
 
     Returns:
         A store for each source that has windows, by its name; only those not there yet are computed.
@@ -164,7 +168,7 @@ def fit_source_sums(
     loaded = load(model, halfway)
     shared = _parts(loaded, documents, curvature) | {SOURCE_SUMS_KIND: ALGORITHM, "bases": bases.fingerprint}
     shared |= {"gradients": gradients.fingerprint, "halfway": halfway}
-    sources = source_documents(documents, documents.column("source").to_pylist())
+    sources = source_documents(documents, document_groups(documents, grouping))
     root = StoreFolders(store).layers
     names = [fingerprint(shared | {"corpus": source.fingerprint}) for source in sources]
     missing = [n for n, name in enumerate(names) if not LayerStore.exists(root, name) and len(sources[n].documents)]

@@ -4,7 +4,8 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -117,11 +118,20 @@ def _files_state(name: str) -> tuple[tuple[str, int, int], ...]:
     )
 
 
-def _pretrained(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, Any, Any]:
-    """Model, tokenizer and architecture of a checkpoint."""
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """What can go wrong while a checkpoint is loaded, as one sentence."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+        raise InputError(f"--model {name}: cannot be loaded ({_first_sentence(error)})") from error
+
+
+def _pretrained(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """Model and architecture of a checkpoint."""
+    with _loading(config.name):
         base = _base_name(config.name)
         architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
         classifies = _labels(architecture) is not None
@@ -129,11 +139,14 @@ def _pretrained(config: ModelConfig, device: torch.device) -> tuple[PreTrainedMo
         model = kind.from_pretrained(
             config.name, dtype=_dtype(config.dtype, device), use_safetensors=True, trust_remote_code=False
         )
-        of_its_own = base == config.name or (Path(config.name) / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(config.name if of_its_own else base, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        raise InputError(f"--model {config.name}: cannot be loaded ({_first_sentence(error)})") from error
-    return model, tokenizer, architecture
+    return model, architecture
+
+
+def _tokenizer(name: str) -> Any:
+    with _loading(name):
+        base = _base_name(name)
+        of_its_own = base == name or (Path(name) / "tokenizer_config.json").is_file()
+        return AutoTokenizer.from_pretrained(name if of_its_own else base, trust_remote_code=False)
 
 
 def _move_towards(model: PreTrainedModel, config: ModelConfig, share: float) -> None:
@@ -151,7 +164,8 @@ def _move_towards(model: PreTrainedModel, config: ModelConfig, share: float) -> 
 def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_base: float) -> LoadedModel:
     config = ModelConfig.model_validate_json(config_json)
     device = _device(config.device)
-    model, tokenizer, architecture = _pretrained(config, device)
+    model, architecture = _pretrained(config, device)
+    tokenizer = _tokenizer(config.name)
     labels = _labels(architecture)
     model.requires_grad_(False).eval()
     if towards_base:

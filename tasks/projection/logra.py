@@ -97,7 +97,7 @@ def projected_weights(projection: LayerProjection, weights: Float[Tensor, "o i"]
     return (both if exact.sketch is None else exact.sketch.sketched(both))[0].numpy()
 
 
-def orthonormal_sides(projection: LayerProjection) -> tuple[Float[Tensor, "k o"], Float[Tensor, "k i"]]:
+def orthonormal_sides(projection: LayerProjection) -> tuple[Float[Tensor, "k o"], Float[Tensor, "r i"]]:
     """Orthonormal rows that span what the output and the input side keep: (B B^T)^-1/2 B and (A A^T)^-1/2 A, float64.
 
     Raises:

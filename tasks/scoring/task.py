@@ -19,7 +19,8 @@ from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore, ScoreWriter
-from tasks.coalitions.groupings import SOURCE, group_names, grouping_fields
+from tasks.coalitions.groupings import SOURCE
+from tasks.coalitions.players import document_groups
 from tasks.curvature.config import DampingConfig
 from tasks.curvature.precondition import Preconditioner, damped_inverse
 from tasks.progress import progress, run_logger, show_link
@@ -107,19 +108,7 @@ def _players(corpus: CorpusStore, scoring: ScoringConfig, grouping: str) -> Play
         raise InputError(f"--scoring.sources: {error}") from None
     chosen = np.fromiter((source in kept for source in sources), bool, len(sources))
     ids, n_tokens = corpus.column("document_id").to_pylist(), corpus.column("n_tokens").to_numpy()
-    return players(ids, _groups(corpus, grouping), n_tokens, chosen)
-
-
-def _groups(corpus: CorpusStore, grouping: str) -> list[str]:
-    """(n_documents,) the group each document belongs to."""
-    try:
-        return group_names([corpus.field(name) for name in grouping_fields(grouping)])
-    except KeyError as error:
-        raise InputError(
-            f"--sources.by {grouping}: the corpus keeps no field {error}; name it in --corpus.fields"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"--sources.by {grouping}: {error}") from None
+    return players(ids, document_groups(corpus, grouping), n_tokens, chosen)
 
 
 def damped_inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, Preconditioner]:

@@ -43,7 +43,7 @@ class Language:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
         self.settings = SmallModel(
-            vocabulary=1024, hidden=64, layers=2, heads=4, intermediate=176, positions=128, epochs=6, seed=seed
+            vocabulary=1024, hidden=64, layers=2, heads=4, intermediate=176, positions=256, epochs=6, seed=seed
         )
         self.corpus_file, self.queries_file = folder / "corpus.jsonl", folder / "queries.jsonl"
         passages = [row for row in standard_library_documentation() if row["source"] in PACKAGES]
@@ -55,8 +55,11 @@ class Language:
             self.documents += [own[n] for n in np.sort(generator.permutation(len(own))[:DOCUMENTS])]
         copies = [row for row in self.documents if row["source"] == PACKAGES[0]]
         self.documents += [{**row, "id": f"{row['id']} again", "source": COPY} for row in copies]
-        self.queries = split.queries
         self.tokenizer = train_tokenizer([row["text"] for row in self.documents], self.settings.vocabulary)
+        self.queries = [row for row in split.queries if self._n_tokens(row) <= self.settings.positions]
+
+    def _n_tokens(self, query: dict[str, str]) -> int:
+        return sum(len(self.tokenizer(query[part])["input_ids"]) for part in ("prompt", "completion"))
 
     def write(self) -> None:
         """The corpus and the queries as files."""

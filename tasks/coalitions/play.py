@@ -1,0 +1,269 @@
+"""Playing a game over sources: is it to be trusted for this model, what is everybody worth, and how sure is that."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import norm
+from scipy.stats import t as student
+
+from tasks.coalitions.config import SourcesConfig
+from tasks.coalitions.designs import leave_one_out
+from tasks.coalitions.games import EvaluatedGame, ExpandedGame, Game, InteractionGame, QueryExpansion
+from tasks.coalitions.newton import LayerSums, NewtonSteps
+from tasks.coalitions.path import path_values
+from tasks.coalitions.sampling import sampled
+from tasks.coalitions.semivalues import size_weights
+
+__all__ = ["Check", "Outcome", "Play", "Sums", "WorthKeeper"]
+
+# Up to 2^8 coalitions a forward pass of the queries each is affordable.
+MOST_EVALUATED = 8
+MOST_CHECKED = 6
+# A check fails where the way back to the base is covered to less than half, or half as far again, and where the
+# expansion misses the measured changes of loss by more than half of their size.
+REACH = (0.5, 1.5)
+MOST_MISSED = 0.5
+
+
+@runtime_checkable
+class Sums(Protocol):
+    """What a game needs of a model's sums (see tasks.coalitions.worth)."""
+
+    @property
+    def layers(self) -> list[LayerSums]: ...
+
+    @property
+    def damping(self) -> float: ...
+
+    @property
+    def damping_origin(self) -> str: ...
+
+    @property
+    def largest(self) -> float | None: ...
+
+
+@runtime_checkable
+class WorthKeeper(Protocol):
+    """Where the worth of coalitions is kept (see storage.coalitions)."""
+
+    def known(self, n_players: int, n_queries: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def add(self, masks: np.ndarray, worth: np.ndarray) -> None: ...
+
+
+@dataclass(frozen=True)
+class Check:
+    """Predicted against measured losses, summed over the queries, nats.
+
+    Args:
+        everybody: measured at theta*.
+        nobody: measured at the parameters the game gives nobody.
+        base: measured of the base; None where none is known.
+        missed: root mean square of (predicted - measured) over that of the measured changes, leaving single sources
+            out.
+    """
+
+    everybody: float
+    nobody: float
+    base: float | None
+    missed: float
+
+    @property
+    def reach(self) -> float | None:
+        """Part of the way from theta* to the base that the tracked and projected parameters cover, in loss."""
+        if self.base is None:
+            return None
+        way = self.base - self.everybody
+        return (self.nobody - self.everybody) / way if way > 0 else float("nan")
+
+    @property
+    def reason(self) -> str:
+        """Why it is not reliable; empty where it is."""
+        if self.reach is not None and not REACH[0] <= self.reach <= REACH[1]:
+            return (
+                f"the projected parameters cover {self.reach:.0%} of the way back to the base: track more layers or "
+                "raise --projection.rank"
+            )
+        if not self.missed <= MOST_MISSED:
+            return f"predicted changes of loss miss the measured ones by {self.missed:.0%}"
+        return ""
+
+    @property
+    def reliable(self) -> bool:
+        return not self.reason
+
+    def facts(self) -> dict[str, Any]:
+        """What is printed beside the values."""
+        found = {
+            "v(all)": -self.everybody,
+            "v(none)": -self.nobody,
+            "missed": self.missed,
+            "reliable": self.reliable,
+        }
+        return found if self.base is None else found | {"v(none), measured": -self.base, "reach": self.reach}
+
+    def sentences(self) -> list[str]:
+        """For a log."""
+        lines = [f"loss of all queries: {self.everybody:.4g} nats with every source, {self.nobody:.4g} with none"]
+        if self.base is not None:
+            lines[0] += f"; the base has {self.base:.4g}"
+        lines.append(f"without single sources, predicted changes miss the measured ones by {self.missed:.0%}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Values (n_queries + 1, n_sources), the last row of all queries together, nats.
+
+    Args:
+        values, errors, low, high: errors are NaN where nothing tells them.
+        reason: how they were come by, a sentence.
+        facts: what is printed beside them.
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    reason: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Play:
+    """A game of some sources and queries.
+
+    Args:
+        sums: of the sources.
+        expansion: of the queries, to second order.
+        losses_at: from a step to the queries' measured losses.
+        base_losses: measured losses of the base; None where none is known.
+    """
+
+    sums: Sums
+    expansion: QueryExpansion
+    losses_at: Callable[[np.ndarray], np.ndarray]
+    base_losses: np.ndarray | None
+
+    @property
+    def n_players(self) -> int:
+        return len(self.sums.layers[0].gradients)
+
+    @property
+    def _steps(self) -> NewtonSteps:
+        return NewtonSteps(self.sums.layers, self.sums.damping, self.sums.largest)
+
+    def checked(self) -> Check:
+        """Measure what the game predicts for nobody and for everybody but one."""
+        nobody = np.zeros((1, self.n_players), bool)
+        steps = self._steps(np.concatenate([nobody, leave_one_out(self.n_players)[1 : 1 + MOST_CHECKED]]))
+        measured = np.array([self.losses_at(step).sum() for step in steps])
+        here = float(self.expansion.losses.sum())
+        predicted, found = self.expansion.after(steps[1:]).sum(axis=1) - here, measured[1:] - here
+        size = float(np.sqrt((found**2).mean()))
+        missed = float(np.sqrt(((predicted - found) ** 2).mean())) / size if size > 0 else 0.0
+        base = None if self.base_losses is None else float(self.base_losses.sum())
+        return Check(here, float(measured[0]), base, missed)
+
+    def interactions(self) -> Float[np.ndarray, "s s"]:
+        """b of the interaction game, all queries together."""
+        return self._interaction().interactions()
+
+    def _interaction(self) -> InteractionGame:
+        solved = [
+            np.linalg.solve(
+                layer.curvatures.sum(axis=0) + self.sums.damping * np.eye(layer.gradients.shape[1]), layer.gradients.T
+            ).T
+            for layer in self.sums.layers
+        ]
+        return InteractionGame.of(np.concatenate(solved, axis=1), self.expansion)
+
+    def game(self, sources: SourcesConfig) -> Game:
+        """The game whose coalitions are asked."""
+        if sources.game == "interaction":
+            return self._interaction()
+        if self.evaluates(sources):
+            return EvaluatedGame(self._steps, self.losses_at, len(self.expansion.losses), self.n_players)
+        expansion = self.expansion
+        if sources.utility == "linear":
+            expansion = QueryExpansion(expansion.losses, expansion.gradients, None)
+        return ExpandedGame(self._steps, expansion, self.n_players)
+
+    def evaluates(self, sources: SourcesConfig) -> bool:
+        """Worth is measured by forward passes."""
+        few = sources.utility == "auto" and self.n_players <= MOST_EVALUATED
+        return sources.game == "newton" and (sources.utility == "evaluated" or few)
+
+    def values(self, sources: SourcesConfig, kept: WorthKeeper) -> Outcome:
+        """Everybody's value: in closed form where there is one, else from coalitions, exact or sampled."""
+        shapley = sources.semivalue == "shapley"
+        if sources.game == "path":
+            values = path_values(self.sums.layers, self.sums.damping, self.expansion)
+            return self._closed(values, sources, "in closed form along the path, 16 damped solves")
+        if sources.game == "interaction" and shapley:
+            return self._closed(self._interaction().shapley(), sources, "in closed form")
+        return self._asked(sources, kept)
+
+    def _closed(self, values: np.ndarray, sources: SourcesConfig, reason: str) -> Outcome:
+        whole = np.concatenate([values, values.sum(axis=0, keepdims=True)])
+        unknown = np.full(whole.shape, np.nan)
+        return self._with_queries(Outcome(whole, unknown, unknown, unknown, reason, {}), sources.confidence)
+
+    def _asked(self, sources: SourcesConfig, kept: WorthKeeper) -> Outcome:
+        game, n_queries = self.game(sources), len(self.expansion.losses)
+
+        def worth(masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
+            found = game.utilities(masks)
+            kept.add(masks, found)
+            return np.concatenate([found, found.sum(axis=1, keepdims=True)], axis=1)
+
+        masks, known = kept.known(self.n_players, n_queries)
+        found = sampled(
+            worth,
+            self.n_players,
+            size_weights(self.n_players, sources.semivalue, sources.alpha, sources.beta),
+            sources.tolerance,
+            sources.budget,
+            sources.confidence,
+            np.random.default_rng(sources.seed),
+            known=(masks, np.concatenate([known, known.sum(axis=1, keepdims=True)], axis=1)) if len(masks) else None,
+        )
+        exact, estimate = found.ended_by == "exact", found.estimate
+        unknown = np.full(estimate.values.shape, np.nan)
+        facts = {
+            "estimator": found.reason,
+            "ended by": found.ended_by,
+            "widest interval": found.widest,
+            "coalitions": estimate.n_coalitions,
+            "coalitions evaluated now": found.n_evaluated,
+            "utility": "evaluated" if self.evaluates(sources) else sources.utility,
+        }
+        low, high = (unknown, unknown) if exact else (estimate.low, estimate.high)
+        errors = unknown if exact else estimate.standard_errors
+        return self._with_queries(Outcome(estimate.values, errors, low, high, found.reason, facts), sources.confidence)
+
+    def _with_queries(self, outcome: Outcome, confidence: float) -> Outcome:
+        """The error of the last row also tells how it would move had other queries been asked."""
+        facts = outcome.facts | {
+            "damping": self.sums.damping,
+            "damping from": self.sums.damping_origin,
+            "sum of values": float(outcome.values[-1].sum()),
+            "errors": "of sampled coalitions, and in the row of all queries of the queries asked; not of documents",
+        }
+        n_queries = len(self.expansion.losses)
+        errors, low, high = outcome.errors.copy(), outcome.low.copy(), outcome.high.copy()
+        if n_queries > 1:
+            of_queries = np.sqrt(n_queries) * outcome.values[:-1].std(axis=0, ddof=1)
+            errors[-1] = np.hypot(np.nan_to_num(errors[-1]), of_queries)
+            reach = student.ppf(0.5 + confidence / 2, n_queries - 1) * of_queries
+            sampled_reach = np.nan_to_num((high[-1] - low[-1]) / 2)
+            reach = np.hypot(reach, sampled_reach)
+            low[-1], high[-1] = outcome.values[-1] - reach, outcome.values[-1] + reach
+        missing = np.isnan(low) & ~np.isnan(errors)
+        reach = norm.ppf(0.5 + confidence / 2) * errors
+        low = np.where(missing, outcome.values - reach, low)
+        high = np.where(missing, outcome.values + reach, high)
+        return Outcome(outcome.values, errors, low, high, outcome.reason, facts)

@@ -1,0 +1,228 @@
+"""Sums by source and the games made of them, from a checkpoint and its base to values, against what they must be."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from storage.coalitions import CoalitionStore, UtilityStore
+from storage.compaction import compact
+from storage.corpus import CorpusStore
+from storage.errors import InputError
+from storage.gradients import GradientStore
+from storage.layers import LayerStore
+from storage.locations import StoreFolders
+from storage.withdrawals import Withdrawals
+from tasks.coalitions import task as coalitions
+from tasks.coalitions.config import SourcesConfig
+from tasks.coalitions.task import GameParts, value_sources
+from tasks.coalitions.worth import evaluation, model_sums, query_losses
+from tasks.curvature import task as curvature_task
+from tasks.curvature.config import CurvatureConfig, DampingConfig
+from tasks.curvature.task import fit_query_factors, fit_source_sums
+from tasks.model.config import ModelConfig
+from tasks.model.displacement import base_displacements
+from tasks.model.loading import base_weights, load
+from tasks.projection.logra import projected_weights, stored_projections
+from tests.reference.pipeline import Pipeline
+
+SAMPLED = CurvatureConfig(draws=3, seed=5)
+
+
+@pytest.fixture
+def made(checkpoints, corpus_file, queries_file, tmp_path):
+    """A pipeline run, by projection."""
+
+    def make(projection, checkpoint="llama", store="store"):
+        return Pipeline(tmp_path / store, checkpoints[checkpoint], corpus_file, queries_file, projection, SAMPLED)
+
+    return make
+
+
+@pytest.fixture
+def base(checkpoints, tmp_path):
+    """A base of the llama checkpoint: the same architecture with other weights near its own."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoints["llama"])
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    model.save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+def sums_of(run, model=None, config=SAMPLED):
+    return fit_source_sums.fn(run.store, model or run.model, run.corpus, run.bases, run.gradients, config, 96)
+
+
+def parts_of(run, model):
+    factors = fit_query_factors.fn(run.store, model, run.queries, run.bases, SAMPLED)
+    return GameParts(
+        model=model,
+        queries=run.queries,
+        query_gradients=run.query_gradients,
+        bases=run.bases,
+        sums=sums_of(run, model),
+        factors=factors,
+        damping=DampingConfig(),
+    )
+
+
+def test_sums_by_source_add_up_to_the_corpus(made):
+    run = made({"kind": "random", "rank": 3})
+    found = sums_of(run)
+    assert list(found) == ["s0", "s1", "s2"]
+    corpus, fisher = CorpusStore.open(run.corpus), LayerStore.open(run.curvature)
+    rows = GradientStore.open(run.gradients).rows_of(corpus.contents)
+    for name, ref in found.items():
+        store = LayerStore.open(ref)
+        own = [block for block, source in zip(rows, corpus.column("source").to_pylist(), strict=True) if source == name]
+        gradient = np.concatenate([store.matrix(layer["name"], "gradient") for layer in store.layers])
+        np.testing.assert_allclose(gradient, np.concatenate(own).astype(np.float64).sum(axis=0), rtol=1e-6, atol=1e-6)
+        assert store.attributes["n_examples"] == sum(map(len, own))
+    for layer in fisher.layers:
+        total = sum(LayerStore.open(ref).matrix(layer["name"], "curvature") for ref in found.values())
+        mean = fisher.matrix(layer["name"], "fisher")
+        np.testing.assert_allclose(total / corpus.n_examples, mean, rtol=1e-4, atol=1e-6 * np.abs(mean).max())
+
+
+def test_only_a_new_or_changed_source_is_computed(made, monkeypatch, tmp_path, corpus_file):
+    run = made({"kind": "random", "rank": 2})
+    summed = []
+    whole = curvature_task._source_matrices
+
+    def counted(total, source, *rest):
+        summed.append(source.name)
+        return whole(total, source, *rest)
+
+    monkeypatch.setattr(curvature_task, "_source_matrices", counted)
+    sums_of(run)
+    assert summed == ["s0", "s1", "s2"]
+    sums_of(run)
+    assert summed == ["s0", "s1", "s2"]
+    corpus_file.write_text(
+        corpus_file.read_text() + '{"id": "new", "source": "s9", "text": "Something that is quite new here."}\n'
+    )
+    again = made({"kind": "random", "rank": 2})
+    sums_of(again)
+    assert summed == ["s0", "s1", "s2", "s9"]
+    Withdrawals(again.store).add(sources=["s1"])
+    compact(again.store)
+    left = made({"kind": "random", "rank": 2})
+    found = sums_of(left)
+    assert list(found) == ["s0", "s2", "s9"]
+    assert summed == ["s0", "s1", "s2", "s9"]
+
+
+def test_the_way_to_the_base_is_the_step_of_nobody(made, base):
+    run = made({"kind": "identity"})
+    model = run.model.model_copy(update={"base": base})
+    sums = model_sums(list(sums_of(run, model).values()), run.bases, model, None, DampingConfig())
+    layers = load(model).layers
+    names = [f"{layer.name}.weight" for layer in layers]
+    away = base_displacements(layers, base_weights(model, names))
+    expected = np.concatenate([amount.numpy().ravel() for amount in away])
+    from tasks.coalitions.newton import NewtonSteps
+
+    steps = NewtonSteps(sums.layers, sums.damping)(np.array([[False] * 3, [True] * 3]))
+    np.testing.assert_allclose(steps[0], expected, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(steps[1], 0, atol=1e-8)
+    queries = CorpusStore.open(run.queries)
+    start = AutoModelForCausalLM.from_pretrained(run.model.name)
+    loaded = load(model)
+    before = query_losses(loaded, queries)
+    moved = evaluation(loaded, run.bases, queries)(steps[0])
+    with torch.no_grad():
+        state = dict(start.named_parameters())
+        for layer, amount in zip(layers, away, strict=True):
+            state[f"{layer.name}.weight"].add_(amount)
+        for number in range(queries.n_examples):
+            ids = torch.from_numpy(queries.tokens(number)[None].astype("int64"))
+            n_masked = int(queries.windows["n_masked"][number])
+            chances = start(input_ids=ids).logits[0, :-1].log_softmax(dim=-1)
+            loss = -chances.gather(1, ids[0, 1:, None])[max(n_masked - 1, 0) :].sum()
+            assert moved[number] == pytest.approx(float(loss), rel=1e-4)
+    np.testing.assert_array_equal(query_losses(loaded, queries), before)
+
+
+@pytest.mark.parametrize(
+    "projection", [{"kind": "random", "rank": 3}, {"kind": "pca", "rank": 3}, {"kind": "mask", "rank": 3}]
+)
+def test_coordinates_are_orthonormal(made, projection):
+    run = made(projection)
+    sums = model_sums(list(sums_of(run).values()), run.bases, run.model, 1.0, DampingConfig())
+    (entry, *_) = stored_projections(LayerStore.open(run.bases))
+    weights = torch.randn(entry.n_outputs, entry.n_inputs, generator=torch.Generator().manual_seed(0))
+    stored = projected_weights(entry, weights)
+    from tasks.projection.logra import orthonormal_sides
+
+    outputs, inputs = orthonormal_sides(entry)
+    expected = (outputs @ weights.double() @ inputs.T).numpy().ravel()
+    turn = sums.coordinates[0]
+    np.testing.assert_allclose(stored if turn is None else stored @ turn, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("game", ["interaction", "newton", "path"])
+@pytest.mark.parametrize("with_base", [True, False])
+def test_values_of_games(made, base, game, with_base):
+    run = made({"kind": "identity"})
+    model = run.model.model_copy(update={"base": base if with_base else None})
+    parts, scores = parts_of(run, model), run.scores()
+    config = SourcesConfig(game=game, fallback=False, pull=None if with_base else 1.0)
+    found = CoalitionStore.open(value_sources.fn(run.store, scores, config, parts))
+    table = found.values.to_pandas()
+    assert list(table["query_id"].drop_duplicates()) == ["q0", "q1", "*"]
+    assert set(table["game"]) == {game}
+    by_query = table.pivot(index="query_id", columns="source", values="value")
+    np.testing.assert_allclose(by_query.loc["*"], by_query.loc[["q0", "q1"]].sum(), rtol=1e-9)
+    notes = found.attributes["notes"]
+    if game == "newton":
+        whole = notes["v(all)"] - notes["v(none)"]
+        assert by_query.loc["*"].sum() == pytest.approx(whole, rel=1e-5)
+    assert found.overlap.num_rows == 3
+
+
+def test_no_coalition_is_evaluated_twice(made, base, monkeypatch):
+    run = made({"kind": "pca", "rank": 4})
+    model = run.model.model_copy(update={"base": base})
+    parts, scores = parts_of(run, model), run.scores()
+    asked = []
+    kept = UtilityStore.add
+    monkeypatch.setattr(
+        UtilityStore, "add", lambda self, masks, worth: asked.append(len(masks)) or kept(self, masks, worth)
+    )
+    values = {}
+    for semivalue in ("shapley", "banzhaf", "leave_one_out"):
+        config = SourcesConfig(game="newton", semivalue=semivalue, fallback=False)
+        ref = value_sources.fn(run.store, scores, config, parts)
+        values[semivalue] = CoalitionStore.open(ref).values.to_pandas()["value"]
+    assert sum(asked) == 8
+    assert not values["shapley"].equals(values["banzhaf"])
+    (game,) = StoreFolders(run.store).games.folders()
+    masks, worth = UtilityStore(game).known(3, 2)
+    assert masks.shape == (8, 3)
+    assert np.isfinite(worth).all()
+
+
+def test_an_unreliable_game_falls_back_and_says_so(made, base):
+    run = made({"kind": "random", "rank": 1})
+    model = run.model.model_copy(update={"base": base})
+    parts, scores = parts_of(run, model), run.scores()
+    found = CoalitionStore.open(value_sources.fn(run.store, scores, SourcesConfig(game="newton"), parts))
+    plain = CoalitionStore.open(value_sources.fn(run.store, scores, SourcesConfig()))
+    assert not found.attributes["notes"]["reliable"]
+    assert "newton" in found.attributes["notes"]["fallback"]
+    assert found.values.column("value") == plain.values.column("value")
+    assert set(found.values.to_pandas()["game"]) == {"additive"}
+
+
+def test_what_cannot_be_played_is_said(made, checkpoints):
+    run = made({"kind": "factgrass", "rank": 2})
+    with pytest.raises(InputError, match="factgrass"):
+        model_sums(list(sums_of(run).values()), run.bases, run.model, 1.0, DampingConfig())
+    with pytest.raises(InputError, match="--model.base: not given"):
+        load(run.model, 0.5)
+    other = ModelConfig(name=run.model.name, base=str(checkpoints["gpt2"]))
+    with pytest.raises(InputError, match="has no parameter"):
+        load(other, 0.5)
+    assert coalitions.GAMES == 1
