@@ -28,6 +28,13 @@ CHECKED = [
     "tasks.scoring.tally",
     "tasks.scoring.baselines",
     "tasks.coalitions.additive",
+    "tasks.coalitions.designs",
+    "tasks.coalitions.estimators",
+    "tasks.coalitions.intervals",
+    "tasks.coalitions.reuse",
+    "tasks.coalitions.sampling",
+    "tasks.coalitions.semivalues",
+    "tasks.coalitions.worths",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
