@@ -32,6 +32,13 @@ CHECKED = [
     "tasks.coalitions.overlap",
     "tasks.coalitions.payouts",
     "tasks.coalitions.what_if",
+    "tasks.coalitions.designs",
+    "tasks.coalitions.estimators",
+    "tasks.coalitions.intervals",
+    "tasks.coalitions.reuse",
+    "tasks.coalitions.sampling",
+    "tasks.coalitions.semivalues",
+    "tasks.coalitions.worths",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 

@@ -1,13 +1,17 @@
 """Designs: which coalitions of sources are asked for."""
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+
+from tasks.coalitions.semivalues import size_chances
 
 __all__ = [
     "all_coalitions",
     "antithetic_permutations",
     "leave_one_out",
+    "paired_by_chances",
     "paired_by_size",
+    "paired_chances",
     "prefixes",
     "uniform_coalitions",
 ]
@@ -54,6 +58,33 @@ def paired_by_size(n_players: int, pairs: int, generator: np.random.Generator) -
     sizes = generator.integers(1, n_players, pairs)
     keys = generator.random((pairs, n_players))
     masks = keys.argsort(axis=1).argsort(axis=1) < sizes[:, None]
+    return np.stack([masks, ~masks], axis=1).reshape(2 * pairs, n_players)
+
+
+def paired_chances(weights: Float[np.ndarray, " s"]) -> Float[np.ndarray, " k"]:
+    """Chances of the sizes 1 … n - 1 for estimators that let every coalition count in every player's value.
+
+    r(j) is proportional to the root of the mean over players of a coalition's squared coefficient, which has the least
+    variance were all worths equally spread, averaged with r(n - j) as complements come along. For Shapley it is
+    proportional to 1 / sqrt(j (n - j)).
+
+    Args:
+        weights: of the semivalue (see `size_weights`).
+    """
+    n = len(weights)
+    sizes = np.arange(1, n)
+    chances = size_chances(weights)
+    spread = np.sqrt(chances[:-1] ** 2 / sizes + chances[1:] ** 2 / (n - sizes))
+    return (spread + spread[::-1]) / (2 * spread.sum())
+
+
+def paired_by_chances(
+    n_players: int, pairs: int, chances: Float[np.ndarray, " k"], generator: np.random.Generator
+) -> Bool[np.ndarray, "m s"]:
+    """Coalitions of sizes 1 … n - 1 drawn with these chances, each followed by its complement."""
+    sizes = generator.choice(np.arange(1, n_players), pairs, p=chances)
+    ranks = generator.random((pairs, n_players)).argsort(axis=1).argsort(axis=1)
+    masks = ranks < sizes[:, None]
     return np.stack([masks, ~masks], axis=1).reshape(2 * pairs, n_players)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import betaln, gammaln
 
-__all__ = ["SemivalueName", "coefficients", "exact_semivalues", "size_weights"]
+__all__ = ["SemivalueName", "coefficients", "exact_semivalues", "size_chances", "size_weights"]
 
 SemivalueName = Literal["shapley", "banzhaf", "beta", "leave_one_out"]
 
@@ -58,3 +58,21 @@ def exact_semivalues(
     if len(masks) != 2 ** masks.shape[1]:
         raise ValueError(f"{masks.shape[1]} players have {2 ** masks.shape[1]} coalitions, got {len(masks)}")
     return utilities.T @ coefficients(masks, weights)
+
+
+def size_chances(weights: Float[np.ndarray, " s"]) -> Float[np.ndarray, " s"]:
+    """How much of a semivalue rests on coalitions of k = 0 … n - 1 others: binomial(n - 1, k) w(k).
+
+    Raises:
+        ValueError: they do not add up to 1, as weights of a semivalue do unless more than a thousand players make them
+            too small for float64.
+    """
+    n = len(weights)
+    k = np.arange(n)
+    with np.errstate(divide="ignore"):
+        chances = np.exp(gammaln(n) - gammaln(k + 1) - gammaln(n - k) + np.log(weights))
+    if not np.isclose(chances.sum(), 1.0, rtol=1e-6):
+        raise ValueError(
+            f"a semivalue's weights times binomial(n - 1, k) add up to 1, got {chances.sum()} for {n} players"
+        )
+    return np.asarray(chances)
