@@ -103,6 +103,7 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
         scores=scores,
         values=values,
         further_values=tuple(further),
+        payout=config.sources.payout,
         model_name=config.model.name,
         model_fingerprint=load(config.model).fingerprint,
         timings=dict(seconds),

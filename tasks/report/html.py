@@ -33,6 +33,12 @@ def _bars(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _differs(sources: list[dict[str, Any]]) -> bool:
+    """Whether a payout is not the share, so that it is worth a column of its own."""
+    pairs = [(row.get("payout"), row["share"]) for row in sources]
+    return any(payout is not None and (share is None or abs(payout - share) > 1e-9) for payout, share in pairs)
+
+
 def report_html(title: str, summary: Summary, confidence: float) -> str:
     """The whole page.
 
@@ -44,6 +50,6 @@ def report_html(title: str, summary: Summary, confidence: float) -> str:
     environment = Environment(
         loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(number=number, percent=percent, bars=_bars)
+    environment.filters.update(number=number, percent=percent, bars=_bars, differs=_differs)
     environment.globals["interval"] = interval
     return environment.get_template("report.html").render(title=title, summary=summary, confidence=confidence)

@@ -42,6 +42,8 @@ class Summary:
         sources: values for all queries together, largest first, of the first grouping's finest level.
         most, least: passages for all queries together.
         facts: label → value, how large the corpus is and how the run was made.
+        clipped: negative values that count as zero in shares, over the positive total of all queries together; None
+            where it is not known.
         groups: the same as `sources` of every other level and grouping, by a title.
     """
 
@@ -50,6 +52,7 @@ class Summary:
     most: list[dict[str, Any]]
     least: list[dict[str, Any]]
     facts: dict[str, str] = field(default_factory=dict)
+    clipped: float | None = None
     groups: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
@@ -66,13 +69,14 @@ def summary(queries: CorpusStore, scores: ScoreStore, values: pd.DataFrame, fact
     Args:
         queries: their texts.
         scores: their passages.
-        values: rows of VALUES; the first row's grouping and level are those of the sources.
+        values: rows of VALUES with `payout` and `clipped`; the first row's grouping and level are those of the sources.
         facts: how the run was made.
     """
     passages = scores.passages.to_pandas()
     tables = dict(iter(values.groupby(["grouping", "level"], sort=False)))
     ordered = {key: rows.sort_values("value", ascending=False, kind="stable") for key, rows in tables.items()}
     first, *others = ordered
+    whole = _records(ordered[first][ordered[first]["query_id"] == ALL_QUERIES])
 
     def most(query_id: str) -> list[dict[str, Any]]:
         return _records(passages[(passages["query_id"] == query_id) & (passages["rank"] > 0)])
@@ -95,10 +99,11 @@ def summary(queries: CorpusStore, scores: ScoreStore, values: pd.DataFrame, fact
             )
             for row in queries.documents()
         ],
-        sources=sources(ALL_QUERIES),
+        sources=whole,
         most=most(ALL_QUERIES),
         least=least(ALL_QUERIES),
         facts=facts,
+        clipped=whole[0]["clipped"],
         groups={level_title(*key): _records(ordered[key][ordered[key]["query_id"] == ALL_QUERIES]) for key in others},
     )
 

@@ -20,11 +20,14 @@ from storage.corpus import CorpusStore
 from storage.errors import DataworthError
 from storage.manifest import replace_file, staging_folder
 from storage.ref import StoreRef
-from storage.schema import ALL_QUERIES
+from storage.schema import ALL_QUERIES, VALUES
 from storage.scores import ScoreStore
+from tasks.coalitions.config import PayoutConfig
+from tasks.coalitions.published import published
 from tasks.progress import run_logger
 from tasks.report.config import TrackingConfig
 from tasks.report.html import report_html
+from tasks.report.numbers import percent
 from tasks.report.summary import Summary, markdown_table, summary
 from tasks.report.tables import safe_csv
 from tasks.report.tracking import LoggedRun, TrackedValuation, flat, log_run, metric_name
@@ -45,6 +48,7 @@ class ValuationParts(BaseModel):
         parameters: the whole configuration, as JSON.
         corpus, queries, gradients, scores, values: the stores.
         further_values: of the same sources grouped in other ways.
+        payout: from values to payouts, and what is published of small sources.
         curvature: None for `none`.
         model_name: as given.
         model_fingerprint: of the weights.
@@ -64,6 +68,7 @@ class ValuationParts(BaseModel):
     scores: StoreRef
     values: StoreRef
     further_values: tuple[StoreRef, ...] = ()
+    payout: PayoutConfig = PayoutConfig()
     model_name: str
     model_fingerprint: str
     timings: dict[str, float]
@@ -89,9 +94,9 @@ def valuation_summary(parts: ValuationParts) -> Summary:
 
 
 def _values(parts: ValuationParts) -> pd.DataFrame:
-    """Rows of VALUES of every grouping and level."""
+    """What is published of the values of every grouping and level: see `published`."""
     refs = (parts.values, *parts.further_values)
-    return pa.concat_tables([CoalitionStore.open(ref).values for ref in refs]).to_pandas()
+    return published(pa.concat_tables([CoalitionStore.open(ref).values for ref in refs]).to_pandas(), parts.payout)
 
 
 def _versions() -> dict[str, str]:
@@ -106,7 +111,7 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
     """
     folder = Path(results)
     with staging_folder(folder) as staging:
-        values = _values(parts)
+        values = _values(parts)[VALUES.names]
         values.to_parquet(staging / "sources.parquet", index=False)
         (staging / "sources.csv").write_text(safe_csv(values), encoding="utf-8")
         scores = ScoreStore.open(parts.scores)
@@ -115,7 +120,9 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         if scores.layer_scores is not None:
             by_layer = scores.layer_scores.to_pandas()
             by_layer[by_layer["rank"] > 0].to_parquet(staging / "layers.parquet", index=False)
-        page = report_html(parts.title, valuation_summary(parts), confidence)
+        gathered = valuation_summary(parts)
+        run_logger().info("clipped mass, all queries together: %s", percent(gathered.clipped) or "unknown")
+        page = report_html(parts.title, gathered, confidence)
         (staging / "report.html").write_text(page, encoding="utf-8")
         if scores.matrix_path is not None:
             scores.matrix_path.copy_to(staging / "scores.zarr")
@@ -191,7 +198,7 @@ def log_valuation(results: str, parts: ValuationParts, tracking: TrackingConfig)
         note=f"Prefect flow run: {prefect_link}\n\nReport: `report.html`\n\n{table}",
         files=tuple(folder / name for name in ("report.html", "sources.csv", "sources.parquet", "documents.parquet")),
         tables={
-            "sources": _columns(_values(parts), ALL_QUERIES),
+            "sources": _columns(_values(parts)[VALUES.names], ALL_QUERIES),
             "documents": _columns(ScoreStore.open(parts.scores).passages.to_pandas(), None),
         },
     )

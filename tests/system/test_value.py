@@ -80,15 +80,8 @@ def test_sources_are_grouped_in_several_ways(dataworth, checkpoints, corpus_file
         row["publisher"] = "pq"[number % 2]
     corpus_file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     given = ("--model", checkpoints["neox"], "--corpus", corpus_file, "--queries", queries_file, *OPTIONS)
-    given += (
-        "--store",
-        tmp_path / "store",
-        "--results",
-        tmp_path / "out",
-        "--sources.by",
-        "publisher>source",
-        "source",
-    )
+    given += ("--store", tmp_path / "store", "--results", tmp_path / "out")
+    given += ("--sources.by", "publisher>source", "source", "--sources.payout.rule", "tokens")
     result = dataworth("value", *given)
     assert result.returncode == 0, result.stderr
     assert all(title in result.stdout for title in ("publisher > source", "p > s0"))
@@ -103,6 +96,8 @@ def test_sources_are_grouped_in_several_ways(dataworth, checkpoints, corpus_file
     for name, value in names.items():
         assert value == pytest.approx(nested[nested.index.str.endswith(f" > {name}")].sum(), rel=1e-5)
     page = (tmp_path / "out" / "report.html").read_text()
+    assert "<th>payout</th>" in page
+    assert "clipped mass, all queries together" in result.stderr
     assert "By publisher<" in page
     assert "By source<" in page
 

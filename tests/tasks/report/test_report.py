@@ -119,3 +119,15 @@ def test_numbers_as_people_read_them():
 
 def test_parameters_are_flat_text():
     assert flat({"a": {"b": 1, "c": ["x", "y"]}, "d": None}) == {"a.b": "1", "a.c": "x, y", "d": "None"}
+
+
+def test_a_payout_is_shown_where_it_is_not_the_share():
+    def page(payout, clipped=None):
+        rows = [{**source("a", 2.0, 1.0, 3.0, 1.0), "payout": payout}]
+        return report_html("t", Summary([], rows, [], [], clipped=clipped), 0.95)
+
+    assert "payout</th>" not in page(1.0)
+    assert "<th>payout</th>" in page(0.875)
+    assert "<td>87.5%</td>" in page(0.875)
+    assert "Clipped mass" not in page(1.0)
+    assert "Clipped mass: 12.5% of the positive total" in page(1.0, 0.125)
