@@ -23,7 +23,7 @@ __all__ = ["EstimatorName", "Sampled", "sampled", "widest_interval"]
 
 EstimatorName = Literal["auto", "permutation", "regression", "sample_reuse", "adjusted_reuse"]
 MOST_ENUMERATED = 16
-# Fewer pairs of orders do not tell how far apart they are; ten coalitions a player are enough for adjusted_reuse to fit.
+# Fewer pairs of orders do not tell their spread; ten coalitions a player are enough for adjusted_reuse to fit.
 PILOT_PAIRS, PILOT_MOST = 4, 10
 ESTIMATORS = {
     "permutation": permutation,
