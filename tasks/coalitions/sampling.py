@@ -23,7 +23,7 @@ __all__ = ["EstimatorName", "Sampled", "sampled", "widest_interval"]
 
 EstimatorName = Literal["auto", "permutation", "regression", "sample_reuse", "adjusted_reuse"]
 MOST_ENUMERATED = 16
-# Fewer pairs of orders do not tell how far apart they are; more than this many coalitions a player settle little.
+# Fewer pairs of orders do not tell their spread; ten coalitions a player are enough for adjusted_reuse to fit.
 PILOT_PAIRS, PILOT_MOST = 4, 10
 ESTIMATORS = {
     "permutation": permutation,
@@ -132,9 +132,9 @@ def _relative_error(estimate: Estimate) -> float:
 def _choice(search: _Search) -> tuple[str, str]:
     """The estimator with the smallest standard error over a pilot of equal cost, and the reason in a sentence."""
     n = len(search.weights)
-    pairs = max(PILOT_PAIRS, min(search.budget // 4, PILOT_MOST * n) // search.orders.unit)
+    pairs = max(PILOT_PAIRS, min(search.budget // 3, PILOT_MOST * n) // search.orders.unit)
     cost = pairs * search.orders.unit
-    if 4 * cost > search.budget:
+    if 3 * cost > search.budget:
         return "adjusted_reuse", f"adjusted_reuse, as a budget of {search.budget} coalitions leaves no room for a pilot"
     search.orders.grow(pairs)
     search.pairs.grow(cost // search.pairs.unit)
