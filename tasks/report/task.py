@@ -87,10 +87,21 @@ def valuation_summary(parts: ValuationParts) -> Summary:
         "store": parts.gradients.location,
         "Prefect flow run": parts.prefect_run,
         **{key: value for key, value in settings.items() if not key.startswith(("model.name", "store"))},
+        **{f"game: {name}": _said(value) for name, value in _notes(parts).items()},
         **{f"seconds: {step}": f"{seconds:.1f}" for step, seconds in parts.timings.items()},
         **{f"version: {name}": number for name, number in _versions().items()},
     }
     return summary(CorpusStore.open(parts.queries), ScoreStore.open(parts.scores), _values(parts), facts)
+
+
+def _notes(parts: ValuationParts) -> dict[str, Any]:
+    """What is to be known beside the values: the worth of everybody and of nobody, damping, checks."""
+    found: dict[str, Any] = CoalitionStore.open(parts.values).attributes.get("notes", {})
+    return found
+
+
+def _said(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _values(parts: ValuationParts) -> pd.DataFrame:
@@ -122,13 +133,17 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
             by_layer[by_layer["rank"] > 0].to_parquet(staging / "layers.parquet", index=False)
         gathered = valuation_summary(parts)
         run_logger().info("clipped mass, all queries together: %s", percent(gathered.clipped) or "unknown")
+        overlap = CoalitionStore.open(parts.values).overlap
+        if overlap is not None:
+            overlap.to_pandas().to_parquet(staging / "overlap.parquet", index=False)
         page = report_html(parts.title, gathered, confidence)
         (staging / "report.html").write_text(page, encoding="utf-8")
         if scores.matrix_path is not None:
             scores.matrix_path.copy_to(staging / "scores.zarr")
         (folder / "valuation.json").unlink(missing_ok=True)
         shutil.rmtree(folder / "scores.zarr", ignore_errors=True)
-        (folder / "layers.parquet").unlink(missing_ok=True)
+        for name in ("layers.parquet", "overlap.parquet"):
+            (folder / name).unlink(missing_ok=True)
         for path in sorted(staging.iterdir()):
             os.replace(path, folder / path.name)
     _write_valuation(folder, parts, None)
@@ -149,6 +164,7 @@ def _write_valuation(folder: Path, parts: ValuationParts, logged: LoggedRun | No
         },
         "stores": {"gradients": parts.gradients.location, "scores": parts.scores.location},
         "parameters": parts.parameters,
+        "game": _notes(parts),
         "versions": _versions(),
         "seconds": parts.timings,
         "prefect": {"flow_run_id": parts.prefect_run, "url": parts.prefect_url},
