@@ -66,7 +66,8 @@ class CoalitionStore(Store):
 class UtilityStore(Store):
     """The worth of coalitions in one game, which grows: no coalition is evaluated twice.
 
-    Every addition is a file of its own that is there as a whole or not at all, so that several runs may add.
+    Every addition is a file of its own, named by the SHA-256 of its bytes, that is there as a whole or not at all, so
+    that several runs may add.
 
     Raises:
         StoreIncompleteError: the folder holds no store.
@@ -101,5 +102,5 @@ class UtilityStore(Store):
         table = pa.Table.from_pydict({"coalition": coalitions, "worth": worth.tolist()}, UTILITIES)
         buffer = BytesIO()
         pq.write_table(table, buffer, write_page_checksum=True)
-        name = hashlib.sha256(b"".join(coalitions)).hexdigest()[:32]
-        (self.path / f"{name}.parquet").write_whole(buffer.getvalue())
+        content = buffer.getvalue()
+        (self.path / f"{hashlib.sha256(content).hexdigest()}.parquet").write_whole(content)

@@ -190,7 +190,8 @@ class LocalLocation(PosixPath, Location):
     def mapped(self) -> np.ndarray:
         try:
             # Copy on write: nothing reaches the file, and libraries that ask for a writable array take it.
-            return np.memmap(self, np.uint8, mode="c")
+            # As a plain array: slices of a memmap object cost far more than those of an array.
+            return np.asarray(np.memmap(self, np.uint8, mode="c"))
         except ValueError:  # an empty file cannot be mapped
             return np.empty(0, np.uint8)
 

@@ -6,6 +6,7 @@ renamed as a whole, or uploaded.
 """
 
 import glob
+import hashlib
 import json
 import os
 import platform
@@ -38,8 +39,13 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Declare a store whole; `content` must be JSON-serialisable."""
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=1, sort_keys=True)
+    """Declare a store whole; `content` must be JSON-serialisable.
+
+    Tables that are there get a checksum: Parquet's own cover the data of a page, not its header nor the footer.
+    """
+    tables = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.parquet"))}
+    whole = {"schema_version": SCHEMA_VERSION, **content, **({"tables": tables} if tables else {})}
+    text = json.dumps(whole, indent=1, sort_keys=True)
     replace_file(folder / MANIFEST, text.encode())
 
 

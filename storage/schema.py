@@ -1,5 +1,6 @@
 """The bytes on disk, described in one place.
 
+manifest.json                of every store: it counts once this is there; `tables` has the SHA-256 of each Parquet file
 withdrawals.jsonl            one line a withdrawn source or document: what, name, date
 corpora/<fingerprint>/       a CorpusStore, written once
     documents.parquet        one row a document: DOCUMENTS; where further fields are kept, also FIELDS
@@ -23,7 +24,7 @@ values/<fingerprint>/        a CoalitionStore, written once
     overlap.parquet          optional: which sources stand in for each other: OVERLAP
     manifest.json            `attributes` hold what is printed beside the values
 games/<fingerprint>/         a UtilityStore, grows by files that never change
-    <hash>.parquet           worth of some coalitions: UTILITIES
+    <sha-256>.parquet        worth of some coalitions: UTILITIES
     manifest.json
 .<name>.lock                 beside a folder or file: the lock of its one writer
 gradients/<fingerprint>/     a GradientStore, grows by segments

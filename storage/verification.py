@@ -15,6 +15,7 @@ from storage.errors import StoreBusyError, StoreDamagedError, StoreError, StoreU
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import Location, Place, StoreFolders
+from storage.manifest import read_manifest
 from storage.schema import NO_CLASS, TOKEN_DTYPE
 from storage.segments import Segment
 
@@ -75,8 +76,15 @@ def _checked(what: str, path: Location, read: Callable[[Location], None]) -> Che
 
 
 def _read_tables(path: Location) -> None:
+    """Every byte of the tables, by the checksums of the manifest; tables added later bear theirs as a name."""
+    known = dict(read_manifest(path).get("tables", {}))
     for name in path.files():
         if name.endswith(".parquet"):
+            digest = hashlib.sha256((path / name).read_bytes()).hexdigest()
+            stem = name.removesuffix(".parquet")
+            expected = known.get(name, stem if len(stem) == len(digest) else digest)  # early stores have none
+            if digest != expected:
+                raise StoreDamagedError(f"{path / name}: its bytes changed: remove {path} and run again")
             pq.read_table((path / name).table_source(), page_checksum_verification=True)
 
 

@@ -166,7 +166,8 @@ def regression(
         ValueError: another semivalue, or masks of another design.
 
     Source: Musco & Witter 2025 (arXiv 2410.01917), who draw sizes evenly: leverage scores. With the chances here
-        errors were from 9 % lower to 3 % higher, and sample reuse can share the coalitions. Covert & Lee 2021 (arXiv 2012.01536).
+        errors were from 9 % lower to 3 % higher, and sample reuse can share the coalitions. Covert & Lee 2021
+        (arXiv 2012.01536).
     """
     if not is_shapley(weights):
         raise ValueError("regression gives Shapley values; for another semivalue take permutation or sample_reuse")

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 __all__ = ["Preconditioned", "Whitening", "Whitenings", "document_sums", "self_influence", "window_scores"]
 
-PIECE_ROWS = 1024
+PIECE_ROWS = 512
 TORCH_ENTRIES = 2**20
 _THREAD = threading.local()
 
@@ -56,13 +56,13 @@ def self_influence(rows: Float[np.ndarray, "n c"], whitening: Whitenings) -> Flo
 
 
 def _product(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(q, n) float32 products of queries with rows of any float type, as float64.
+    """(q, n) float32 products of queries with rows of any float type.
 
     Large blocks go through torch, which converts float16 five times as fast as numpy, piece by piece, so that a piece
     is still in the processor's cache when it is multiplied. A worker that sees none of them never loads torch.
     """
     if rows.size < TORCH_ENTRIES:
-        return (queries @ rows.astype(np.float32).T).astype(np.float64)
+        return queries @ rows.astype(np.float32).T
     import torch
 
     room = getattr(_THREAD, "room", None)
@@ -71,7 +71,7 @@ def _product(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         room = _THREAD.room = torch.empty(PIECE_ROWS, rows.shape[1])
     # The library's kernels round differently at different addresses, and what a worker received may lie anywhere.
     ready = torch.empty(queries.shape).copy_(torch.from_numpy(queries))
-    found = torch.empty(len(queries), len(rows), dtype=torch.float64)
+    found = torch.empty(len(queries), len(rows))
     for first in range(0, len(rows), PIECE_ROWS):
         piece = torch.from_numpy(rows[first : first + PIECE_ROWS])
         found[:, first : first + len(piece)] = torch.mm(ready, room[: len(piece)].copy_(piece).T)
@@ -80,20 +80,20 @@ def _product(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def window_scores(rows: Float[np.ndarray, "n c"], preconditioned: Preconditioned) -> Float[np.ndarray, "q n"]:
-    """Influence of each row on each query: g(q)^T (H + lambda I)^-1 g(z), float64 values of float32 products.
+    """Influence of each row on each query: g(q)^T (H + lambda I)^-1 g(z), float32 products.
 
     Positive means that training on z lowered q's loss. With whitening, divided by the square root of the row's
-    self-influence (l-RelatIF: Barshan et al. 2020, arXiv 2003.11630); a row of zeros scores 0.
+    self-influence (l-RelatIF: Barshan et al. 2020, arXiv 2003.11630), float64; a row of zeros scores 0.
     """
     scores = _product(preconditioned.queries, rows)
     if preconditioned.whitening is None:
         return scores
     norms = np.sqrt(self_influence(rows, preconditioned.whitening))
-    return np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0)
+    return np.divide(scores, norms, out=np.zeros(scores.shape), where=norms > 0)
 
 
 def document_sums(scores: Float[np.ndarray, "q n"], first_rows: Int[np.ndarray, " d"]) -> Float[np.ndarray, "q d"]:
-    """Sums over consecutive rows that belong together.
+    """Sums over consecutive rows that belong together, float64; the scores themselves where each is alone.
 
     Args:
         scores: (q, n).
@@ -103,4 +103,4 @@ def document_sums(scores: Float[np.ndarray, "q n"], first_rows: Int[np.ndarray, 
         return np.zeros((len(scores), 0))
     if len(first_rows) == scores.shape[1]:
         return scores
-    return np.add.reduceat(scores, first_rows, axis=1)
+    return np.add.reduceat(scores, first_rows, axis=1, dtype=np.float64)

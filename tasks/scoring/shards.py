@@ -98,7 +98,7 @@ def score_shard(
         tally = block_tally(block, documents, sources[documents], n_sources, k, floors)
     return ShardScores(
         tally=tally,
-        partial={work.first_content + int(position): sums[:, position] for position in split},
+        partial={work.first_content + int(position): sums[:, position].astype(np.float64) for position in split},
         block=block if keep_block else None,
         documents=documents,
     )

@@ -60,7 +60,7 @@ def ranking(
 
     Args:
         scores: NaN marks a place without a document.
-        documents: the numbers, -1 where there is none.
+        documents: the numbers, -1 where there is none, with a score of NaN.
         k: how many are kept.
         descending: best is largest; else smallest.
         floor: what k documents elsewhere have reached already: worse ones are not kept. NaN where there is none.
@@ -72,11 +72,14 @@ def ranking(
         return Ranking(kept, values)
     # In terms of scores: what is worse than the limit is not kept.
     limit = np.full(n_queries, np.nan) if floor is None else floor
+    if scores.dtype == np.float32:
+        # Compared in the scores' own type, a hair below the floor: what is kept in vain falls when tallies are merged.
+        limit = np.nextafter(limit.astype(np.float32), np.float32(-np.inf if descending else np.inf))
     reaches = np.greater_equal if descending else np.less_equal
     best = (np.fmax if descending else np.fmin).reduce(scores, axis=1)
     # Where a pass is under way, few queries have a document here that is still among their best.
     rows = np.flatnonzero(reaches(best, limit) | np.isnan(limit))
-    scores, documents, limit = scores[rows], documents[rows], limit[rows]
+    scores, limit = scores[rows], limit[rows]
     unlimited = np.flatnonzero(np.isnan(limit))
     if n > k and len(unlimited):
         # Everything at least as good as the k-th: few enough to sort, and no tie is cut off by chance. NaN sorts last.
@@ -84,13 +87,13 @@ def ranking(
         kth = np.partition(keys, k - 1, axis=1)[:, k - 1]
         limit[unlimited] = -kth if descending else kth
     limit = np.where(np.isnan(limit), -np.inf if descending else np.inf, limit)
-    queries, places = np.divmod(np.flatnonzero(reaches(scores, limit[:, None]) & (documents >= 0)), n)
+    queries, places = np.divmod(np.flatnonzero(reaches(scores, limit[:, None])), n)  # NaN reaches nothing
     keys = -scores[queries, places] if descending else scores[queries, places]
-    order = np.lexsort((documents[queries, places], keys, queries))
+    order = np.lexsort((documents[rows[queries], places], keys, queries))
     queries, places = queries[order], places[order]
     ranks = np.arange(len(queries)) - np.searchsorted(queries, queries)
     queries, places, ranks = queries[ranks < k], places[ranks < k], ranks[ranks < k]
-    kept[rows[queries], ranks] = documents[queries, places]
+    kept[rows[queries], ranks] = documents[rows[queries], places]
     values[rows[queries], ranks] = scores[queries, places]
     return Ranking(kept, values)
 
@@ -131,13 +134,15 @@ def _by_source(scores: np.ndarray, sources: np.ndarray, n_sources: int) -> tuple
     Large blocks go through torch, which is twice as fast and lets other threads work meanwhile.
     """
     if scores.size < TORCH_ENTRIES:
+        scores = scores.astype(np.float64)
         pairs = [(np.bincount(sources, row, n_sources), np.bincount(sources, row * row, n_sources)) for row in scores]
         return np.stack([one for one, _ in pairs]), np.stack([two for _, two in pairs])
     import torch
 
-    values, places = torch.from_numpy(scores), torch.from_numpy(sources)
+    values, places = torch.from_numpy(scores).double(), torch.from_numpy(sources)
     total = torch.zeros(len(scores), n_sources, dtype=torch.float64)
-    return total.index_add(1, places, values).numpy(), total.index_add(1, places, values * values).numpy()
+    sums = total.index_add(1, places, values)
+    return sums.numpy(), total.index_add_(1, places, values.square_()).numpy()
 
 
 def floors(tally: Tally) -> Floors:

@@ -23,7 +23,7 @@ from tasks.coalitions.semivalues import exact_semivalues, size_weights
 __all__ = ["COPIES", "MASKS", "NAMES", "Digits", "Network", "agreement", "digits", "shapley", "trained"]
 
 NAMES = ("copy", "copied", "noisy", "tiny", "irrelevant", "alone", "ordinary", "another")
-COPIES = [0, 1]
+COPIES = (0, 1)
 MASKS = all_coalitions(len(NAMES))
 N_CLASSES = 10
 ALONE = 9
@@ -195,13 +195,13 @@ def shapley(worth: np.ndarray) -> np.ndarray:
     return exact_semivalues(MASKS, worth[:, None], size_weights(len(NAMES), "shapley"))[0]
 
 
-def agreement(values: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def agreement(values: np.ndarray, truth: np.ndarray, copies: Sequence[int] = COPIES) -> dict[str, float]:
     """Rank correlation, total variation of shares, relative error, and what the copies get together."""
     one, two = shares(values[None])[0], shares(truth[None])[0]
     return {
         "spearman": round(float(spearmanr(values, truth).statistic), 3),
         "share error": round(float(np.abs(one - two).sum() / 2), 3),
         "relative error": round(float(np.linalg.norm(values - truth) / np.linalg.norm(truth)), 3),
-        "copies together": round(float(one[COPIES].sum()), 3),
-        "copies, truth": round(float(two[COPIES].sum()), 3),
+        "copies together": round(float(one[list(copies)].sum()), 3),
+        "copies, truth": round(float(two[list(copies)].sum()), 3),
     }

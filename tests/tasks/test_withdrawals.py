@@ -149,22 +149,24 @@ def test_one_flipped_byte_in_any_shard_is_named_and_repaired_alone(run, tmp_path
     ("victim", "told"),
     [
         ("corpora/*/tokens.bin", "the tokens of document"),
-        ("corpora/*/documents.parquet", "cannot be read"),
+        ("corpora/*/documents.parquet", "its bytes changed"),
         ("layers/*/layer_0000/*/c/0/0", "is damaged"),
-        ("scores/*/passages.parquet", "cannot be read"),
-        ("values/*/values.parquet", "cannot be read"),
+        ("scores/*/passages.parquet", "its bytes changed"),
+        ("values/*/values.parquet", "its bytes changed"),
     ],
 )
 def test_damage_anywhere_is_named(run, tmp_path, victim, told):
     run()
     path = min((tmp_path / "store").glob(victim))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 16
-    path.write_bytes(content)
-    damaged = [entry for entry in verified(tmp_path / "store") if entry.damage]
-    assert len(damaged) == 1
-    assert told in damaged[0].damage
-    assert str(path).split("/store/")[1].split("/")[1] in damaged[0].what
+    whole = path.read_bytes()
+    for place in (len(whole) - 1 - len(whole) // 50, len(whole) // 3):
+        content = bytearray(whole)
+        content[place] ^= 16
+        path.write_bytes(content)
+        damaged = [entry for entry in verified(tmp_path / "store") if entry.damage]
+        assert len(damaged) == 1
+        assert told in damaged[0].damage
+        assert str(path).split("/store/")[1].split("/")[1] in damaged[0].what
 
 
 def test_the_commands(tmp_path, run, monkeypatch, capsys):
