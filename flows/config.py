@@ -1,6 +1,6 @@
 """The configuration of a run, composed of the rooms' own. One for every door: files, command line, form, MLflow."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.groupings import SOURCE, grouping_fields
@@ -41,6 +41,16 @@ class ValueConfig(CorpusRunConfig):
     sources: SourcesConfig = Field(default_factory=SourcesConfig, description="Values of sources.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster.")
+
+    @model_validator(mode="after")
+    def _playable(self) -> "ValueConfig":
+        narrowed = self.scoring.sources or self.scoring.without_sources or self.scoring.layers
+        if self.sources.game != "additive" and narrowed:
+            raise ValueError(
+                f"the game {self.sources.game} is over all sources and layers: leave --scoring.sources, "
+                "--scoring.without_sources and --scoring.layers out, or pass --game additive"
+            )
+        return self
 
     def with_fields(self) -> "ValueConfig":
         """The same, with every field that `sources.by` names among those the corpus keeps."""

@@ -137,6 +137,8 @@ def validated(kind: type[Config], content: Mapping[str, Any]) -> Config:
                 sentences.append(f"{' and '.join(nested) or option} is required")
             elif problem["type"] == "extra_forbidden":
                 sentences.append(f"{name}: no such option")
+            elif isinstance(problem["input"], Mapping):  # several fields that do not go together
+                sentences.append(problem["msg"].removeprefix("Value error, "))
             else:
                 sentences.append(f"{option}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}")
         raise InputError("; ".join(dict.fromkeys(sentences))) from None

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.coalitions.groupings import SOURCE, grouping_fields
 from tasks.configuration import Configuration
@@ -73,3 +73,9 @@ class SourcesConfig(Configuration):
     @classmethod
     def _groupings(cls, by: list[str]) -> list[str]:
         return list(dict.fromkeys(">".join(grouping_fields(grouping)) for grouping in by))
+
+    @model_validator(mode="after")
+    def _playable(self) -> "SourcesConfig":
+        if self.game == "path" and self.semivalue != "shapley":
+            raise ValueError("path values are averages along a path, not a semivalue: leave --sources.semivalue out")
+        return self

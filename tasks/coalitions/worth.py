@@ -190,6 +190,6 @@ def in_order(found: Mapping[str, StoreRef], names: Sequence[str]) -> list[StoreR
     missing = [name for name in names if name not in found]
     if missing:
         raise InputError(
-            f"source {missing[0]!r} has no document that can be valued: leave it out, or pass --sources additive"
+            f"source {missing[0]!r} has no document that can be valued: leave it out, or pass --game additive"
         )
     return [found[name] for name in names]

@@ -162,7 +162,7 @@ def fit_source_sums(
     if any(wide(layer) for layer in basis_store.layers):
         raise InputError(
             f"a layer keeps more than {MOST_COLUMNS} columns, too many for a curvature of every source: lower "
-            "--projection.rank, or pass --sources additive"
+            "--projection.rank, or pass --game additive"
         )
     halfway = 0.0 if model.base is None else HALFWAY
     loaded = load(model, halfway)

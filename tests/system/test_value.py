@@ -11,8 +11,10 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import zarr
 from mlflow.tracking import MlflowClient
+from transformers import AutoModelForCausalLM
 
 from tests.reference.checkpoints import TEXTS
 
@@ -127,6 +129,34 @@ def _check_mlflow_and_prefect(out: Path, sources: pd.DataFrame, prefect_server: 
     assert flow_run["state"]["name"] == "Completed"
     tasks = httpx.post(f"{prefect_server}/task_runs/filter", json=made_here).json()
     assert {"gradients of the queries", "value the sources (additive)", "log to MLflow"} <= {t["name"] for t in tasks}
+
+
+def test_a_game_in_which_copies_share(dataworth, checkpoints, corpus_file, queries_file, tmp_path):
+    """From the command line to the files: values, what is known beside them, overlaps; a second run evaluates none."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoints["llama"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.97)
+    model.save_pretrained(tmp_path / "base")
+    given = ("--model", checkpoints["llama"], "--model.base", tmp_path / "base", "--corpus", corpus_file)
+    given += ("--queries", queries_file, "--store", tmp_path / "store", "--corpus.max_length", "32")
+    given += ("--projection", "pca", "--projection.rank", "8", "--game", "newton", "--no-sources.fallback")
+    first = dataworth("value", *given, "--results", tmp_path / "out")
+    assert first.returncode == 0, first.stderr
+    assert "without single sources, predicted changes miss the measured ones by" in first.stderr
+    sources = pd.read_parquet(tmp_path / "out" / "sources.parquet")
+    assert set(sources["game"]) == {"newton"}
+    notes = json.loads((tmp_path / "out" / "valuation.json").read_text())["game"]
+    assert (notes["ended by"], notes["utility"], notes["coalitions evaluated now"]) == ("exact", "evaluated", 8)
+    whole = sources[sources["query_id"] == "*"]
+    assert whole["value"].sum() == pytest.approx(notes["v(all)"] - notes["v(none)"], rel=1e-4)
+    assert len(pd.read_parquet(tmp_path / "out" / "overlap.parquet")) == 3
+    assert "game: v(none), measured" in (tmp_path / "out" / "report.html").read_text()
+    again = dataworth("value", *given, "--sources.semivalue", "banzhaf", "--results", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    assert "sums of 0 of 3 sources to compute" in again.stderr
+    notes = json.loads((tmp_path / "again" / "valuation.json").read_text())["game"]
+    assert notes["coalitions evaluated now"] == 0
 
 
 def sentence(result) -> str:
