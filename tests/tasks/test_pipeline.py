@@ -148,7 +148,7 @@ def test_pca_bases_are_the_leading_eigenvectors(tmp_path, checkpoints, corpus_fi
 
 def test_a_killed_fit_goes_on_from_what_it_kept(tmp_path, checkpoints, corpus_file, queries_file, monkeypatch):
     """Interrupted after three batches, with what it had kept: the same matrices, each batch computed once."""
-    from tasks.curvature import task as module
+    from tasks.curvature import fitting as module
 
     def fitted(store, kind, stop_after=None):
         passes, real = [], module.backward_passes
@@ -394,7 +394,7 @@ def test_layers_too_wide_for_a_dense_fisher_get_one_of_low_rank(
     tmp_path, checkpoints, corpus_file, queries_file, monkeypatch
 ):
     """At a rank that holds the whole Fisher: the scores of the dense computation; interrupted, it goes on."""
-    monkeypatch.setattr("tasks.curvature.task.MOST_COLUMNS", 8)
+    monkeypatch.setattr("tasks.curvature.fitting.MOST_COLUMNS", 8)
     curvature = CurvatureConfig(labels="empirical", low_rank=25, damping=DampingConfig(rule="absolute", value=0.5))
     projection = {"kind": "random", "rank": 5}
     pipeline = Pipeline(tmp_path, checkpoints["llama"], corpus_file, queries_file, projection, curvature)
