@@ -20,6 +20,7 @@ EVIL = "<script>alert(1)</script> \"&' | [x](http://x) `y` {{ 7 * 7 }}"
 def source(name, value, low, high, share=0.5):
     return {
         "source": name, "value": value, "low": low, "high": high, "share": share, "n_documents": 3, "n_tokens": 1234,
+        "game": "additive",
     }  # fmt: skip
 
 
