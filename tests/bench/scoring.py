@@ -36,7 +36,7 @@ SHARDS = 256  # of 8 MB
 SOURCES = 50
 QUERIES = 64
 TOP_K = 20
-ROUNDS = 5
+ROUNDS = 15
 THREADS = os.cpu_count() or 1
 
 
