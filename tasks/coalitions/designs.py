@@ -10,10 +10,8 @@ __all__ = [
     "antithetic_permutations",
     "leave_one_out",
     "paired_by_chances",
-    "paired_by_size",
     "paired_chances",
     "prefixes",
-    "uniform_coalitions",
 ]
 
 
@@ -49,18 +47,6 @@ def prefixes(orders: np.ndarray) -> Bool[np.ndarray, "m s"]:
     return np.concatenate([_prefixes(order) for order in orders.reshape(-1, orders.shape[-1])])
 
 
-def paired_by_size(n_players: int, pairs: int, generator: np.random.Generator) -> Bool[np.ndarray, "m s"]:
-    """Coalitions of sizes drawn evenly from 1 to n - 1, each followed by its complement.
-
-    Evenly in size is the distribution of leverage scores of Shapley's regression: Musco & Witter 2025
-    (arXiv 2410.01917), theorem 3.
-    """
-    sizes = generator.integers(1, n_players, pairs)
-    keys = generator.random((pairs, n_players))
-    masks = keys.argsort(axis=1).argsort(axis=1) < sizes[:, None]
-    return np.stack([masks, ~masks], axis=1).reshape(2 * pairs, n_players)
-
-
 def paired_chances(weights: Float[np.ndarray, " s"]) -> Float[np.ndarray, " k"]:
     """Chances of the sizes 1 … n - 1 for estimators that let every coalition count in every player's value.
 
@@ -85,10 +71,4 @@ def paired_by_chances(
     sizes = generator.choice(np.arange(1, n_players), pairs, p=chances)
     ranks = generator.random((pairs, n_players)).argsort(axis=1).argsort(axis=1)
     masks = ranks < sizes[:, None]
-    return np.stack([masks, ~masks], axis=1).reshape(2 * pairs, n_players)
-
-
-def uniform_coalitions(n_players: int, pairs: int, generator: np.random.Generator) -> Bool[np.ndarray, "m s"]:
-    """Every player in or out with even chances, each coalition followed by its complement: Banzhaf's distribution."""
-    masks = generator.random((pairs, n_players)) < 0.5
     return np.stack([masks, ~masks], axis=1).reshape(2 * pairs, n_players)

@@ -13,7 +13,6 @@ from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.withdrawals import Withdrawals
-from tasks.coalitions import task as coalitions
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.task import GameParts, value_sources
 from tasks.coalitions.worth import evaluation, model_sums, query_losses
@@ -225,4 +224,3 @@ def test_what_cannot_be_played_is_said(made, checkpoints):
     other = ModelConfig(name=run.model.name, base=str(checkpoints["gpt2"]))
     with pytest.raises(InputError, match="has no parameter"):
         load(other, 0.5)
-    assert coalitions.GAMES == 1
