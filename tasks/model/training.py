@@ -1,4 +1,4 @@
-"""Training a small language model from nothing: the demo's, and the tests'."""
+"""Training a small language model: the demo's, and the tests'."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,6 +69,7 @@ def train_language_model(
     settings: SmallModel,
     on_step: Callable[[int, int, float], None],
     tokenizer: PreTrainedTokenizerFast | None = None,
+    start: Path | None = None,
 ) -> float:
     """Train on documents, never two in one row, and save checkpoint and tokenizer (safetensors).
 
@@ -80,14 +81,26 @@ def train_language_model(
         settings: size and training.
         on_step: called with (step, steps, loss) after each step.
         tokenizer: made of the texts where none is given.
+        start: checkpoint of such a model to go on from; None: weights drawn anew.
 
     Returns:
         Mean loss of the last tenth of the steps, nats a token; NaN without a step.
     """
     tokenizer = tokenizer or train_tokenizer(texts, settings.vocabulary)
     windows = _windows(tokenizer, texts, settings.positions)
+    model = _drawn(settings, tokenizer) if start is None else LlamaForCausalLM.from_pretrained(start)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    batches = _batches(windows, settings)
+    losses = _steps(model, windows, batches, settings, on_step)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else float("nan")
+
+
+def _drawn(settings: SmallModel, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     torch.manual_seed(settings.seed)
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=settings.hidden,
@@ -102,9 +115,16 @@ def train_language_model(
             use_cache=False,
         )
     )
-    model.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
-    batches = _batches(windows, settings)
+
+
+def _steps(
+    model: LlamaForCausalLM,
+    windows: list[list[int]],
+    batches: list[list[int]],
+    settings: SmallModel,
+    on_step: Callable[[int, int, float], None],
+) -> list[float]:
+    """Train over the batches; the loss of each step, nats a token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     warm = max(1, len(batches) // 10)
 
@@ -115,7 +135,7 @@ def train_language_model(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     model.train()
-    losses = []
+    losses: list[float] = []
     for step, batch in enumerate(batches, 1):
         loss = _loss(model, [windows[number] for number in batch])
         loss.backward()
@@ -126,9 +146,7 @@ def train_language_model(
         losses.append(float(loss.detach()))
         on_step(step, len(batches), losses[-1])
     model.eval()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else float("nan")
+    return losses
 
 
 def _windows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> list[list[int]]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +23,7 @@ from tasks.model.config import ModelConfig
 from tasks.model.loading import load
 from tasks.model.training import SmallModel, train_language_model, train_tokenizer
 
-__all__ = ["COPY", "MASKS", "SOURCES", "Language", "language", "worth_of_all"]
+__all__ = ["COPY", "MASKS", "SETTINGS", "SOURCES", "Language", "language", "worth_of_all"]
 
 PACKAGES = ("email", "http", "logging", "unittest", "xml")
 COPY = "email, copied"
@@ -30,6 +31,13 @@ SOURCES = sorted([*PACKAGES, COPY])
 MASKS = all_coalitions(len(SOURCES))
 DOCUMENTS = 80
 QUERIES = 5
+# Passages of other packages that a base is trained on.
+GENERAL = 800
+SMALL = SmallModel(vocabulary=1024, hidden=64, layers=2, heads=4, intermediate=176, positions=256)
+FROM_NOTHING = replace(SMALL, epochs=6)
+BASE = replace(SMALL, epochs=6)
+FINE_TUNED = replace(SMALL, epochs=2, learning_rate=1e-3, weight_decay=0.0)
+SETTINGS = {"from nothing": FROM_NOTHING, "fine-tuned": FINE_TUNED}
 
 
 class Language:
@@ -37,17 +45,16 @@ class Language:
 
     Args:
         folder: for everything.
+        setting: one of SETTINGS.
         seed: of the passages, the model and its training.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder, seed
-        self.settings = SmallModel(
-            vocabulary=1024, hidden=64, layers=2, heads=4, intermediate=176, positions=256, epochs=6, seed=seed
-        )
-        self.corpus_file, self.queries_file = folder / "corpus.jsonl", folder / "queries.jsonl"
-        passages = [row for row in standard_library_documentation() if row["source"] in PACKAGES]
-        split = held_out(passages, QUERIES, seed)
+    def __init__(self, folder: Path, setting: str, seed: int) -> None:
+        self.folder, self.setting, self.seed = folder / setting / str(seed), setting, seed
+        self.settings = replace(SETTINGS[setting], seed=seed)
+        self.corpus_file, self.queries_file = self.folder / "corpus.jsonl", self.folder / "queries.jsonl"
+        passages = standard_library_documentation()
+        split = held_out([row for row in passages if row["source"] in PACKAGES], QUERIES, seed)
         generator = np.random.default_rng(seed)
         self.documents: list[dict[str, str]] = []
         for package in PACKAGES:
@@ -55,7 +62,12 @@ class Language:
             self.documents += [own[n] for n in np.sort(generator.permutation(len(own))[:DOCUMENTS])]
         copies = [row for row in self.documents if row["source"] == PACKAGES[0]]
         self.documents += [{**row, "id": f"{row['id']} again", "source": COPY} for row in copies]
-        self.tokenizer = train_tokenizer([row["text"] for row in self.documents], self.settings.vocabulary)
+        others = [row["text"] for row in passages if row["source"] not in PACKAGES]
+        self.general = [others[n] for n in np.sort(generator.permutation(len(others))[:GENERAL])]
+        self.base = self.folder / "base" if setting == "fine-tuned" else None
+        self.tokenizer = train_tokenizer(
+            [row["text"] for row in self.documents] + (self.general if self.base else []), self.settings.vocabulary
+        )
         self.queries = [row for row in split.queries if self._n_tokens(row) <= self.settings.positions]
 
     def _n_tokens(self, query: dict[str, str]) -> int:
@@ -66,13 +78,17 @@ class Language:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path, rows in ((self.corpus_file, self.documents), (self.queries_file, self.queries)):
             replace_file(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+        if self.base is not None and not (self.base / "model.safetensors").is_file():
+            train_language_model(
+                self.general, self.base, replace(BASE, seed=self.seed), lambda *_: None, self.tokenizer
+            )
 
     def train(self, mask: np.ndarray, folder: Path) -> None:
         """Train on a coalition, from the same start with the same settings."""
         members = {source for source, inside in zip(SOURCES, mask, strict=True) if inside}
         texts = [row["text"] for row in self.documents if row["source"] in members]
         shutil.rmtree(folder, ignore_errors=True)
-        train_language_model(texts, folder, self.settings, lambda *_: None, self.tokenizer)
+        train_language_model(texts, folder, self.settings, lambda *_: None, self.tokenizer, self.base)
 
     def losses(self, model: Path) -> np.ndarray:
         """(n_queries,) nats under a checkpoint."""
@@ -81,21 +97,21 @@ class Language:
         return query_losses(load(config), CorpusStore.open(queries))
 
 
-def language(folder: Path, seed: int) -> Language:
-    """The problem of one seed, its files written and the model of everybody trained."""
-    problem = Language(folder / str(seed), seed)
+def language(folder: Path, setting: str, seed: int) -> Language:
+    """The problem of one setting and seed, its files written and the model of everybody trained."""
+    problem = Language(folder, setting, seed)
     problem.write()
     if not (problem.folder / "model" / "model.safetensors").is_file():
         problem.train(np.ones(len(SOURCES), bool), problem.folder / "model")
     return problem
 
 
-def _trained_worth(folder: str, seed: int, number: int) -> list[float]:
+def _trained_worth(folder: str, setting: str, seed: int, number: int) -> list[float]:
     """Minus the queries' losses after training on one coalition, kept in a file."""
     torch.set_num_threads(1)
-    path = Path(folder) / str(seed) / "worth" / f"{number}.json"
+    path = Path(folder) / setting / str(seed) / "worth" / f"{number}.json"
     if not path.is_file():
-        problem = Language(Path(folder) / str(seed), seed)
+        problem = Language(Path(folder), setting, seed)
         model = problem.folder / f"trained-{number}"
         problem.train(MASKS[number], model)
         worth = (-problem.losses(model)).tolist()
@@ -106,9 +122,9 @@ def _trained_worth(folder: str, seed: int, number: int) -> list[float]:
     return found
 
 
-def worth_of_all(folder: Path, seed: int, processes: int) -> np.ndarray:
+def worth_of_all(folder: Path, setting: str, seed: int, processes: int) -> np.ndarray:
     """(2^6, n_queries) worth of every coalition of MASKS; what was trained before is read."""
-    language(folder, seed)
-    work: Any = partial(_trained_worth, str(folder), seed)
+    language(folder, setting, seed)
+    work: Any = partial(_trained_worth, str(folder), setting, seed)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return np.array(list(pool.map(work, range(len(MASKS)))))
