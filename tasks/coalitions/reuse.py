@@ -8,6 +8,8 @@ Sources: Wang & Jia 2023 (arXiv 2205.15466), section 4; Witter, Liu & Musco 2025
 off.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -30,26 +32,72 @@ def _size_basis(n_players: int, degree: int) -> np.ndarray:
     return np.polynomial.legendre.legvander(4 * angle / np.pi - 1, degree)
 
 
-def _fit(masks: np.ndarray, residuals: np.ndarray, by_member: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The simpler game's worth by size (n + 1, q), 0 for nobody and everybody, and by member (n, q).
+@dataclass(frozen=True)
+class _Simpler:
+    """f(C) = by_size(|C|) + sum over i in C of by_member_i + sum over pairs in C of by_pair_ij, 0 for nobody and all.
 
-    f(C) = by_size(|C|) + sum over i in C of by_member_i - |C| mean(by_member), least squares.
+    Args:
+        by_size: (n + 1, q).
+        by_member: (n, q), which add up to 0.
+        by_pair: (n (n - 1) / 2, q), which add up to 0, or None; pairs as in `np.triu_indices(n, 1)`.
+    """
+
+    by_size: np.ndarray
+    by_member: np.ndarray
+    by_pair: np.ndarray | None
+
+    def worth(self, masks: np.ndarray) -> np.ndarray:
+        """(…, q) of (…, n) coalitions."""
+        found = self.by_size[masks.sum(axis=-1)] + masks @ self.by_member
+        return found if self.by_pair is None else found + _pairs(masks) @ self.by_pair
+
+    def values(self, weights: np.ndarray) -> np.ndarray:
+        """(q, n) semivalues: a pair counts for a member as often as the other one was there before."""
+        n, chances = len(weights), size_chances(weights)
+        found = (chances @ np.diff(self.by_size, axis=0))[:, None] + self.by_member.T
+        if self.by_pair is not None:
+            before = float(chances @ np.arange(n)) / (n - 1)
+            one, two = np.triu_indices(n, 1)
+            for ends in (one, two):
+                np.add.at(found.T, ends, before * self.by_pair)
+        return found
+
+
+def _pairs(masks: np.ndarray) -> np.ndarray:
+    """(…, n (n - 1) / 2) which pairs are in a coalition."""
+    one, two = np.triu_indices(masks.shape[-1], 1)
+    found: np.ndarray = masks[..., one] & masks[..., two]
+    return found
+
+
+def _fit(masks: np.ndarray, residuals: np.ndarray, by_member: bool) -> _Simpler:
+    """The simpler game by least squares, with as many parameters as the coalitions pay for.
+
+    Args:
+        masks: (m, n). residuals: (m, q). by_member: more than sizes, first members and then pairs.
     """
     n = masks.shape[1]
     affordable = len(masks) // ROWS_PER_PARAMETER
-    by_member = by_member and affordable >= n + 1
-    degree = min(HIGHEST_DEGREE, n - 2, affordable - 1 - n * by_member)
-    by_size = np.zeros((n + 1, residuals.shape[1]))
-    if degree < 0:
-        return by_size, np.zeros((n, residuals.shape[1]))
     sizes = masks.sum(axis=1)
+    # Members and pairs less what their coalition's size tells, which is left to the polynomial.
+    further = [masks - sizes[:, None] / n] if by_member and affordable >= n + 1 else []
+    if further and affordable >= n + 1 + n * (n - 1) // 2:
+        further.append(_pairs(masks) - (sizes * (sizes - 1) / (n * (n - 1)))[:, None])
+    degree = min(HIGHEST_DEGREE, n - 2, affordable - 1 - sum(columns.shape[1] for columns in further))
+    q = residuals.shape[1]
+    by_size = np.zeros((n + 1, q))
+    if degree < 0:
+        return _Simpler(by_size, np.zeros((n, q)), None)
     basis = _size_basis(n, degree)
-    members = masks - sizes[:, None] / n
-    columns = np.hstack([basis[sizes], members]) if by_member else basis[sizes]
+    columns = np.hstack([basis[sizes], *further])
     found = np.linalg.lstsq(columns, residuals, rcond=None)[0]
     by_size[1:-1] = (basis @ found[: degree + 1])[1:-1]
-    slopes = found[degree + 1 :] if by_member else np.zeros((n, residuals.shape[1]))
-    return by_size, slopes - slopes.mean(axis=0)
+    slopes, pairs = found[degree + 1 : degree + 1 + n], found[degree + 1 + n :]
+    return _Simpler(
+        by_size,
+        slopes - slopes.mean(axis=0) if further else np.zeros((n, q)),
+        pairs - pairs.mean(axis=0) if len(pairs) else None,
+    )
 
 
 def _factors(masks: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -77,13 +125,12 @@ def _fold(
     """Sum (q, s) of the samples of the held out pairs and the sum of their squares about their mean."""
     n, q = drawn.shape[2], residuals.shape[2]
     others = 2 * int((~held).sum())
-    by_size, slopes = _fit(drawn[~held].reshape(others, n), residuals[~held].reshape(others, q), by_member)
-    own, worth = drawn[held], residuals[held]
-    worth = worth - by_size[own.sum(axis=2)] - own @ slopes
+    simpler = _fit(drawn[~held].reshape(others, n), residuals[~held].reshape(others, q), by_member)
+    own = drawn[held]
+    worth = residuals[held] - simpler.worth(own)
     factors = _factors(own.reshape(-1, n), weights).reshape(own.shape)
     sums, squares = _moments(factors, worth)
-    known = (size_chances(weights) @ np.diff(by_size, axis=0))[:, None] + slopes.T
-    return sums + held.sum() * known, np.maximum(squares - sums**2 / held.sum(), 0.0)
+    return sums + held.sum() * simpler.values(weights), np.maximum(squares - sums**2 / held.sum(), 0.0)
 
 
 def _reuse(
@@ -129,7 +176,7 @@ def adjusted_reuse(
     weights: Float[np.ndarray, " s"],
     confidence: float = 0.95,
 ) -> Estimate:
-    """Sample reuse with a game of sizes and an additive game taken off, once there are enough coalitions to fit both.
+    """Sample reuse with a game of sizes, of members and of pairs taken off, each once there are coalitions to fit it.
 
     Args, Raises: as `sample_reuse`.
     """

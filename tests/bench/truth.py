@@ -5,7 +5,7 @@ What was trained is kept in $DATAWORTH_BENCH (default: ~/.dataworth/bench), so t
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 
 from storage.corpus import CorpusStore
 from storage.locations import home
-from storage.ref import StoreRef
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.games import EvaluatedGame, ExpandedGame, InteractionGame
 from tasks.coalitions.newton import LayerSums, NewtonSteps, endpoint_matched, estimated_damping
@@ -35,8 +34,9 @@ from tasks.projection.config import ProjectionConfig
 from tasks.projection.task import make_bases
 from tests.reference import digits, language
 from tests.reference.digits import Network, agreement
+from tests.reference.language import PACKAGES
 
-__all__ = ["digits_rows", "language_rows", "rows"]
+__all__ = ["LanguageGames", "digits_rows", "language_rows", "rows"]
 
 SEEDS = range(3)
 # Steps, rate times examples, decay, momentum.
@@ -55,8 +55,9 @@ def rows() -> Iterator[dict[str, Any]]:
     for problem in PROBLEMS:
         for seed in SEEDS:
             yield from digits_rows(problem, seed, folder)
-    for seed in SEEDS:
-        yield from language_rows(seed, folder / "language")
+    for setting in language.SETTINGS:
+        for seed in SEEDS:
+            yield from language_rows(setting, seed, folder / "language")
 
 
 def digits_rows(name: str, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
@@ -128,67 +129,102 @@ def _compared(
         yield {"problem": problem, "seed": seed, "game": name, **found, "seconds": round(seconds, 2)}
 
 
-def language_rows(seed: int, folder: Path) -> Iterator[dict[str, Any]]:
+def language_rows(setting: str, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
     """The games of one seed of the language model, through the tasks' own bodies."""
-    worth = language.worth_of_all(folder, seed, os.cpu_count() or 1).sum(axis=1)
-    problem = language.language(folder, seed)
+    worth = language.worth_of_all(folder, setting, seed, os.cpu_count() or 1)
+    problem = language.language(folder, setting, seed)
     weights = size_weights(len(language.SOURCES), "shapley")
-    truth = exact_semivalues(language.MASKS, worth[:, None], weights)[0]
-    model = ModelConfig(name=str(problem.folder / "model"), base=str(problem.folder / "model" / "base"), device="cpu")
-    store = str(problem.folder / "store")
-    curvature = CurvatureConfig(draws=4)
-    corpus = prepare_corpus.fn(store, model, CorpusConfig(files=[str(problem.corpus_file)], max_length=256))
-    queries = prepare_queries.fn(store, model, QueriesConfig(file=str(problem.queries_file)))
-    covariances = fit_covariances.fn(store, model, corpus, curvature, None)
-    bases = make_bases.fn(store, model, ProjectionConfig(kind="pca", rank=RANK), covariances)
-    gradients = index_gradients.fn(store, model, corpus, bases, GradientsConfig(dtype="float32"), "the corpus")
-    asked = index_gradients.fn(store, model, queries, bases, GradientsConfig(dtype="float32"), "the queries")
-    factors = fit_query_factors.fn(store, model, queries, bases, curvature)
-    loaded, documents = load(model), CorpusStore.open(queries)
+    truth = exact_semivalues(language.MASKS, worth, weights)
+    games = LanguageGames(problem)
+    name = f"language model, {setting}"
+    yield {"problem": name, "seed": seed, **games.play.checked().facts()}
+    copies = [language.SOURCES.index(source) for source in (language.PACKAGES[0], language.COPY)]
+    asked = problem.asked_packages()
+    for game, played in games.named().items():
+        start = time.perf_counter()
+        values = played()
+        seconds = time.perf_counter() - start
+        found = agreement(values.sum(axis=0), truth.sum(axis=0), copies)
+        by_package = [agreement(values[asked == one].sum(axis=0), truth[asked == one].sum(axis=0)) for one in PACKAGES]
+        mean = {
+            f"{key} by package asked": _mean([row[key] for row in by_package]) for key in ("spearman", "share error")
+        }
+        yield {"problem": name, "seed": seed, "game": game, **found, **mean, "seconds": round(seconds, 2)}
 
-    def played(config: ModelConfig) -> tuple[Play, list[StoreRef]]:
-        refs = fit_source_sums.fn(store, config, corpus, bases, gradients, curvature, None)
-        sums = model_sums([refs[name] for name in language.SOURCES], bases, config, None, DampingConfig())
-        expansion = query_expansion(sums, documents, asked, factors, query_losses(loaded, documents))
-        return Play(sums, expansion, evaluation(load(model), bases, documents), None), list(refs.values())
 
-    plain, _ = played(model.model_copy(update={"base": None}))
-    play, _ = played(model)
-    base_losses = query_losses(load(model, 1.0), documents)
-    load(model)
-    check = Play(play.sums, play.expansion, evaluation(load(model), bases, documents), base_losses).checked()
-    yield {"problem": "language model", "seed": seed, **check.facts()}
-    copies = [language.SOURCES.index(name) for name in (language.PACKAGES[0], language.COPY)]
-    tokens = CorpusStore.open(corpus).column("n_tokens").to_numpy()
-    of = np.asarray(CorpusStore.open(corpus).column("source").to_pylist())
-    sizes = np.array([tokens[of == name].sum() for name in language.SOURCES], np.float64)
-    n_examples = CorpusStore.open(corpus).n_examples
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 3)
 
-    def additive() -> np.ndarray:
+
+class LanguageGames:
+    """The games of one trained language model, from the stores that the tasks' own bodies make.
+
+    Args:
+        problem: corpus, queries and model.
+        rank: of the bases.
+    """
+
+    def __init__(self, problem: language.Language, rank: int = RANK) -> None:
+        self.problem = problem
+        name = str(problem.folder / "model")
+        self.model = ModelConfig(name=name, base=f"{name}/base", device="cpu")
+        self.store = str(problem.folder / "store")
+        self.curvature = CurvatureConfig(draws=4)
+        corpus = CorpusConfig(files=[str(problem.corpus_file)], max_length=256)
+        self.corpus = prepare_corpus.fn(self.store, self.model, corpus)
+        self.queries = prepare_queries.fn(self.store, self.model, QueriesConfig(file=str(problem.queries_file)))
+        self.documents = CorpusStore.open(self.queries)
+        covariances = fit_covariances.fn(self.store, self.model, self.corpus, self.curvature, None)
+        self.bases = make_bases.fn(self.store, self.model, ProjectionConfig(kind="pca", rank=rank), covariances)
+        self.play, self.plain = self._played(self.model), self._played(self.model.model_copy(update={"base": None}))
+
+    def _played(self, model: ModelConfig) -> Play:
+        store, bases, precise = self.store, self.bases, GradientsConfig(dtype="float32")
+        gradients = index_gradients.fn(store, model, self.corpus, bases, precise, "the corpus")
+        asked = index_gradients.fn(store, model, self.queries, bases, precise, "the queries")
+        factors = fit_query_factors.fn(store, model, self.queries, bases, self.curvature)
+        refs = fit_source_sums.fn(store, model, self.corpus, bases, gradients, self.curvature, None)
+        sums = model_sums([refs[name] for name in language.SOURCES], bases, model, None, DampingConfig())
+        base = None if model.base is None else query_losses(load(model, 1.0), self.documents)
+        loaded = load(model)
+        expansion = query_expansion(sums, self.documents, asked, factors, query_losses(loaded, self.documents))
+        return Play(sums, expansion, evaluation(loaded, bases, self.documents), base)
+
+    def by_size(self) -> np.ndarray:
+        """(q, s) tokens of each source, the same for every query."""
+        corpus = CorpusStore.open(self.corpus)
+        tokens, of = corpus.column("n_tokens").to_numpy(), np.asarray(corpus.column("source").to_pylist())
+        sizes = np.array([tokens[of == name].sum() for name in language.SOURCES], np.float64)
+        return np.tile(sizes, (self.documents.n_examples, 1))
+
+    def additive(self) -> np.ndarray:
+        """(q, s) sums of scores, as the flow computes them: the mean curvature at theta*, relative damping."""
+        n_examples = CorpusStore.open(self.corpus).n_examples
         solved = [
             damped_inverse({"fisher": layer.curvatures.sum(axis=0) / n_examples}, DampingConfig()).applied(
                 layer.gradients
             )
-            for layer in plain.sums.layers
+            for layer in self.plain.sums.layers
         ]
-        found: np.ndarray = plain.expansion.gradients.sum(axis=0) @ np.concatenate(solved, axis=1).T / n_examples
+        found: np.ndarray = self.plain.expansion.gradients @ np.concatenate(solved, axis=1).T / n_examples
         return found
 
-    def values(whole: Play, game: str, utility: str) -> np.ndarray:
-        config = SourcesConfig(game=game, utility=utility)  # type: ignore[arg-type]
+    def values(self, whole: Play, game: str, utility: str = "quadratic") -> np.ndarray:
+        """(q, s) values of a game from all coalitions, or along the path."""
         if game == "path":
-            return path_values(whole.sums.layers, whole.sums.damping, whole.expansion).sum(axis=0)
-        worth_of = _asked(whole.game(config), language.MASKS)
-        found: np.ndarray = exact_semivalues(language.MASKS, worth_of[:, None], weights)[0]
-        return found
+            return path_values(whole.sums.layers, whole.sums.damping, whole.expansion)
+        config = SourcesConfig(game=game, utility=utility)  # type: ignore[arg-type]
+        worth = whole.game(config).utilities(language.MASKS)
+        return exact_semivalues(language.MASKS, worth, size_weights(len(language.SOURCES), "shapley"))
 
-    games = {
-        "by size": lambda: sizes,
-        "additive": additive,
-        "interaction": lambda: values(plain, "interaction", "quadratic"),
-        "newton, quadratic": lambda: values(play, "newton", "quadratic"),
-        "newton, evaluated": lambda: values(play, "newton", "evaluated"),
-        "newton, evaluated, no base": lambda: values(plain, "newton", "evaluated"),
-        "path": lambda: values(play, "path", "quadratic"),
-    }
-    yield from _compared("language model", seed, truth, games, copies)
+    def named(self) -> dict[str, Callable[[], np.ndarray]]:
+        """The games of the table."""
+        return {
+            "by size": self.by_size,
+            "additive": self.additive,
+            "interaction": lambda: self.values(self.plain, "interaction"),
+            "newton, quadratic": lambda: self.values(self.play, "newton"),
+            "newton, evaluated": lambda: self.values(self.play, "newton", "evaluated"),
+            "newton, evaluated, no base": lambda: self.values(self.plain, "newton", "evaluated"),
+            "path": lambda: self.values(self.play, "path"),
+        }

@@ -23,7 +23,7 @@ from tasks.model.config import ModelConfig
 from tasks.model.loading import load
 from tasks.model.training import SmallModel, train_language_model, train_tokenizer
 
-__all__ = ["COPY", "MASKS", "SETTINGS", "SOURCES", "Language", "language", "worth_of_all"]
+__all__ = ["COPY", "MASKS", "PACKAGES", "SETTINGS", "SOURCES", "Language", "language", "worth_of_all"]
 
 PACKAGES = ("email", "http", "logging", "unittest", "xml")
 COPY = "email, copied"
@@ -82,6 +82,10 @@ class Language:
             train_language_model(
                 self.general, self.base, replace(BASE, seed=self.seed), lambda *_: None, self.tokenizer
             )
+
+    def asked_packages(self) -> np.ndarray:
+        """(n_queries,) package that each query was held out from."""
+        return np.array([row["id"].split("/")[0] for row in self.queries])
 
     def train(self, mask: np.ndarray, folder: Path) -> None:
         """Train on a coalition, from the same start with the same settings."""
