@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tasks.coalitions.designs import all_coalitions
-from tasks.coalitions.games import AdditiveGame, EvaluatedGame, ExpandedGame, InteractionGame, QueryExpansion
+from tasks.coalitions.games import AdditiveGame, EvaluatedGame, ExpandedGame, InteractionGame
 from tasks.coalitions.newton import LayerSums, NewtonSteps, endpoint_matched, estimated_damping
 from tasks.coalitions.path import path_values
 from tasks.coalitions.semivalues import exact_semivalues, size_weights
