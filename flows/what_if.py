@@ -203,7 +203,7 @@ def what_if(
     texts = [_absence(found, absent)] if absent else []
     whole = [found.estimate(game, np.eye(len(found.names))) for game in found.games] if splitting else []
     texts += [_splitting(found, whole, source, parts) for source in splitting]
-    return texts + _remarks(found, bool(splitting))
+    return [*texts, *_remarks(found, bool(splitting))]
 
 
 def _absence(found: Valued, absent: list[int]) -> str:
@@ -221,10 +221,11 @@ def _absence(found: Valued, absent: list[int]) -> str:
         ]
         for n in np.argsort(-now, kind="stable")
     ]
+    nobody = "" if np.isfinite(then).any() else "\n\nno value is positive then, so that nobody has a share"
     named = ", ".join(found.names[n] for n in absent)
     game = found.title(found.sources)
     header = ["source", "share now", "share then", "difference", *(["interval of share then"] if sampled else [])]
-    return f"had {named} been absent ({game}, all queries together)\n\n{table(header, rows)}"
+    return f"had {named} been absent ({game}, all queries together)\n\n{table(header, rows)}{nobody}"
 
 
 def _points(difference: float) -> str:
@@ -256,5 +257,7 @@ def _remarks(found: Valued, splitting: bool) -> list[str]:
     if "fallback" in found.notes:
         lines.append(f"valued by the additive game, as the check failed: {found.notes['fallback']}")
     elif not found.notes.get("reliable", True):
-        lines.append("on this model the check of the games failed (valuation.json tells why): only additive is sure")
+        lines.append(
+            "on this model the check of the games failed (`missed`, `reach` in valuation.json): do not rely on them"
+        )
     return lines

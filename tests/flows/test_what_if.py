@@ -28,13 +28,16 @@ SAMPLED = CurvatureConfig(kind="none", draws=1, seed=5)
 def run(checkpoints, tmp_path_factory):
     """Three sources of two documents each, and two queries."""
     folder = tmp_path_factory.mktemp("valued")
-    documents = [{"id": f"d{n}", "source": f"s{n % 3}", "text": text} for n, text in enumerate(TEXTS[:6])]
+    documents = [
+        {"id": f"d{n}", "source": f"s{n % 3}", "publisher": "pq"[n // 3], "text": text}
+        for n, text in enumerate(TEXTS[:6])
+    ]
     queries = [{"id": f"q{n}", "prompt": TEXTS[n][:20], "completion": TEXTS[n][20:40]} for n in (1, 2)]
     for name, rows in (("corpus", documents), ("queries", queries)):
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     projection = {"kind": "random", "rank": 2}
     files = (folder / "corpus.jsonl", folder / "queries.jsonl")
-    return Pipeline(folder / "store", checkpoints["llama"], *files, projection, SAMPLED)
+    return Pipeline(folder / "store", checkpoints["llama"], *files, projection, SAMPLED, fields=["publisher"])
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def parts(run, checkpoints, tmp_path_factory):
 def published(run, scores, tmp_path_factory):
     """Values the sources, writes a results folder, and returns it."""
 
-    def publish(parts=None, **sources):
+    def publish(parts=None, further=(), **sources):
         values = value_sources.fn(run.store, scores, SourcesConfig(**sources), parts)
         made = ValuationParts(
             title="a test",
@@ -78,6 +81,7 @@ def published(run, scores, tmp_path_factory):
             curvature=run.curvature,
             scores=scores,
             values=values,
+            further_values=further,
             model_name=run.model.name,
             model_fingerprint=load(run.model).fingerprint,
             timings={},
@@ -98,9 +102,10 @@ def played(published, parts):
 
 
 @pytest.fixture(scope="module")
-def added(published):
-    """A valuation by the additive game."""
-    return published()
+def added(published, run):
+    """A valuation by the additive game, of sources and of those within publishers."""
+    nested = value_sources.fn(run.store, run.scores(grouping="publisher>source"), SourcesConfig())
+    return published(further=(nested,))
 
 
 @pytest.fixture
@@ -162,7 +167,7 @@ def test_values_without_a_source_are_of_coalitions_the_run_evaluated(played, mon
 
 
 def test_more_than_16_players_are_sampled_with_intervals(played, dataworth):
-    code, said, complaint = dataworth("what-if", "--results", played, "--split", "s0", "--parts", 20)
+    code, said, complaint = dataworth("what-if", "--results", played, "--split", "s0", "--parts", 15)
     assert code == 0, complaint
     gains = rows(said)
     assert gains["path"][-1] == "exact"
@@ -181,6 +186,28 @@ def test_a_valuation_of_the_additive_game_says_how_to_get_the_others(added, data
     shares = rows(said.split("were ")[0])
     for name, share in zip(found.names, left / left.sum(), strict=True):
         assert shares[name][1] == f"{share:.1%}"
+
+
+def test_sources_of_a_further_grouping(added, dataworth):
+    code, said, complaint = dataworth(
+        "what-if", "--results", added, "--by", "publisher > source", "--without", "q > s1"
+    )
+    assert code == 0, complaint
+    found = valued(added, "publisher>source")
+    assert found.names == ["p > s0", "p > s1", "p > s2", "q > s0", "q > s1", "q > s2"]
+    left = np.where(np.array(found.names) == "q > s1", 0, np.maximum(found.sums, 0))
+    shares = rows(said)
+    for name, now, then in zip(found.names, found.shares, left / left.sum(), strict=True):
+        assert shares[name][:2] == [f"{now:.1%}", f"{then:.1%}"]
+
+
+def test_a_model_that_changed_is_refused(played, dataworth, tmp_path):
+    made = json.loads((played / "valuation.json").read_text())
+    made["fingerprints"]["model"] = "of other weights"
+    (tmp_path / "valuation.json").write_text(json.dumps(made))
+    code, _, complaint = dataworth("what-if", "--results", tmp_path, "--without", "s0")
+    assert code == 2
+    assert "no longer the model that was valued" in complaint
 
 
 def test_a_valuation_that_fell_back_says_so(published, parts, dataworth):
@@ -215,5 +242,3 @@ def test_what_cannot_be_asked_is_a_sentence(added, dataworth, tmp_path):
         assert (code, said) == (2, ""), words
         assert complaint.startswith(f"dataworth: {message}"), complaint
         assert complaint.count("\n") == 1
-    made = json.loads((folder / "valuation.json").read_text())
-    assert list(made["stores"]["values"]) == ["source"]
