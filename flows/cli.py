@@ -125,15 +125,36 @@ def top(results: str, query: str, count: int) -> None:
     """Print the head of `documents.parquet` for one query."""
     import pandas as pd
 
-    path = Path(results)
-    if not (path / "valuation.json").is_file():
-        raise InputError(f"--results {results}: holds no finished valuation (no valuation.json)")
-    rows = pd.read_parquet(path / "documents.parquet")
+    rows = pd.read_parquet(_finished(results) / "documents.parquet")
     found = rows[rows["query_id"] == query]
     if found.empty:
         known = ", ".join(rows["query_id"].drop_duplicates().head(8).to_list())
         raise InputError(f"--query {query}: not in this valuation, which has {known} …")
     say(passages(found.head(count).to_dict("records")))
+
+
+@cli.command("what-if", help="The shares had some sources been absent; what a source would gain by splitting itself.")
+@click.option("--results", required=True, metavar="DIR", help="Folder of a valuation.")
+@click.option("--without", multiple=True, metavar="SOURCE", help="Absent; several are absent together.")
+@click.option("--split", multiple=True, metavar="SOURCE", help="Split in equal parts; several one after another.")
+@click.option("--parts", type=click.IntRange(2, 100), default=2, show_default=True, help="How many.")
+@click.option("--by", metavar="GROUPING", help="Who a source is; default: the first of the valuation.")
+def what_if(results: str, without: tuple[str, ...], split: tuple[str, ...], parts: int, by: str | None) -> None:
+    """Print a table for what is absent, and one for each source that splits."""
+    folder = _finished(results)
+    if not without and not split:
+        raise InputError("nothing to ask: pass --without SOURCE or --split SOURCE")
+    from flows.what_if import what_if as asked
+
+    say("\n\n".join(asked(folder, without, split, parts, by)))
+
+
+def _finished(results: str) -> Path:
+    """The folder of a valuation, if it is one."""
+    folder = Path(results)
+    if not (folder / "valuation.json").is_file():
+        raise InputError(f"--results {results}: holds no finished valuation (no valuation.json)")
+    return folder
 
 
 STORE_OPTION = click.option(

@@ -32,6 +32,7 @@ CHECKED = [
     "tasks.coalitions.newton",
     "tasks.coalitions.path",
     "tasks.coalitions.play",
+    "tasks.coalitions.portions",
     "tasks.curvature.source_sums",
     "tasks.coalitions.levels",
     "tasks.coalitions.overlap",

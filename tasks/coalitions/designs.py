@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from tasks.coalitions.semivalues import size_chances
 
 __all__ = [
+    "Coalitions",
     "all_coalitions",
     "antithetic_permutations",
     "leave_one_out",
@@ -13,6 +14,9 @@ __all__ = [
     "paired_chances",
     "prefixes",
 ]
+
+# Players take part or not, or each to a degree from 0 to 1.
+Coalitions = Bool[np.ndarray, "m s"] | Float[np.ndarray, "m s"]
 
 
 def all_coalitions(n_players: int) -> Bool[np.ndarray, "m s"]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
+from tasks.coalitions.designs import Coalitions
 from tasks.coalitions.newton import NewtonSteps
 
 __all__ = ["AdditiveGame", "EvaluatedGame", "ExpandedGame", "Game", "InteractionGame", "QueryExpansion"]
@@ -22,12 +23,16 @@ STEPS_AT_ONCE = 256
 
 @runtime_checkable
 class Game(Protocol):
-    """A worth for every coalition of players and every query."""
+    """A worth for every coalition of players and every query.
+
+    A player may take part to a degree from 0 to 1, with that part of its gradients and curvatures: a fuzzy coalition.
+    Source: Aubin 1974, "Coeur et valeur des jeux flous a paiements lateraux".
+    """
 
     @property
     def n_players(self) -> int: ...
 
-    def utilities(self, masks: np.ndarray) -> np.ndarray:
+    def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
         """(m, q) worth of (m, s) coalitions."""
 
 
@@ -45,7 +50,7 @@ class AdditiveGame:
     def n_players(self) -> int:
         return self.sums.shape[1]
 
-    def utilities(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
+    def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
         """The members' sums added up."""
         return masks.astype(np.float64) @ self.sums.T
 
@@ -88,7 +93,7 @@ class ExpandedGame:
     expansion: QueryExpansion
     n_players: int
 
-    def utilities(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
+    def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
         """Minus the expanded losses."""
         parts = [
             -self.expansion.after(self.steps(masks[first : first + STEPS_AT_ONCE]))
@@ -113,7 +118,7 @@ class EvaluatedGame:
     n_queries: int
     n_players: int
 
-    def utilities(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
+    def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
         """Minus the measured losses."""
         worth = np.empty((len(masks), self.n_queries))
         for first in range(0, len(masks), STEPS_AT_ONCE):
@@ -151,7 +156,7 @@ class InteractionGame:
     def n_players(self) -> int:
         return self.gains.shape[1]
 
-    def utilities(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
+    def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
         """v of each coalition."""
         members = masks.astype(np.float64)
         together = self.along @ members.T

@@ -6,6 +6,7 @@ with g_s and H_s the sums over a source's examples of the gradient of the loss a
 parameters theta*, and lambda the pull of training towards theta_0, where it began. Exact where the loss is quadratic.
 Endpoint matching: training never quite converges, so that the sum of g_s is not lambda (theta_0 - theta*); the rest r
 is taken off every source by its number of examples, and Delta is then 0 for everybody and theta_0 - theta* for nobody.
+A source that takes part to a degree w has w H_s among the members' and (1 - w) g_s among the others'.
 Source: this project's own; the step of one removal is that of Koh & Liang 2017 (arXiv 1703.04730).
 """
 
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
+
+from tasks.coalitions.designs import Coalitions
 
 __all__ = ["LayerSums", "NewtonSteps", "endpoint_matched", "estimated_damping"]
 
@@ -83,7 +86,7 @@ class NewtonSteps:
         self._damping, self._largest = damping, largest
         self.n_columns = sum(layer.gradients.shape[1] for layer in layers)
 
-    def __call__(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m d"]:
+    def __call__(self, masks: Coalitions) -> Float[np.ndarray, "m d"]:
         """(m, D) steps from theta*, layers side by side."""
         steps = np.concatenate([self._layer_steps(layer, masks) for layer in self._layers], axis=1)
         if self._largest is not None:
@@ -93,7 +96,7 @@ class NewtonSteps:
 
     def _layer_steps(self, layer: LayerSums, masks: np.ndarray) -> np.ndarray:
         n_sources, k = layer.gradients.shape
-        removed = torch.from_numpy((~masks).astype(np.float64) @ layer.gradients)
+        removed = torch.from_numpy((1.0 - masks.astype(np.float64)) @ layer.gradients)
         flat = torch.from_numpy(layer.curvatures.reshape(n_sources, k * k))
         kept = torch.from_numpy(masks.astype(np.float64))
         steps = torch.empty(len(masks), k, dtype=torch.float64)
@@ -112,7 +115,7 @@ def _summed(masks: np.ndarray, kept: Tensor, flat: Tensor) -> Tensor:
     """(m, k k) sum of the members' curvatures; from one coalition to the next where few players change between them.
 
     Args:
-        masks, kept: (m, s) coalitions, as booleans and as float64.
+        masks, kept: (m, s) coalitions, as they came and as float64.
         flat: (s, k k) curvatures.
     """
     changes = masks[1:] != masks[:-1]
@@ -120,9 +123,9 @@ def _summed(masks: np.ndarray, kept: Tensor, flat: Tensor) -> Tensor:
         return torch.mm(kept, flat)
     found = flat.new_empty(len(masks), flat.shape[1])
     found[0] = kept[0] @ flat
-    for row, (changed, now) in enumerate(zip(changes, masks[1:], strict=True), 1):
+    for row, (changed, before, now) in enumerate(zip(changes, masks[:-1], masks[1:], strict=True), 1):
         players = np.flatnonzero(changed)
         found[row] = found[row - 1]
         for player in players:
-            found[row].add_(flat[player], alpha=1.0 if now[player] else -1.0)
+            found[row].add_(flat[player], alpha=float(now[player]) - float(before[player]))
     return found

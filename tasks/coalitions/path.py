@@ -1,10 +1,13 @@
 """The path game (Aumann & Shapley 1974): a source's marginal contribution while the whole corpus grows from 0 to 1.
 
 phi_s = integral over t in [0, 1] of (q + M D_t)^T (t H + lambda I)^-1 (g_s + H_s D_t) dt,
-D_t = (t H + lambda I)^-1 (1 - t) G,
+D_t = (t H + lambda I)^-1 (G - t G'),
 
-with G and H the sums over all sources, endpoint-matched, and M the query's Gauss-Newton matrix. Values of parts add up
-to that of the whole, whatever the parts: splitting a source changes nothing.
+with G the sum of the gradients of all sources, endpoint-matched, G' and H the sums over the sources that grow, and M
+the query's Gauss-Newton matrix. Where all grow, G' = G. An absent source does not: its curvature is never there and its
+gradient is removed at every t, up to t = 1 where D_1 = (H + lambda I)^-1 (its gradient), so that the values of the
+others add up to v(all but it) - v(none). Values of parts add up to that of the whole, whatever the parts: splitting a
+source changes nothing.
 """
 
 from collections.abc import Sequence
@@ -37,19 +40,25 @@ def _nodes(ratio: float, n_nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def path_values(
-    layers: Sequence[LayerSums], damping: float, expansion: QueryExpansion, n_nodes: int = NODES
-) -> Float[np.ndarray, "q s"]:
-    """Values of every source for every query, nats.
+    layers: Sequence[LayerSums],
+    damping: float,
+    expansion: QueryExpansion,
+    n_nodes: int = NODES,
+    portions: Float[np.ndarray, "p s"] | None = None,
+) -> Float[np.ndarray, "q p"]:
+    """Values of every player for every query, nats.
 
     Args:
         layers: sums by source, endpoint-matched where theta_0 is known.
         damping: lambda > 0.
         expansion: of the queries, layers side by side as in the steps.
         n_nodes: of the integral.
+        portions: which part of each source a player holds; None: each player is a source.
     """
-    spectra = [np.linalg.eigh(layer.curvatures.sum(axis=0)) for layer in layers]
-    largest = max((float(eigenvalues.max(initial=0.0)) for eigenvalues, _ in spectra), default=0.0)
     n_sources = layers[0].gradients.shape[0]
+    held = np.ones(n_sources) if portions is None else portions.sum(axis=0)
+    spectra = [np.linalg.eigh(np.tensordot(held, layer.curvatures, axes=1)) for layer in layers]
+    largest = max((float(eigenvalues.max(initial=0.0)) for eigenvalues, _ in spectra), default=0.0)
     values = np.zeros((len(expansion.losses), n_sources))
     for t, weight in zip(*_nodes(largest / damping, n_nodes), strict=True):
 
@@ -58,7 +67,7 @@ def path_values(
             eigenvalues, vectors = spectra[number]
             return ((right @ vectors) / (t * np.maximum(eigenvalues, 0.0) + damping)) @ vectors.T
 
-        position = [solved(n, (1 - t) * layer.gradients.sum(axis=0)) for n, layer in enumerate(layers)]
+        position = [solved(n, (1 - t * held) @ layer.gradients) for n, layer in enumerate(layers)]
         moves = [
             solved(n, layer.gradients + layer.curvatures @ at)
             for n, (layer, at) in enumerate(zip(layers, position, strict=True))
@@ -68,4 +77,4 @@ def path_values(
             along = expansion.factors @ np.concatenate(position)
             slopes = slopes + np.einsum("ql,qld->qd", along, expansion.factors)
         values += weight * slopes @ np.concatenate(moves, axis=1).T
-    return values
+    return values if portions is None else values @ portions.T

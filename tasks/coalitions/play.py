@@ -11,10 +11,12 @@ from scipy.stats import t as student
 
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.designs import leave_one_out
+from tasks.coalitions.estimators import Estimate
 from tasks.coalitions.games import EvaluatedGame, ExpandedGame, Game, InteractionGame, QueryExpansion
 from tasks.coalitions.newton import LayerSums, NewtonSteps
 from tasks.coalitions.path import path_values
-from tasks.coalitions.sampling import sampled
+from tasks.coalitions.portions import PortionedGame, known_worth
+from tasks.coalitions.sampling import Sampled, sampled
 from tasks.coalitions.semivalues import size_weights
 
 __all__ = ["Check", "Outcome", "Play", "Sums", "WorthKeeper"]
@@ -141,16 +143,23 @@ class Play:
         expansion: of the queries, to second order.
         losses_at: from a step to the queries' measured losses.
         base_losses: measured losses of the base; None where none is known.
+        portions: (n_players, n_sources) which part of each source a player holds (see tasks.coalitions.portions);
+            None: each player is a source.
     """
 
     sums: Sums
     expansion: QueryExpansion
     losses_at: Callable[[np.ndarray], np.ndarray]
     base_losses: np.ndarray | None
+    portions: np.ndarray | None = None
+
+    @property
+    def n_sources(self) -> int:
+        return len(self.sums.layers[0].gradients)
 
     @property
     def n_players(self) -> int:
-        return len(self.sums.layers[0].gradients)
+        return self.n_sources if self.portions is None else len(self.portions)
 
     @property
     def _steps(self) -> NewtonSteps:
@@ -158,8 +167,8 @@ class Play:
 
     def checked(self) -> Check:
         """Measure what the game predicts for nobody and for everybody but one."""
-        nobody = np.zeros((1, self.n_players), bool)
-        steps = self._steps(np.concatenate([nobody, leave_one_out(self.n_players)[1 : 1 + MOST_CHECKED]]))
+        nobody = np.zeros((1, self.n_sources), bool)
+        steps = self._steps(np.concatenate([nobody, leave_one_out(self.n_sources)[1 : 1 + MOST_CHECKED]]))
         measured = np.array([self.losses_at(step).sum() for step in steps])
         here = float(self.expansion.losses.sum())
         predicted, found = self.expansion.after(steps[1:]).sum(axis=1) - here, measured[1:] - here
@@ -179,49 +188,87 @@ class Play:
             ).T
             for layer in self.sums.layers
         ]
-        return InteractionGame.of(np.concatenate(solved, axis=1), self.expansion)
+        by_source = np.concatenate(solved, axis=1)
+        return InteractionGame.of(by_source if self.portions is None else self.portions @ by_source, self.expansion)
 
     def game(self, sources: SourcesConfig) -> Game:
         """The game whose coalitions are asked."""
         if sources.game == "interaction":
             return self._interaction()
+        game: Game
         if self.evaluates(sources):
-            return EvaluatedGame(self._steps, self.losses_at, len(self.expansion.losses), self.n_players)
-        expansion = self.expansion
-        if sources.utility == "linear":
-            expansion = QueryExpansion(expansion.losses, expansion.gradients, None)
-        return ExpandedGame(self._steps, expansion, self.n_players)
+            game = EvaluatedGame(self._steps, self.losses_at, len(self.expansion.losses), self.n_sources)
+        else:
+            expansion = self.expansion
+            if sources.utility == "linear":
+                expansion = QueryExpansion(expansion.losses, expansion.gradients, None)
+            game = ExpandedGame(self._steps, expansion, self.n_sources)
+        return game if self.portions is None else PortionedGame(game, self.portions)
 
     def evaluates(self, sources: SourcesConfig) -> bool:
         """Worth is measured by forward passes."""
-        few = sources.utility == "auto" and self.n_players <= MOST_EVALUATED
+        few = sources.utility == "auto" and self.n_sources <= MOST_EVALUATED
         return sources.game == "newton" and (sources.utility == "evaluated" or few)
 
     def values(self, sources: SourcesConfig, kept: WorthKeeper) -> Outcome:
         """Everybody's value: in closed form where there is one, else from coalitions, exact or sampled."""
-        shapley = sources.semivalue == "shapley"
+        closed = self._closed(sources)
+        if closed is not None:
+            unknown = np.full(closed.shape, np.nan)
+            way = "along the path, 16 damped solves" if sources.game == "path" else ""
+            reason = f"in closed form {way}".strip()
+            return self._with_queries(Outcome(closed, unknown, unknown, unknown, reason, {}), sources.confidence)
+        found = self._asked(sources, kept)
+        exact, estimate = found.ended_by == "exact", found.estimate
+        unknown = np.full(estimate.values.shape, np.nan)
+        facts = {
+            "estimator": found.reason,
+            "ended by": found.ended_by,
+            "widest interval": found.widest,
+            "coalitions": estimate.n_coalitions,
+            "coalitions evaluated now": found.n_evaluated,
+            "utility": self.utility(sources),
+        }
+        low, high = (unknown, unknown) if exact else (estimate.low, estimate.high)
+        errors = unknown if exact else estimate.standard_errors
+        return self._with_queries(Outcome(estimate.values, errors, low, high, found.reason, facts), sources.confidence)
+
+    def estimate(self, sources: SourcesConfig, kept: WorthKeeper) -> Estimate:
+        """The same values with the errors of sampled coalitions alone, 0 in closed form."""
+        closed = self._closed(sources)
+        if closed is None:
+            return self._asked(sources, kept).estimate
+        return Estimate(closed, np.zeros_like(closed), closed, closed, 0, "closed form")
+
+    def utility(self, sources: SourcesConfig) -> str:
+        """How a coalition's worth is found in newton."""
+        if self.evaluates(sources):
+            return "evaluated"
+        return "quadratic" if sources.utility == "auto" else sources.utility
+
+    def _closed(self, sources: SourcesConfig) -> np.ndarray | None:
+        """(n_queries + 1, n_players) values where there is a closed form."""
         if sources.game == "path":
-            values = path_values(self.sums.layers, self.sums.damping, self.expansion)
-            return self._closed(values, sources, "in closed form along the path, 16 damped solves")
-        if sources.game == "interaction" and shapley:
-            return self._closed(self._interaction().shapley(), sources, "in closed form")
-        return self._asked(sources, kept)
+            values = path_values(self.sums.layers, self.sums.damping, self.expansion, portions=self.portions)
+        elif sources.game == "interaction" and sources.semivalue == "shapley":
+            values = self._interaction().shapley()
+        else:
+            return None
+        return np.concatenate([values, values.sum(axis=0, keepdims=True)])
 
-    def _closed(self, values: np.ndarray, sources: SourcesConfig, reason: str) -> Outcome:
-        whole = np.concatenate([values, values.sum(axis=0, keepdims=True)])
-        unknown = np.full(whole.shape, np.nan)
-        return self._with_queries(Outcome(whole, unknown, unknown, unknown, reason, {}), sources.confidence)
-
-    def _asked(self, sources: SourcesConfig, kept: WorthKeeper) -> Outcome:
+    def _asked(self, sources: SourcesConfig, kept: WorthKeeper) -> Sampled:
         game, n_queries = self.game(sources), len(self.expansion.losses)
 
         def worth(masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
             found = game.utilities(masks)
-            kept.add(masks, found)
+            if self.portions is None:
+                kept.add(masks, found)
             return np.concatenate([found, found.sum(axis=1, keepdims=True)], axis=1)
 
-        masks, known = kept.known(self.n_players, n_queries)
-        found = sampled(
+        masks, known = kept.known(self.n_sources, n_queries)
+        if self.portions is not None:
+            masks, known = known_worth(masks, known, self.portions)
+        return sampled(
             worth,
             self.n_players,
             size_weights(self.n_players, sources.semivalue, sources.alpha, sources.beta),
@@ -231,19 +278,6 @@ class Play:
             np.random.default_rng(sources.seed),
             known=(masks, np.concatenate([known, known.sum(axis=1, keepdims=True)], axis=1)) if len(masks) else None,
         )
-        exact, estimate = found.ended_by == "exact", found.estimate
-        unknown = np.full(estimate.values.shape, np.nan)
-        facts = {
-            "estimator": found.reason,
-            "ended by": found.ended_by,
-            "widest interval": found.widest,
-            "coalitions": estimate.n_coalitions,
-            "coalitions evaluated now": found.n_evaluated,
-            "utility": "evaluated" if self.evaluates(sources) else sources.utility,
-        }
-        low, high = (unknown, unknown) if exact else (estimate.low, estimate.high)
-        errors = unknown if exact else estimate.standard_errors
-        return self._with_queries(Outcome(estimate.values, errors, low, high, found.reason, facts), sources.confidence)
 
     def _with_queries(self, outcome: Outcome, confidence: float) -> Outcome:
         """The error of the last row also tells how it would move had other queries been asked."""

@@ -1,6 +1,7 @@
 """Prefect task that turns the sums of a scoring pass into values of sources."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from tasks.model.config import ModelConfig
 from tasks.model.loading import load
 from tasks.progress import run_logger
 
-__all__ = ["GameParts", "value_sources"]
+__all__ = ["GameParts", "game_fingerprint", "play_of", "value_sources"]
 
 ALGORITHM = 3
 GAMES = 1
@@ -124,20 +125,39 @@ class _Values:
         return cls(sums, errors, low, high, "additive", {"error": "documents"})
 
 
+def play_of(game: GameParts, names: Sequence[str], pull: float | None) -> Play:
+    """The game of some sources, read from the stores.
+
+    Args:
+        game: what it is made of.
+        names: of the players, in their order.
+        pull: lambda where it is given.
+
+    Raises:
+        InputError: the model cannot be loaded, or a source has no example.
+    """
+    loaded, queries = load(game.model), CorpusStore.open(game.queries)
+    sums = model_sums(in_order(game.sums, names), game.bases, game.model, pull, game.damping)
+    losses = query_losses(loaded, queries)
+    return Play(
+        sums=sums,
+        expansion=query_expansion(sums, queries, game.query_gradients, game.factors, losses),
+        losses_at=evaluation(loaded, game.bases, queries),
+        base_losses=None if game.model.base is None else query_losses(load(game.model, 1.0), queries),
+    )
+
+
+def game_fingerprint(game: GameParts, sources: SourcesConfig, scores: str) -> str:
+    """Of the UtilityStore of a game, in StoreFolders.games; `scores` is the fingerprint of the scoring pass."""
+    parts = {"game": GAMES, "sources": sources.model_dump(include={"game", "utility", "pull"})}
+    return fingerprint(parts | game.model_dump(mode="json") | {"scores": scores})
+
+
 def _played(
     store: str, scores: StoreRef, sources: SourcesConfig, game: GameParts, players: _Players, additive: _Values
 ) -> _Values:
     """The values of a game with interactions; the additive ones where it is not to be trusted for this model."""
-    loaded, queries = load(game.model), CorpusStore.open(game.queries)
-    sums = model_sums(in_order(game.sums, players.names), game.bases, game.model, sources.pull, game.damping)
-    losses = query_losses(loaded, queries)
-    expanded = query_expansion(sums, queries, game.query_gradients, game.factors, losses)
-    played = Play(
-        sums=sums,
-        expansion=expanded,
-        losses_at=evaluation(loaded, game.bases, queries),
-        base_losses=None if game.model.base is None else query_losses(load(game.model, 1.0), queries),
-    )
+    played = play_of(game, players.names, sources.pull)
     checked = played.checked()
     for line in checked.sentences():
         run_logger().info(line)
@@ -145,10 +165,9 @@ def _played(
         run_logger().warning("%s: valued by the additive game instead (--sources.fallback)", checked.reason)
         notes = additive.notes | checked.facts() | {"fallback": f"{sources.game}: {checked.reason}"}
         return replace(additive, notes=notes)
-    parts = {"game": GAMES, "sources": sources.model_dump(include={"game", "utility", "pull"})}
     kept = UtilityStore.create(
         StoreFolders(store).games,
-        fingerprint(parts | game.model_dump(mode="json") | {"scores": scores.fingerprint}),
+        game_fingerprint(game, sources, scores.fingerprint),
         {"scores": scores.fingerprint, "players": players.names},
     )
     outcome = played.values(sources, kept)

@@ -5,71 +5,32 @@ places of the order and get more together than the source alone. It gains nothin
 quadratic in the sums (`interaction`), and along a path (Aumann & Shapley 1974), whose values add up from documents.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from tasks.coalitions.additive import shares
-from tasks.coalitions.designs import all_coalitions
-from tasks.coalitions.semivalues import exact_semivalues, size_weights
+from tasks.coalitions.estimators import Estimate
 
-__all__ = ["MOST_EXACT", "Game", "SplitGain", "SumsGame", "shapley", "shares_without", "split_gain"]
+__all__ = ["SharesWithout", "SplitGain", "shares_without", "split_gain"]
 
-# Coalitions of more players are too many to ask for: 2^16 = 65,536.
-MOST_EXACT = 16
-
-
-@runtime_checkable
-class Game(Protocol):
-    """A game over sources that can do without one and split one."""
-
-    @property
-    def n_players(self) -> int:
-        """Sources that play."""
-
-    def utility(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
-        """What each coalition is worth to each query."""
-
-    def without(self, source: int) -> "Game":
-        """The game of the other sources, in their order."""
-
-    def split(self, source: int, parts: int) -> "Game":
-        """The game in which a source is `parts` equal sources: the first in its place, the others at the end."""
+# A gain below this part of the value is that of rounding.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class SumsGame:
-    """A game whose coalitions are worth a function of their members' sums, as gradients or curvatures add up.
+class SharesWithout:
+    """Shares of all sources for each query had some been absent: 0 for these.
 
     Args:
-        sums: (n_sources, k) of each source; a part of p of a source has 1/p of its sums.
-        worth: (m, k) sums of coalitions → (m, q).
+        shares, low, high: (q, s); ends of the values' intervals over their positive total, which is taken as known.
     """
 
-    sums: np.ndarray
-    worth: Callable[[np.ndarray], np.ndarray]
-
-    @property
-    def n_players(self) -> int:
-        return len(self.sums)
-
-    def utility(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
-        """The worth of the members' sums."""
-        return self.worth(masks.astype(np.float64) @ self.sums)
-
-    def without(self, source: int) -> "SumsGame":
-        """The same worth over the other sources."""
-        return replace(self, sums=np.delete(self.sums, source, axis=0))
-
-    def split(self, source: int, parts: int) -> "SumsGame":
-        """The source's sums in equal parts."""
-        part = self.sums[source : source + 1] / parts
-        return replace(
-            self, sums=np.concatenate([self.sums[:source], part, self.sums[source + 1 :], *[part] * (parts - 1)])
-        )
+    shares: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -79,56 +40,56 @@ class SplitGain:
     Args:
         whole: (q,) its value.
         in_parts: (q,) the sum of its parts' values.
+        reach: (q,) the gain's interval is ± this: the intervals of all its values added up, so that it covers more
+            than each of them; 0 where they are exact.
     """
 
     whole: np.ndarray
     in_parts: np.ndarray
+    reach: np.ndarray
 
     @property
-    def gain(self) -> np.ndarray:
-        """(q,) how much more its parts get together."""
-        return self.in_parts - self.whole
+    def gain(self) -> Float[np.ndarray, " q"]:
+        """How much more its parts get together; 0 where that is within rounding."""
+        found = self.in_parts - self.whole
+        return np.where(np.abs(found) <= ROUNDING * np.abs(self.whole), 0.0, found)
 
     @property
-    def relative(self) -> np.ndarray:
-        """(q,) the gain as a part of the value's size; NaN where that is 0."""
+    def relative(self) -> Float[np.ndarray, " q"]:
+        """The gain as a part of the value's size; NaN where that is 0."""
         size = np.abs(self.whole)
         return np.divide(self.gain, size, out=np.full_like(size, np.nan), where=size > 0)
 
 
-def shapley(game: Game) -> Float[np.ndarray, "q s"]:
-    """Shapley values by enumeration of all coalitions.
-
-    Raises:
-        ValueError: more than MOST_EXACT players.
-    """
-    if game.n_players > MOST_EXACT:
-        raise ValueError(f"{game.n_players} players have too many coalitions to ask for; at most {MOST_EXACT}")
-    masks = all_coalitions(game.n_players)
-    return exact_semivalues(masks, game.utility(masks), size_weights(game.n_players, "shapley"))
-
-
-def shares_without(game: Game, source: int, values: Callable[[Any], np.ndarray] = shapley) -> Float[np.ndarray, "q s"]:
-    """Shares had a source been absent: 0 for itself, parts of the others' positive total for them.
+def shares_without(others: Estimate, absent: Sequence[int]) -> SharesWithout:
+    """Shares had some sources been absent.
 
     Args:
-        game: of all sources.
-        source: which is absent.
-        values: game → (q, s) values; a closed form where the game has one.
+        others: values of the players of `portions.all_but(n_sources, absent)`.
+        absent: numbers of the absent sources among all.
     """
-    found: np.ndarray = np.insert(shares(values(game.without(source))), source, 0.0, axis=1)
-    return found
+    totals = np.maximum(others.values, 0.0).sum(axis=1, keepdims=True)
+    ends = (
+        np.divide(np.maximum(end, 0.0), totals, out=np.full_like(others.values, np.nan), where=totals > 0)
+        for end in (others.low, others.high)
+    )
+    places = [number - earlier for earlier, number in enumerate(sorted(absent))]
+    return SharesWithout(*(np.insert(found, places, 0.0, axis=1) for found in (shares(others.values), *ends)))
 
 
-def split_gain(game: Game, source: int, parts: int, values: Callable[[Any], np.ndarray] = shapley) -> SplitGain:
+def split_gain(whole: Estimate, parts: Estimate, source: int) -> SplitGain:
     """What a source would gain by splitting itself in equal parts.
 
     Args:
-        game: of all sources.
-        source: which one.
-        parts: at least 1.
-        values: game → (q, s) values; a closed form where the game has one (`additive`, `interaction`, `path`).
+        whole: values of all sources.
+        parts: values of the players of `portions.divided(n_sources, source, …)`.
+        source: its number.
     """
-    whole, divided = values(game), values(game.split(source, parts))
-    others = np.arange(game.n_players, game.n_players + parts - 1)
-    return SplitGain(whole[:, source], divided[:, [source, *others]].sum(axis=1))
+    columns = [source, *range(whole.values.shape[1], parts.values.shape[1])]
+    reach = _reach(whole)[:, source] + _reach(parts)[:, columns].sum(axis=1)
+    return SplitGain(whole.values[:, source], parts.values[:, columns].sum(axis=1), reach)
+
+
+def _reach(estimate: Estimate) -> np.ndarray:
+    """(q, s) from each value to the farther end of its interval."""
+    return np.maximum(estimate.high - estimate.values, estimate.values - estimate.low)

@@ -110,6 +110,11 @@ def _values(parts: ValuationParts) -> pd.DataFrame:
     return published(pa.concat_tables([CoalitionStore.open(ref).values for ref in refs]).to_pandas(), parts.payout)
 
 
+def _grouping(values: StoreRef) -> str:
+    """Who is valued: `source`, `publisher>section`."""
+    return str(CoalitionStore.open(values).values.column("grouping")[0].as_py())
+
+
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
@@ -162,7 +167,11 @@ def _write_valuation(folder: Path, parts: ValuationParts, logged: LoggedRun | No
             "scores": parts.scores.fingerprint,
             "values": parts.values.fingerprint,
         },
-        "stores": {"gradients": parts.gradients.location, "scores": parts.scores.location},
+        "stores": {
+            "gradients": parts.gradients.location,
+            "scores": parts.scores.location,
+            "values": {_grouping(ref): ref.location for ref in (parts.values, *parts.further_values)},
+        },
         "parameters": parts.parameters,
         "game": _notes(parts),
         "versions": _versions(),

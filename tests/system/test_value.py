@@ -157,6 +157,10 @@ def test_a_game_in_which_copies_share(dataworth, checkpoints, corpus_file, queri
     assert "sums of 0 of 3 sources to compute" in again.stderr
     notes = json.loads((tmp_path / "again" / "valuation.json").read_text())["game"]
     assert notes["coalitions evaluated now"] == 0
+    asked = dataworth("what-if", "--results", tmp_path / "out", "--without", "s0", "--split", "s1", "--parts", "3")
+    assert asked.returncode == 0, asked.stderr
+    assert "had s0 been absent (newton, evaluated, all queries together)" in asked.stdout
+    assert "were s1 split in 3 parts" in asked.stdout
 
 
 def sentence(result) -> str:

@@ -4,23 +4,34 @@ import numpy as np
 import pytest
 
 from tasks.coalitions.additive import shares
-from tasks.coalitions.what_if import Game, SumsGame, shapley, shares_without, split_gain
+from tasks.coalitions.designs import all_coalitions
+from tasks.coalitions.estimators import Estimate, exact
+from tasks.coalitions.games import AdditiveGame, InteractionGame
+from tasks.coalitions.portions import PortionedGame, all_but, divided
+from tasks.coalitions.semivalues import size_weights
+from tasks.coalitions.what_if import shares_without, split_gain
 
 
-def saturating(sums):
+class Saturating:
     """Worth grows ever more slowly, for two queries that look at the sums differently."""
+
     weights = np.array([[1.0, 0.2], [0.3, 1.0]])
-    return SumsGame(sums, lambda together: np.log1p(together @ weights))
+
+    def __init__(self, sums):
+        self.sums, self.n_players = sums, len(sums)
+
+    def utilities(self, masks):
+        return np.log1p(masks.astype(float) @ self.sums @ self.weights)
 
 
-def path_values(game, points=64):
-    """Aumann-Shapley: marginal worth of a source's sums along the path from nothing to all, by a closed gradient."""
-    places, lengths = np.polynomial.legendre.leggauss(points)
-    total, weights = game.sums.sum(axis=0), np.array([[1.0, 0.2], [0.3, 1.0]])
-    slopes = sum(
-        length / 2 / (1 + (place + 1) / 2 * (total @ weights)) for place, length in zip(places, lengths, strict=True)
-    )
-    return (game.sums @ weights * slopes).T
+def shapley(game):
+    masks = all_coalitions(game.n_players)
+    return exact(masks, game.utilities(masks), size_weights(game.n_players, "shapley"))
+
+
+def gain(game, source, parts):
+    portions = divided(game.n_players, source, parts)
+    return split_gain(shapley(game), shapley(PortionedGame(game, portions)), source)
 
 
 @pytest.fixture
@@ -31,58 +42,71 @@ def sums():
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_where_worth_saturates_a_split_source_is_paid_more(sums, parts):
     for source in range(len(sums)):
-        found = split_gain(saturating(sums), source, parts)
+        found = gain(Saturating(sums), source, parts)
+        apart = np.concatenate([np.delete(sums, source, axis=0), np.repeat(sums[[source]] / parts, parts, axis=0)])
+        expected = shapley(Saturating(apart)).values[:, len(sums) - 1 :].sum(axis=1)
         assert (found.gain > 0).all()
+        np.testing.assert_allclose(found.in_parts, expected, rtol=1e-9)
         np.testing.assert_allclose(found.relative, found.in_parts / found.whole - 1)
+        np.testing.assert_array_equal(found.reach, 0)
 
 
 def test_more_parts_gain_more(sums):
-    gains = [split_gain(saturating(sums), 1, parts).gain for parts in (1, 2, 4, 8)]
-    np.testing.assert_allclose(gains[0], 0.0, atol=1e-12)
+    gains = [gain(Saturating(sums), 1, parts).gain for parts in (1, 2, 4, 8)]
+    np.testing.assert_array_equal(gains[0], 0.0)
     assert (np.diff(gains, axis=0) > 0).all()
 
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_split_gains_nothing_in_additive_and_quadratic_games(sums, parts):
-    additive = SumsGame(sums, lambda together: together)
-    quadratic = SumsGame(sums, lambda together: together - 0.1 * (together**2).sum(axis=1, keepdims=True))
-    for game in (additive, quadratic):
-        np.testing.assert_allclose(split_gain(game, 2, parts).gain, 0.0, atol=1e-10)
-    closed = split_gain(additive, 2, parts, lambda game: game.sums.T)
-    np.testing.assert_allclose(closed.gain, 0.0, atol=1e-12)
+    generator = np.random.default_rng(0)
+    quadratic = InteractionGame(generator.standard_normal((2, 5)), generator.standard_normal((2, 3, 5)))
+    for game in (AdditiveGame(sums.T), quadratic):
+        found = gain(game, 2, parts)
+        np.testing.assert_allclose(found.in_parts, found.whole, rtol=1e-9)
+        np.testing.assert_array_equal(found.gain, 0.0)
+        np.testing.assert_array_equal(found.relative, 0.0)
 
 
-def test_a_split_gains_nothing_along_the_path(sums):
-    game = saturating(sums)
-    np.testing.assert_allclose(path_values(game).sum(axis=1), game.utility(np.ones((1, 5), bool))[0], rtol=1e-10)
-    np.testing.assert_allclose(split_gain(game, 0, 3, path_values).gain, 0.0, atol=1e-12)
+def test_a_value_of_nothing_has_no_relative_gain():
+    found = gain(AdditiveGame(np.array([[0.0, 1.0]])), 0, 2)
+    assert np.isnan(found.relative).all()
+    assert (found.gain == 0).all()
 
 
-def test_a_split_changes_no_coalition_of_whole_sources(sums):
-    game, divided = saturating(sums), saturating(sums).split(1, 3)
-    assert isinstance(game, Game)
-    assert divided.n_players == 7
-    masks = np.random.default_rng(0).random((20, 5)) < 0.5
-    spread = np.concatenate([masks, np.repeat(masks[:, 1:2], 2, axis=1)], axis=1)
-    np.testing.assert_allclose(divided.utility(spread), game.utility(masks))
-
-
-def test_shares_without_a_source(sums):
-    game = saturating(sums)
-    found = shares_without(game, 1)
-    assert found.shape == (2, 5)
-    assert (found[:, 1] == 0).all()
-    np.testing.assert_allclose(found.sum(axis=1), 1.0)
-    np.testing.assert_array_equal(np.delete(found, 1, axis=1), shares(shapley(saturating(np.delete(sums, 1, axis=0)))))
+@pytest.mark.parametrize("absent", [[1], [4, 0], [2, 3, 4]])
+def test_shares_without_sources(sums, absent):
+    found = shares_without(shapley(PortionedGame(Saturating(sums), all_but(5, absent))), absent)
+    assert found.shares.shape == (2, 5)
+    assert (found.shares[:, absent] == 0).all()
+    np.testing.assert_allclose(found.shares.sum(axis=1), 1.0)
+    left = shares(shapley(Saturating(np.delete(sums, absent, axis=0))).values)
+    np.testing.assert_allclose(np.delete(found.shares, absent, axis=1), left, rtol=1e-12)
+    np.testing.assert_array_equal(found.low, found.shares)
+    np.testing.assert_array_equal(found.high, found.shares)
 
 
 def test_a_copy_gains_what_its_twin_had():
-    twins = saturating(np.array([[2.0, 1.0], [2.0, 1.0], [1.0, 3.0]]))
-    before, after = shares(shapley(twins)), shares_without(twins, 0)
+    twins = Saturating(np.array([[2.0, 1.0], [2.0, 1.0], [1.0, 3.0]]))
+    before = shares(shapley(twins).values)
+    after = shares_without(shapley(PortionedGame(twins, all_but(3, [0]))), [0]).shares
     assert (after[:, 1] > before[:, 1]).all()
     np.testing.assert_allclose(before[:, 0], before[:, 1])
 
 
-def test_too_many_players_are_refused():
-    with pytest.raises(ValueError, match="17 players have too many coalitions"):
-        shapley(SumsGame(np.ones((17, 1)), lambda together: together))
+def test_intervals_of_sampled_values():
+    values, reach = np.array([[3.0, -1.0, 1.0]]), np.array([[1.0, 0.5, 2.0]])
+    others = Estimate(values, reach / 2, values - reach, values + reach, 20, "permutation")
+    found = shares_without(others, [1])
+    np.testing.assert_allclose(found.shares, [[0.75, 0, 0, 0.25]])
+    np.testing.assert_allclose(found.low, [[0.5, 0, 0, 0]])
+    np.testing.assert_allclose(found.high, [[1.0, 0, 0, 0.75]])
+    whole = Estimate(values[:, :2], reach[:, :2], values[:, :2] - 0.25, values[:, :2] + 0.25, 20, "permutation")
+    gained = split_gain(whole, others, 0)
+    np.testing.assert_allclose(gained.gain, [1.0])
+    np.testing.assert_allclose(gained.reach, [0.25 + 1.0 + 2.0])
+
+
+def test_nobody_left_has_no_share():
+    negative = Estimate(*(-np.ones((1, 2)),) * 4, 4, "exact")
+    assert np.isnan(shares_without(negative, [0]).shares[:, 1:]).all()

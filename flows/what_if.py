@@ -1,0 +1,263 @@
+"""What if, over a finished valuation: the shares had some sources been absent, what a source would gain by splitting.
+
+Reads the results folder and the stores; writes nothing.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.terminal import table
+from storage.coalitions import CoalitionStore, UtilityStore
+from storage.errors import InputError
+from storage.locations import Location, StoreFolders
+from storage.schema import ALL_QUERIES
+from storage.scores import ScoreStore
+from tasks.coalitions.config import SourcesConfig
+from tasks.coalitions.estimators import Estimate
+from tasks.coalitions.groupings import grouping_fields
+from tasks.coalitions.play import MOST_EVALUATED, Play
+from tasks.coalitions.portions import all_but, divided
+from tasks.coalitions.sampling import MOST_ENUMERATED
+from tasks.coalitions.task import GameParts, game_fingerprint, play_of
+from tasks.coalitions.what_if import shares_without, split_gain
+from tasks.model.loading import load
+from tasks.report.numbers import interval, number, percent
+
+__all__ = ["Valued", "valued", "what_if"]
+
+
+class _Known:
+    """The worth of coalitions that a valuation kept; nothing is added."""
+
+    def __init__(self, store: UtilityStore | None) -> None:
+        self._store = store
+
+    def known(self, n_players: int, n_queries: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._store is None:
+            return np.empty((0, n_players), bool), np.empty((0, n_queries))
+        return self._store.known(n_players, n_queries)
+
+    def add(self, masks: np.ndarray, worth: np.ndarray) -> None:
+        """Of no effect."""
+
+
+@dataclass(frozen=True)
+class Valued:
+    """The sources of a finished valuation, and what is needed to play their games again.
+
+    Args:
+        store: root of the stores.
+        names: (n_sources,) players, in their order.
+        shares: (n_sources,) of all queries together; NaN where none is positive.
+        sums: (n_sources,) scores summed, all queries together: the additive game.
+        sources: the game that gave the values, as the valuation was run.
+        parts: what other games are made of; None where the valuation was run with the additive one.
+        scores: fingerprint of the scoring pass.
+        notes: what the valuation tells beside its values.
+        model_fingerprint: of the weights that were valued.
+    """
+
+    store: Location
+    names: list[str]
+    shares: np.ndarray
+    sums: np.ndarray
+    sources: SourcesConfig
+    parts: GameParts | None
+    scores: str
+    notes: dict[str, Any]
+    model_fingerprint: str
+
+    def numbers(self, option: str, names: Sequence[str]) -> list[int]:
+        """Sources by name, each once.
+
+        Raises:
+            InputError: a name is none of a source.
+        """
+        for name in names:
+            if name not in self.names:
+                known = ", ".join(self.names[:8]) + (" …" if len(self.names) > 8 else "")
+                raise InputError(f"{option} {name}: not in this valuation, which has {known}")
+        return [self.names.index(name) for name in dict.fromkeys(names)]
+
+    @property
+    def games(self) -> list[SourcesConfig]:
+        """Every game that can be played, newton in the utility of the run where that played it."""
+        found = [self.sources.model_copy(update={"game": "additive"})]
+        if self.parts is not None:
+            newton = self.sources
+            if newton.game != "newton":
+                newton = newton.model_copy(update={"game": "newton", "utility": "quadratic"})
+            found += [
+                self.sources.model_copy(update={"game": "interaction"}),
+                newton,
+                self.sources.model_copy(update={"game": "path"}),
+            ]
+        return found
+
+    def estimate(self, game: SourcesConfig, portions: np.ndarray) -> Estimate:
+        """Values of players that hold portions of the sources; the last row is of all queries together.
+
+        Up to 16 players exact, unless their coalitions are too many for forward passes; beyond that as the run's.
+        """
+        if game.game == "additive":
+            values = (portions @ self.sums)[None]
+            return Estimate(values, np.zeros_like(values), values, values, 0, "closed form")
+        play = replace(self._play, portions=portions)
+        if play.n_players <= MOST_ENUMERATED and (not play.evaluates(game) or play.n_sources <= MOST_EVALUATED):
+            game = game.model_copy(update={"budget": max(game.budget, 2**play.n_players)})
+        return play.estimate(game, self._known(game))
+
+    def title(self, game: SourcesConfig) -> str:
+        """A game's name; that of newton with its utility."""
+        return f"newton, {self._play.utility(game)}" if game.game == "newton" else game.game
+
+    @cached_property
+    def _play(self) -> Play:
+        if self.parts is None:
+            raise ValueError("a valuation by the additive game keeps nothing that another one is made of")
+        if load(self.parts.model).fingerprint != self.model_fingerprint:
+            raise InputError(
+                f"{self.parts.model.name}: no longer the model that was valued; run `dataworth value` again"
+            )
+        return play_of(self.parts, self.names, self.sources.pull)
+
+    def _known(self, game: SourcesConfig) -> _Known:
+        root = StoreFolders(self.store).games
+        name = game_fingerprint(self.parts, game, self.scores) if self.parts is not None else ""
+        return _Known(UtilityStore(root / name) if name and UtilityStore.exists(root, name) else None)
+
+
+def valued(results: Path, by: str | None) -> Valued:
+    """The sources of a valuation.
+
+    Args:
+        results: its folder, which holds `valuation.json`.
+        by: grouping of the sources; None: the first of the valuation.
+
+    Raises:
+        InputError: the folder is none of a valuation, or the valuation has no such grouping.
+    """
+    try:
+        made = json.loads((results / "valuation.json").read_bytes())
+        locations, model = made["stores"], made["fingerprints"]["model"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"--results {results}: valuation.json is damaged; run `dataworth value` again") from None
+    if "values" not in locations:
+        raise InputError(f"--results {results}: made by an earlier dataworth; run `dataworth value` again")
+    store = CoalitionStore(_grouped(locations["values"], by))
+    attributes = store.attributes
+    rows = store.values.to_pandas()
+    rows = rows[(rows["query_id"] == ALL_QUERIES) & (rows["level"] == rows["level"].max())]
+    root = store.path.parent.parent
+    sums = ScoreStore(StoreFolders(root).scores / attributes["scores"]).source_sums.to_pandas()
+    sums = sums[sums["query_id"] == ALL_QUERIES].set_index("source")["sum"]
+    parts = attributes.get("game parts")
+    return Valued(
+        store=root,
+        names=rows["source"].to_list(),
+        shares=rows["share"].to_numpy(np.float64, na_value=np.nan),
+        sums=sums[rows["source"]].to_numpy(np.float64),
+        sources=SourcesConfig.model_validate({k: attributes[k] for k in SourcesConfig.model_fields if k in attributes}),
+        parts=None if parts is None else GameParts.model_validate(parts),
+        scores=attributes["scores"],
+        notes=attributes["notes"],
+        model_fingerprint=model,
+    )
+
+
+def _grouped(locations: dict[str, str], by: str | None) -> str:
+    """The location of the values of a grouping, the first where none is named."""
+    if by is None:
+        return next(iter(locations.values()))
+    try:
+        return locations[">".join(grouping_fields(by))]
+    except (KeyError, ValueError):
+        raise InputError(f"--by {by}: not in this valuation, which has {', '.join(locations)}") from None
+
+
+def what_if(
+    results: Path, without: Sequence[str], split: Sequence[str], parts: int, by: str | None = None
+) -> list[str]:
+    """What a person reads: a table for the sources that are absent together, one for each that splits, remarks.
+
+    Args:
+        results: folder of the valuation.
+        without: names of absent sources; none: no such table.
+        split: names of sources that split, each by itself.
+        parts: in how many.
+        by: grouping of the sources; None: the first of the valuation.
+
+    Raises:
+        InputError: no such valuation, grouping or source, or nobody is left.
+    """
+    found = valued(results, by)
+    absent, splitting = found.numbers("--without", without), found.numbers("--split", split)
+    if len(absent) == len(found.names):
+        raise InputError("--without: names every source, so that nobody is left to have a share")
+    texts = [_absence(found, absent)] if absent else []
+    whole = [found.estimate(game, np.eye(len(found.names))) for game in found.games] if splitting else []
+    texts += [_splitting(found, whole, source, parts) for source in splitting]
+    return [*texts, *_remarks(found, bool(splitting))]
+
+
+def _absence(found: Valued, absent: list[int]) -> str:
+    others = found.estimate(found.sources, all_but(len(found.names), absent))
+    without = shares_without(others, absent)
+    now, then, low, high = found.shares, without.shares[-1], without.low[-1], without.high[-1]
+    sampled = bool((others.high > others.low).any())
+    rows = [
+        [
+            found.names[n],
+            percent(now[n]),
+            percent(then[n]),
+            _points(then[n] - now[n]),
+            *([f"{percent(low[n])} … {percent(high[n])}"] if sampled else []),
+        ]
+        for n in np.argsort(-now, kind="stable")
+    ]
+    nobody = "" if np.isfinite(then).any() else "\n\nno value is positive then, so that nobody has a share"
+    named = ", ".join(found.names[n] for n in absent)
+    game = found.title(found.sources)
+    header = ["source", "share now", "share then", "difference", *(["interval of share then"] if sampled else [])]
+    return f"had {named} been absent ({game}, all queries together)\n\n{table(header, rows)}{nobody}"
+
+
+def _points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return "" if np.isnan(difference) else f"{round(difference, 3) + 0.0:+.1%}"
+
+
+def _splitting(found: Valued, whole: list[Estimate], source: int, parts: int) -> str:
+    rows, sampled = [], False
+    for game, values in zip(found.games, whole, strict=True):
+        in_parts = found.estimate(game, divided(len(found.names), source, parts))
+        gained = split_gain(values, in_parts, source)
+        gain, reach = float(gained.gain[-1]), float(gained.reach[-1])
+        sampled = sampled or reach > 0
+        ends = interval(gain - reach, gain + reach) if reach > 0 else "exact"
+        row = [found.title(game), number(float(gained.whole[-1])), number(float(gained.in_parts[-1])), number(gain)]
+        rows.append([*row, percent(float(gained.relative[-1])), ends])
+    header = ["game", "value", "of its parts", "gain", "of its value", "interval of the gain"]
+    kept = len(header) - (not sampled)
+    listed = table(header[:kept], [row[:kept] for row in rows])
+    return f"were {found.names[source]} split in {parts} parts (all queries together)\n\n{listed}"
+
+
+def _remarks(found: Valued, splitting: bool) -> list[str]:
+    """What a reader must know beside the numbers."""
+    lines = []
+    if found.parts is None and splitting:
+        lines.append("for the other games value the corpus with one of them first: dataworth value … --game path")
+    if "fallback" in found.notes:
+        lines.append(f"valued by the additive game, as the check failed: {found.notes['fallback']}")
+    elif not found.notes.get("reliable", True):
+        lines.append(
+            "on this model the check of the games failed (`missed`, `reach` in valuation.json): do not rely on them"
+        )
+    return lines
