@@ -1,7 +1,7 @@
 """Playing a game over sources: is it to be trusted for this model, what is everybody worth, and how sure is that."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,9 +12,10 @@ from scipy.stats import t as student
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.designs import leave_one_out
 from tasks.coalitions.games import EvaluatedGame, ExpandedGame, Game, InteractionGame, QueryExpansion
+from tasks.coalitions.jackknife import SourceGroups
 from tasks.coalitions.newton import LayerSums, NewtonSteps
 from tasks.coalitions.path import path_values
-from tasks.coalitions.sampling import sampled
+from tasks.coalitions.sampling import Sampled, sampled
 from tasks.coalitions.semivalues import size_weights
 
 __all__ = ["Check", "Outcome", "Play", "Sums", "WorthKeeper"]
@@ -43,6 +44,9 @@ class Sums(Protocol):
 
     @property
     def largest(self) -> float | None: ...
+
+    @property
+    def groups(self) -> SourceGroups | None: ...
 
 
 @runtime_checkable
@@ -122,6 +126,8 @@ class Outcome:
         values, errors, low, high: errors are NaN where nothing tells them.
         reason: how they were come by, a sentence.
         facts: what is printed beside them.
+        causes: the errors' parts by what they are of; they add up in quadrature, NaN where there is none.
+        sampled: the coalitions asked for; None where the values have a closed form.
     """
 
     values: np.ndarray
@@ -130,6 +136,8 @@ class Outcome:
     high: np.ndarray
     reason: str
     facts: dict[str, Any]
+    causes: dict[str, np.ndarray] = field(default_factory=dict)
+    sampled: Sampled | None = None
 
 
 @dataclass(frozen=True)
@@ -183,10 +191,14 @@ class Play:
 
     def game(self, sources: SourcesConfig) -> Game:
         """The game whose coalitions are asked."""
-        if sources.game == "interaction":
-            return self._interaction()
         if self.evaluates(sources):
             return EvaluatedGame(self._steps, self.losses_at, len(self.expansion.losses), self.n_players)
+        return self.expanded(sources)
+
+    def expanded(self, sources: SourcesConfig) -> Game:
+        """The same game without a forward pass."""
+        if sources.game == "interaction":
+            return self._interaction()
         expansion = self.expansion
         if sources.utility == "linear":
             expansion = QueryExpansion(expansion.losses, expansion.gradients, None)
@@ -199,15 +211,19 @@ class Play:
 
     def values(self, sources: SourcesConfig, kept: WorthKeeper) -> Outcome:
         """Everybody's value: in closed form where there is one, else from coalitions, exact or sampled."""
-        shapley = sources.semivalue == "shapley"
+        closed = self.closed_form(sources)
+        return self._asked(sources, kept) if closed is None else self._closed(*closed, sources)
+
+    def closed_form(self, sources: SourcesConfig) -> tuple[Float[np.ndarray, "q s"], str] | None:
+        """Values in closed form and how they were come by, where the game has one."""
         if sources.game == "path":
             values = path_values(self.sums.layers, self.sums.damping, self.expansion)
-            return self._closed(values, sources, "in closed form along the path, 16 damped solves")
-        if sources.game == "interaction" and shapley:
-            return self._closed(self._interaction().shapley(), sources, "in closed form")
-        return self._asked(sources, kept)
+            return values, "in closed form along the path, 16 damped solves"
+        if sources.game == "interaction" and sources.semivalue == "shapley":
+            return self._interaction().shapley(), "in closed form"
+        return None
 
-    def _closed(self, values: np.ndarray, sources: SourcesConfig, reason: str) -> Outcome:
+    def _closed(self, values: np.ndarray, reason: str, sources: SourcesConfig) -> Outcome:
         whole = np.concatenate([values, values.sum(axis=0, keepdims=True)])
         unknown = np.full(whole.shape, np.nan)
         return self._with_queries(Outcome(whole, unknown, unknown, unknown, reason, {}), sources.confidence)
@@ -243,7 +259,8 @@ class Play:
         }
         low, high = (unknown, unknown) if exact else (estimate.low, estimate.high)
         errors = unknown if exact else estimate.standard_errors
-        return self._with_queries(Outcome(estimate.values, errors, low, high, found.reason, facts), sources.confidence)
+        outcome = Outcome(estimate.values, errors, low, high, found.reason, facts, sampled=found)
+        return self._with_queries(outcome, sources.confidence)
 
     def _with_queries(self, outcome: Outcome, confidence: float) -> Outcome:
         """The error of the last row also tells how it would move had other queries been asked."""
@@ -251,12 +268,14 @@ class Play:
             "damping": self.sums.damping,
             "damping from": self.sums.damping_origin,
             "sum of values": float(outcome.values[-1].sum()),
-            "errors": "of sampled coalitions, and in the row of all queries of the queries asked; not of documents",
+            "errors": "of sampled coalitions, and in the row of all queries of the queries asked",
         }
         n_queries = len(self.expansion.losses)
         errors, low, high = outcome.errors.copy(), outcome.low.copy(), outcome.high.copy()
+        causes = {"coalitions": outcome.errors, "queries": np.full(errors.shape, np.nan)}
         if n_queries > 1:
             of_queries = np.sqrt(n_queries) * outcome.values[:-1].std(axis=0, ddof=1)
+            causes["queries"][-1] = of_queries
             errors[-1] = np.hypot(np.nan_to_num(errors[-1]), of_queries)
             reach = student.ppf(0.5 + confidence / 2, n_queries - 1) * of_queries
             sampled_reach = np.nan_to_num((high[-1] - low[-1]) / 2)
@@ -266,4 +285,4 @@ class Play:
         reach = norm.ppf(0.5 + confidence / 2) * errors
         low = np.where(missing, outcome.values - reach, low)
         high = np.where(missing, outcome.values + reach, high)
-        return Outcome(outcome.values, errors, low, high, outcome.reason, facts)
+        return replace(outcome, errors=errors, low=low, high=high, facts=facts, causes=causes)

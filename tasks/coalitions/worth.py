@@ -16,6 +16,7 @@ from storage.layers import LayerStore
 from storage.ref import StoreRef
 from tasks.capture.passes import forward_losses
 from tasks.coalitions.games import QueryExpansion
+from tasks.coalitions.jackknife import SourceGroups
 from tasks.coalitions.newton import LayerSums, endpoint_matched, estimated_damping
 from tasks.corpus.batches import batches_by_length, corpus_batch
 from tasks.curvature.config import DampingConfig
@@ -50,6 +51,7 @@ class ModelSums:
         largest: trust region; None where nothing bounds a step.
         coordinates: R of each layer, None where stored gradients are such coordinates already.
         columns: of each layer in a stored row.
+        groups: the sums by group of documents, where the stores keep them apart.
     """
 
     layers: list[LayerSums]
@@ -58,6 +60,7 @@ class ModelSums:
     largest: float | None
     coordinates: list[np.ndarray | None]
     columns: list[slice]
+    groups: SourceGroups | None = None
 
     def turned(self, rows: np.ndarray) -> np.ndarray:
         """(…, D) stored rows as coordinates of the orthonormal bases, float64."""
