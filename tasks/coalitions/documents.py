@@ -50,7 +50,8 @@ def with_document_errors(play: Play, sources: SourcesConfig, outcome: Outcome) -
     groups = play.sums.groups
     reason = _why_not(groups, outcome.sampled)
     if groups is None or reason:
-        return replace(outcome, facts=outcome.facts | {"errors": f"{outcome.facts['errors']}; not of documents{reason}"})
+        said = f"{outcome.facts['errors']}; not of documents{reason}"
+        return replace(outcome, facts=outcome.facts | {"errors": said})
     replicates = np.stack(
         [_replayed(_without(play, groups, number), sources, outcome.sampled) for number in range(groups.n_groups)]
     )

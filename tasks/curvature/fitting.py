@@ -69,14 +69,11 @@ def _sums(
 ) -> dict[str, Tensor]:
     """Sums over the windows of what a curvature is made of: this process adds its batches, and all add up theirs.
 
-    With the group of each window, and how many groups there are, the Fisher sums are kept by group. What is summed is kept now and then, so that a killed run goes on from there.
+    With the group of each window, and how many groups there are, Fisher sums are kept by group. What is summed is kept
+    now and then, so that a killed run goes on from there.
     """
     loaded, documents, place = load(model, towards_base), CorpusStore.open(corpus), processes()
-    if bases is None:
-        projections = projections_of(loaded.layers, ProjectionConfig(kind="identity"))
-    else:
-        projections = stored_projections(LayerStore.open(bases))
-    projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
+    projections = _projections(loaded, bases)
     modules = [layer.modules for layer in loaded.layers]
     capture: LayerCapture
     row_sums: list[RowSum] = []
@@ -97,7 +94,8 @@ def _sums(
     steps = {"what": what, "name": name, "batch_tokens": batch_tokens, "rank": place.rank, "size": place.size}
     partial = PartialSums(StoreFolders(store).layers, fingerprint(steps))
     done, kept = partial.load()
-    for owned in [sums, *(entry.sums for entry in [*row_sums, *by_group])]:
+    of_rows: list[RowSum | GroupedFisherSum] = [*row_sums, *by_group]
+    for owned in [sums, *(entry.sums for entry in of_rows)]:
         owned.update({key: torch.from_numpy(kept[key]) for key in owned if key in kept})
     everyone = batches_by_length(documents.windows["n_tokens"][windows], batch_tokens)
     batches = everyone[place.rank :: place.size]
@@ -116,7 +114,7 @@ def _sums(
                         grouped.add(rows, batch)
             bar.advance()
             if time.monotonic() - kept_at > SECONDS_BETWEEN_CHECKPOINTS:
-                partial.save(number, {key: tensor.cpu().numpy() for key, tensor in _all(sums, [*row_sums, *by_group]).items()})
+                partial.save(number, {key: tensor.cpu().numpy() for key, tensor in _all(sums, of_rows).items()})
                 kept_at = time.monotonic()
         if loaded.sharded and len(batches) < -(-len(everyone) // place.size):
             # Sharded weights are gathered by all processes at once: one pass without use, while others have their last.
@@ -125,9 +123,18 @@ def _sums(
                 if isinstance(capture, GradientCapture):
                     capture.rows()
             sums.update(before)
-    totals = place.total(_all(sums, [*row_sums, *by_group]))
+    totals = place.total(_all(sums, of_rows))
     partial.remove()
     return totals
+
+
+def _projections(loaded: LoadedModel, bases: StoreRef | None) -> list[LayerProjection]:
+    """Those stored, on the model's device; without bases the whole space."""
+    if bases is None:
+        projections = projections_of(loaded.layers, ProjectionConfig(kind="identity"))
+    else:
+        projections = stored_projections(LayerStore.open(bases))
+    return [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
 
 
 def label_rows(

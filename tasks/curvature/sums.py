@@ -67,9 +67,7 @@ class GroupedFisherSum:
     """
 
     def __init__(self, layers: Sequence[Mapping[str, Any]], groups: Int[np.ndarray, " n"], n_groups: int) -> None:
-        self._columns = [
-            slice(layer["first_column"], layer["first_column"] + layer["n_columns"]) for layer in layers
-        ]
+        self._columns = [slice(layer["first_column"], layer["first_column"] + layer["n_columns"]) for layer in layers]
         self._groups = groups
         self.sums = {
             str(number): torch.zeros(n_groups, layer["n_columns"], layer["n_columns"], dtype=torch.float64)

@@ -24,9 +24,7 @@ def test_groups_of_one_document_give_the_classical_error_of_a_sum(n_sources):
     counts = np.ones((n_sources, 12), int)
     kept, dropped = replicate_scales(counts)
     replicates = kept * scores.sum(axis=1) - dropped * scores.T
-    expected = standard_errors(
-        scores.sum(axis=1)[None], (scores**2).sum(axis=1)[None], np.full(n_sources, 12)
-    )
+    expected = standard_errors(scores.sum(axis=1)[None], (scores**2).sum(axis=1)[None], np.full(n_sources, 12))
     np.testing.assert_allclose(jackknife_errors(replicates[:, None], counts), expected, rtol=1e-12)
     assert degrees_of_freedom(counts).tolist() == [11] * n_sources
 
