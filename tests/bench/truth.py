@@ -147,7 +147,7 @@ def language_rows(seed: int, folder: Path) -> Iterator[dict[str, Any]]:
     loaded, documents = load(model), CorpusStore.open(queries)
 
     def played(config: ModelConfig) -> tuple[Play, list[StoreRef]]:
-        refs = fit_source_sums.fn(store, config, corpus, bases, gradients, curvature, None)
+        refs = fit_source_sums.fn(store, config, corpus, bases, gradients, curvature, None, n_groups=1)
         sums = model_sums([refs[name] for name in language.SOURCES], bases, config, None, DampingConfig())
         expansion = query_expansion(sums, documents, asked, factors, query_losses(loaded, documents))
         return Play(sums, expansion, evaluation(load(model), bases, documents), None), list(refs.values())
