@@ -148,6 +148,7 @@ def _game_parts(
             curvature,
             config.gradients.batch_tokens,
             grouping,
+            config.sources.document_groups,
         ),
         factors=fit_query_factors(store, config.model, queries, prepared.bases, curvature),
         damping=curvature.damping,

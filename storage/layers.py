@@ -43,7 +43,8 @@ class LayerStore(Store):
             root: folder of all layer stores.
             fingerprint: hash of what the matrices were made from.
             layers: the layer table, each row with a `name`.
-            matrices: name → array, one mapping a layer in the same order.
+            matrices: name → array, one mapping a layer in the same order; of an array with three axes each entry of the
+                first can be read alone.
             attributes: JSON-serialisable; how they were made.
         """
         target = Location.of(root) / fingerprint
@@ -55,10 +56,11 @@ class LayerStore(Store):
                     array = subgroup.create_array(
                         name,
                         shape=matrix.shape,
-                        chunks=tuple(max(1, size) for size in matrix.shape),
+                        chunks=_chunks(matrix.shape),
                         dtype=matrix.dtype,
                         compressors=[Crc32cCodec()],
                         serializer=BytesCodec(),
+                        config={"write_empty_chunks": True},
                     )
                     array[...] = matrix
             paths = [f"{_layer_path(number)}/{name}" for number, found in enumerate(matrices) for name in found]
@@ -86,8 +88,8 @@ class LayerStore(Store):
         prefix = f"{_layer_path(self._numbers[layer])}/"
         return sorted(path.removeprefix(prefix) for path in self.manifest["matrices"] if path.startswith(prefix))
 
-    def matrix(self, layer: str, name: str) -> np.ndarray:
-        """One stored matrix.
+    def matrix(self, layer: str, name: str, entry: int | None = None) -> np.ndarray:
+        """One stored matrix, or one entry of its first axis.
 
         Raises:
             KeyError: no such layer.
@@ -97,7 +99,7 @@ class LayerStore(Store):
         if array.nchunks_initialized != array.nchunks:
             raise StoreDamagedError(f"{self.path}: matrix {name!r} of layer {layer!r} is gone; remove it, run again")
         try:
-            return np.asarray(array[...])
+            return np.asarray(array[...] if entry is None else array[entry])
         except ValueError as error:
             raise StoreDamagedError(
                 f"{self.path}: matrix {name!r} of layer {layer!r} is damaged ({error}); remove the folder, run again"
@@ -106,3 +108,8 @@ class LayerStore(Store):
 
 def _layer_path(number: int) -> str:
     return f"layer_{number:04d}"
+
+
+def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
+    whole = tuple(max(1, size) for size in shape)
+    return (1, *whole[1:]) if len(whole) == 3 else whole

@@ -10,8 +10,9 @@ corpora/<fingerprint>/       a CorpusStore, written once
 layers/<fingerprint>/        a LayerStore, written once: float matrices by (layer, name)
     zarr.json                attributes: `layers`, the layer table
     layer_0000/<name>        one array a matrix; layers are numbered, their names never become paths. Sums by source
-                             have `gradient` and `curvature` of each layer, and in the first `contents`: the hashes of
-                             what was summed, (n_documents, 32) uint8
+                             have, by group of documents, `gradient` (G, k) and `curvature` (G, k, k) of each layer, and
+                             in the first `counts` and `curvature_counts` (G,) int64: windows that were summed, and
+                             `contents`: the hashes of what was summed, (n_documents, 32) uint8
     manifest.json
 scores/<fingerprint>/        a ScoreStore, written once
     passages.parquet         best documents of each query (rank 1, 2, …) and worst (rank -1, -2, …): PASSAGES
@@ -146,6 +147,10 @@ VALUES = pa.schema(
         pa.field("semivalue", pa.string(), nullable=False),
         pa.field("grouping", pa.string(), nullable=False),  # what `source` names: "source", "publisher>section", …
         pa.field("level", pa.int32(), nullable=False),  # of a nested grouping, 1 = coarsest; rows of one level add up
+        # Parts of standard_error, which add up in quadrature; null where there is none of a kind, or it is not known.
+        pa.field("error_coalitions", pa.float64()),  # of sampling coalitions
+        pa.field("error_documents", pa.float64()),  # of the documents the source happened to contribute
+        pa.field("error_queries", pa.float64()),  # of the queries asked
     ]
 )
 

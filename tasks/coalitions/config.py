@@ -66,6 +66,14 @@ class SourcesConfig(Configuration):
         min_length=1,
         description="What is valued: source, another field, or fields in one another, as in 'publisher>section'.",
     )
+    document_groups: int = Field(
+        5,
+        ge=1,
+        le=1000,
+        description="Groups of each source's documents that are left out in turn for the error of the documents it "
+        "happened to contribute (newton, path, interaction); the game is played, and its sums are stored, as many "
+        "times; 1: no such error.",
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
     payout: PayoutConfig = Field(default_factory=PayoutConfig, description="From values to payouts.")
 

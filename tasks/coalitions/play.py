@@ -1,7 +1,7 @@
 """Playing a game over sources: is it to be trusted for this model, what is everybody worth, and how sure is that."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,25 +9,23 @@ from jaxtyping import Bool, Float
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from tasks.coalitions.check import Check
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.designs import leave_one_out
 from tasks.coalitions.estimators import Estimate
 from tasks.coalitions.games import EvaluatedGame, ExpandedGame, Game, InteractionGame, QueryExpansion
+from tasks.coalitions.jackknife import SourceGroups
 from tasks.coalitions.newton import LayerSums, NewtonSteps
 from tasks.coalitions.path import path_values
 from tasks.coalitions.portions import PortionedGame, known_worth
 from tasks.coalitions.sampling import Sampled, sampled
 from tasks.coalitions.semivalues import size_weights
 
-__all__ = ["Check", "Outcome", "Play", "Sums", "WorthKeeper"]
+__all__ = ["Outcome", "Play", "Sums", "WorthKeeper"]
 
 # Up to 2^8 coalitions a forward pass of the queries each is affordable.
 MOST_EVALUATED = 8
 MOST_CHECKED = 6
-# A check fails where the way back to the base is covered to less than half, or half as far again, and where the
-# expansion misses the measured changes of loss by more than half of their size.
-REACH = (0.5, 1.5)
-MOST_MISSED = 0.5
 
 
 @runtime_checkable
@@ -46,6 +44,9 @@ class Sums(Protocol):
     @property
     def largest(self) -> float | None: ...
 
+    @property
+    def groups(self) -> SourceGroups | None: ...
+
 
 @runtime_checkable
 class WorthKeeper(Protocol):
@@ -57,66 +58,6 @@ class WorthKeeper(Protocol):
 
 
 @dataclass(frozen=True)
-class Check:
-    """Predicted against measured losses, summed over the queries, nats.
-
-    Args:
-        everybody: measured at theta*.
-        nobody: measured at the parameters the game gives nobody.
-        base: measured of the base; None where none is known.
-        missed: root mean square of (predicted - measured) over that of the measured changes, leaving single sources
-            out.
-    """
-
-    everybody: float
-    nobody: float
-    base: float | None
-    missed: float
-
-    @property
-    def reach(self) -> float | None:
-        """Part of the way from theta* to the base that the tracked and projected parameters cover, in loss."""
-        if self.base is None:
-            return None
-        way = self.base - self.everybody
-        return (self.nobody - self.everybody) / way if way > 0 else float("nan")
-
-    @property
-    def reason(self) -> str:
-        """Why it is not reliable; empty where it is."""
-        if self.reach is not None and not REACH[0] <= self.reach <= REACH[1]:
-            return (
-                f"the projected parameters cover {self.reach:.0%} of the way back to the base: track more layers or "
-                "raise --projection.rank"
-            )
-        if not self.missed <= MOST_MISSED:
-            return f"predicted changes of loss miss the measured ones by {self.missed:.0%}"
-        return ""
-
-    @property
-    def reliable(self) -> bool:
-        return not self.reason
-
-    def facts(self) -> dict[str, Any]:
-        """What is printed beside the values."""
-        found = {
-            "v(all)": -self.everybody,
-            "v(none)": -self.nobody,
-            "missed": self.missed,
-            "reliable": self.reliable,
-        }
-        return found if self.base is None else found | {"v(none), measured": -self.base, "reach": self.reach}
-
-    def sentences(self) -> list[str]:
-        """For a log."""
-        lines = [f"loss of all queries: {self.everybody:.4g} nats with every source, {self.nobody:.4g} with none"]
-        if self.base is not None:
-            lines[0] += f"; the base has {self.base:.4g}"
-        lines.append(f"without single sources, predicted changes miss the measured ones by {self.missed:.0%}")
-        return lines
-
-
-@dataclass(frozen=True)
 class Outcome:
     """Values (n_queries + 1, n_sources), the last row of all queries together, nats.
 
@@ -124,6 +65,8 @@ class Outcome:
         values, errors, low, high: errors are NaN where nothing tells them.
         reason: how they were come by, a sentence.
         facts: what is printed beside them.
+        causes: the errors' parts by what they are of; they add up in quadrature, NaN where there is none.
+        sampled: the coalitions asked for; None where the values have a closed form.
     """
 
     values: np.ndarray
@@ -132,6 +75,8 @@ class Outcome:
     high: np.ndarray
     reason: str
     facts: dict[str, Any]
+    causes: dict[str, np.ndarray] = field(default_factory=dict)
+    sampled: Sampled | None = None
 
 
 @dataclass(frozen=True)
@@ -193,16 +138,20 @@ class Play:
 
     def game(self, sources: SourcesConfig) -> Game:
         """The game whose coalitions are asked."""
+        if not self.evaluates(sources):
+            return self.expanded(sources)
+        return self._portioned(EvaluatedGame(self._steps, self.losses_at, len(self.expansion.losses), self.n_sources))
+
+    def expanded(self, sources: SourcesConfig) -> Game:
+        """The same game without a forward pass."""
         if sources.game == "interaction":
             return self._interaction()
-        game: Game
-        if self.evaluates(sources):
-            game = EvaluatedGame(self._steps, self.losses_at, len(self.expansion.losses), self.n_sources)
-        else:
-            expansion = self.expansion
-            if sources.utility == "linear":
-                expansion = QueryExpansion(expansion.losses, expansion.gradients, None)
-            game = ExpandedGame(self._steps, expansion, self.n_sources)
+        expansion = self.expansion
+        if sources.utility == "linear":
+            expansion = QueryExpansion(expansion.losses, expansion.gradients, None)
+        return self._portioned(ExpandedGame(self._steps, expansion, self.n_sources))
+
+    def _portioned(self, game: Game) -> Game:
         return game if self.portions is None else PortionedGame(game, self.portions)
 
     def evaluates(self, sources: SourcesConfig) -> bool:
@@ -212,12 +161,11 @@ class Play:
 
     def values(self, sources: SourcesConfig, kept: WorthKeeper) -> Outcome:
         """Everybody's value: in closed form where there is one, else from coalitions, exact or sampled."""
-        closed = self._closed(sources)
+        closed = self.closed_form(sources)
         if closed is not None:
-            unknown = np.full(closed.shape, np.nan)
-            way = "along the path, 16 damped solves" if sources.game == "path" else ""
-            reason = f"in closed form {way}".strip()
-            return self._with_queries(Outcome(closed, unknown, unknown, unknown, reason, {}), sources.confidence)
+            whole = _with_total(closed[0])
+            unknown = np.full(whole.shape, np.nan)
+            return self._with_queries(Outcome(whole, unknown, unknown, unknown, closed[1], {}), sources.confidence)
         found = self._asked(sources, kept)
         exact, estimate = found.ended_by == "exact", found.estimate
         unknown = np.full(estimate.values.shape, np.nan)
@@ -231,14 +179,16 @@ class Play:
         }
         low, high = (unknown, unknown) if exact else (estimate.low, estimate.high)
         errors = unknown if exact else estimate.standard_errors
-        return self._with_queries(Outcome(estimate.values, errors, low, high, found.reason, facts), sources.confidence)
+        outcome = Outcome(estimate.values, errors, low, high, found.reason, facts, sampled=found)
+        return self._with_queries(outcome, sources.confidence)
 
     def estimate(self, sources: SourcesConfig, kept: WorthKeeper) -> Estimate:
         """The same values with the errors of sampled coalitions alone, 0 in closed form."""
-        closed = self._closed(sources)
+        closed = self.closed_form(sources)
         if closed is None:
             return self._asked(sources, kept).estimate
-        return Estimate(closed, np.zeros_like(closed), closed, closed, 0, "closed form")
+        whole = _with_total(closed[0])
+        return Estimate(whole, np.zeros_like(whole), whole, whole, 0, "closed form")
 
     def utility(self, sources: SourcesConfig) -> str:
         """How a coalition's worth is found in newton."""
@@ -246,15 +196,14 @@ class Play:
             return "evaluated"
         return "quadratic" if sources.utility == "auto" else sources.utility
 
-    def _closed(self, sources: SourcesConfig) -> np.ndarray | None:
-        """(n_queries + 1, n_players) values where there is a closed form."""
+    def closed_form(self, sources: SourcesConfig) -> tuple[Float[np.ndarray, "q s"], str] | None:
+        """Values in closed form and how they were come by, where the game has one."""
         if sources.game == "path":
             values = path_values(self.sums.layers, self.sums.damping, self.expansion, portions=self.portions)
-        elif sources.game == "interaction" and sources.semivalue == "shapley":
-            values = self._interaction().shapley()
-        else:
-            return None
-        return np.concatenate([values, values.sum(axis=0, keepdims=True)])
+            return values, "in closed form along the path, 16 damped solves"
+        if sources.game == "interaction" and sources.semivalue == "shapley":
+            return self._interaction().shapley(), "in closed form"
+        return None
 
     def _asked(self, sources: SourcesConfig, kept: WorthKeeper) -> Sampled:
         game, n_queries = self.game(sources), len(self.expansion.losses)
@@ -263,7 +212,7 @@ class Play:
             found = game.utilities(masks)
             if self.portions is None:
                 kept.add(masks, found)
-            return np.concatenate([found, found.sum(axis=1, keepdims=True)], axis=1)
+            return _with_total(found.T).T
 
         masks, known = kept.known(self.n_sources, n_queries)
         if self.portions is not None:
@@ -276,7 +225,7 @@ class Play:
             sources.budget,
             sources.confidence,
             np.random.default_rng(sources.seed),
-            known=(masks, np.concatenate([known, known.sum(axis=1, keepdims=True)], axis=1)) if len(masks) else None,
+            known=(masks, _with_total(known.T).T) if len(masks) else None,
         )
 
     def _with_queries(self, outcome: Outcome, confidence: float) -> Outcome:
@@ -285,12 +234,14 @@ class Play:
             "damping": self.sums.damping,
             "damping from": self.sums.damping_origin,
             "sum of values": float(outcome.values[-1].sum()),
-            "errors": "of sampled coalitions, and in the row of all queries of the queries asked; not of documents",
+            "errors": "of sampled coalitions, and in the row of all queries of the queries asked",
         }
         n_queries = len(self.expansion.losses)
         errors, low, high = outcome.errors.copy(), outcome.low.copy(), outcome.high.copy()
+        causes = {"coalitions": outcome.errors, "queries": np.full(errors.shape, np.nan)}
         if n_queries > 1:
             of_queries = np.sqrt(n_queries) * outcome.values[:-1].std(axis=0, ddof=1)
+            causes["queries"][-1] = of_queries
             errors[-1] = np.hypot(np.nan_to_num(errors[-1]), of_queries)
             reach = student.ppf(0.5 + confidence / 2, n_queries - 1) * of_queries
             sampled_reach = np.nan_to_num((high[-1] - low[-1]) / 2)
@@ -300,4 +251,9 @@ class Play:
         reach = norm.ppf(0.5 + confidence / 2) * errors
         low = np.where(missing, outcome.values - reach, low)
         high = np.where(missing, outcome.values + reach, high)
-        return Outcome(outcome.values, errors, low, high, outcome.reason, facts)
+        return replace(outcome, errors=errors, low=low, high=high, facts=facts, causes=causes)
+
+
+def _with_total(by_query: Float[np.ndarray, "q m"]) -> Float[np.ndarray, "r m"]:
+    """A last row of all queries together."""
+    return np.concatenate([by_query, by_query.sum(axis=0, keepdims=True)])

@@ -19,7 +19,7 @@ from tasks.coalitions.estimators import Estimate, exact, is_shapley, needed_size
 from tasks.coalitions.reuse import adjusted_reuse, sample_reuse
 from tasks.coalitions.worths import Utility, Worths
 
-__all__ = ["EstimatorName", "Sampled", "sampled", "widest_interval"]
+__all__ = ["ESTIMATORS", "EstimatorName", "Sampled", "sampled", "widest_interval"]
 
 EstimatorName = Literal["auto", "permutation", "regression", "sample_reuse", "adjusted_reuse"]
 MOST_ENUMERATED = 16
@@ -42,6 +42,7 @@ class Sampled:
     widest: of the result, see `widest_interval`.
     masks, utilities: every coalition known at the end, to be handed on as `known`.
     n_evaluated: how many of them this call evaluated.
+    design: coalitions the estimate is of, in the order and as often as its estimator takes them.
     """
 
     estimate: Estimate
@@ -51,6 +52,7 @@ class Sampled:
     masks: np.ndarray
     utilities: np.ndarray
     n_evaluated: int
+    design: np.ndarray
 
 
 def widest_interval(estimate: Estimate) -> float:
@@ -211,10 +213,11 @@ def sampled(
     if enumerated is not None:
         found = exact(enumerated, worths(enumerated), weights, confidence)
         reason = f"exact, as {len(enumerated)} coalitions are all there are to ask for"
-        return Sampled(found, reason, "exact", 0.0, *worths.everything(), worths.evaluated)
+        return Sampled(found, reason, "exact", 0.0, *worths.everything(), worths.evaluated, enumerated)
     if n_players == 1 or budget < 2:
         raise ValueError(f"a budget of {budget} coalitions does not pay for nobody and everybody")
     search = _search(worths, weights, confidence, budget, generator)
     chosen, reason = _choice(search) if estimator == "auto" else (str(estimator), f"{estimator}, as asked")
     found, ended_by = _sample(search, chosen, tolerance)
-    return Sampled(found, reason, ended_by, widest_interval(found), *worths.everything(), worths.evaluated)
+    design = search.design(chosen).masks
+    return Sampled(found, reason, ended_by, widest_interval(found), *worths.everything(), worths.evaluated, design)

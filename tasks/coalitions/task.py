@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore
 from tasks.coalitions.additive import interval, shares, standard_errors
 from tasks.coalitions.config import SourcesConfig
+from tasks.coalitions.documents import in_quadrature, with_document_errors
 from tasks.coalitions.groupings import SOURCE, grouping_fields
 from tasks.coalitions.levels import Level, levels
 from tasks.coalitions.overlap import overlap_rows
@@ -29,7 +30,7 @@ from tasks.progress import run_logger
 
 __all__ = ["GameParts", "game_fingerprint", "play_of", "value_sources"]
 
-ALGORITHM = 3
+ALGORITHM = 4
 GAMES = 1
 
 
@@ -106,7 +107,7 @@ class _Players:
 
 @dataclass(frozen=True)
 class _Values:
-    """(n_queries, n_sources) values, by which game, and what is to be known of them."""
+    """(n_queries, n_sources) values, by which game, what is to be known of them, and errors by their cause."""
 
     values: np.ndarray
     errors: np.ndarray
@@ -115,6 +116,7 @@ class _Values:
     game: str
     notes: dict[str, Any]
     overlap: list[dict[str, Any]] | None = None
+    causes: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of_sums(cls, players: _Players, sources: SourcesConfig) -> "_Values":
@@ -122,7 +124,7 @@ class _Values:
         sums, counts = players.column("sum"), players.column("n_documents")[0]
         errors = standard_errors(sums, players.column("sum_of_squares"), counts)
         low, high = interval(sums, errors, counts, sources.confidence)
-        return cls(sums, errors, low, high, "additive", {"error": "documents"})
+        return cls(sums, errors, low, high, "additive", {"errors": "of documents"}, causes={"documents": errors})
 
 
 def play_of(game: GameParts, names: Sequence[str], pull: float | None) -> Play:
@@ -170,11 +172,12 @@ def _played(
         game_fingerprint(game, sources, scores.fingerprint),
         {"scores": scores.fingerprint, "players": players.names},
     )
-    outcome = played.values(sources, kept)
+    outcome = with_document_errors(played, sources, played.values(sources, kept))
     run_logger().info("%s", outcome.reason)
     notes = checked.facts() | outcome.facts
     overlap = overlap_rows(players.names, played.interactions(), ALL_QUERIES)
-    return _Values(outcome.values, outcome.errors, outcome.low, outcome.high, sources.game, notes, overlap)
+    ends = outcome.low, outcome.high
+    return _Values(outcome.values, outcome.errors, *ends, sources.game, notes, overlap, outcome.causes)
 
 
 def _rows(players: _Players, found: _Values, sources: SourcesConfig) -> list[dict[str, Any]]:
@@ -186,27 +189,41 @@ def _rows(players: _Players, found: _Values, sources: SourcesConfig) -> list[dic
     ]
 
 
-def _level_rows(level: Level, players: _Players, found: _Values, sources: SourcesConfig) -> list[dict[str, Any]]:
+def _at_level(level: Level, players: _Players, found: _Values, sources: SourcesConfig) -> _Values:
+    """Values of groups of players: errors of different sources are taken as independent."""
     values, counts = level.summed(found.values), level.summed(players.column("n_documents")[0])
-    tokens = level.summed(players.column("n_tokens")[0])
-    errors, low, high = found.errors, found.low, found.high
-    if len(level.names) < len(players.names) or level.names != players.names:
-        # Of a sum of players: errors of different sources are taken as independent.
-        errors = np.sqrt(level.summed(np.nan_to_num(errors) ** 2))
-        if found.game == "additive":
-            errors = standard_errors(
-                level.summed(players.column("sum")), level.summed(players.column("sum_of_squares")), counts
-            )
+    if found.game == "additive":
+        sums, squares = level.summed(players.column("sum")), level.summed(players.column("sum_of_squares"))
+        errors = standard_errors(sums, squares, counts)
         low, high = interval(values, errors, counts, sources.confidence)
+        return replace(found, values=values, errors=errors, low=low, high=high, causes={"documents": errors})
+
+    def together(parts: np.ndarray) -> np.ndarray:
+        known = level.summed((~np.isnan(parts)).astype(np.int64)) > 0
+        return np.where(known, np.sqrt(level.summed(np.nan_to_num(parts) ** 2)), np.nan)
+
+    causes = {name: together(errors) for name, errors in found.causes.items()}
+    low, high = values - together(found.values - found.low), values + together(found.high - found.values)
+    errors = in_quadrature(list(causes.values()))
+    return replace(found, values=values, errors=errors, low=low, high=high, causes=causes)
+
+
+def _level_rows(level: Level, players: _Players, found: _Values, sources: SourcesConfig) -> list[dict[str, Any]]:
+    counts, tokens = (level.summed(players.column(name)[0]) for name in ("n_documents", "n_tokens"))
+    if level.names != players.names:
+        found = _at_level(level, players, found, sources)
+    values = found.values
+    unknown = np.full(values.shape, np.nan)
+    causes = {f"error_{name}": found.causes.get(name, unknown) for name in ("coalitions", "documents", "queries")}
     share = shares(values)
     return [
         {
             "query_id": query_id,
             "source": name,
             "value": float(values[row, column]),
-            "standard_error": _or_none(errors[row, column]),
-            "low": _or_none(low[row, column]),
-            "high": _or_none(high[row, column]),
+            "standard_error": _or_none(found.errors[row, column]),
+            "low": _or_none(found.low[row, column]),
+            "high": _or_none(found.high[row, column]),
             "share": _or_none(share[row, column]),
             "n_documents": int(counts[column]),
             "n_tokens": int(tokens[column]),
@@ -214,6 +231,7 @@ def _level_rows(level: Level, players: _Players, found: _Values, sources: Source
             "semivalue": sources.semivalue,
             "grouping": players.grouping,
             "level": level.number,
+            **{name: _or_none(errors[row, column]) for name, errors in causes.items()},
         }
         for row, query_id in enumerate(players.query_ids)
         for column, name in enumerate(level.names)

@@ -16,6 +16,7 @@ from storage.layers import LayerStore
 from storage.ref import StoreRef
 from tasks.capture.passes import forward_losses
 from tasks.coalitions.games import QueryExpansion
+from tasks.coalitions.jackknife import SourceGroups
 from tasks.coalitions.newton import LayerSums, endpoint_matched, estimated_damping
 from tasks.corpus.batches import batches_by_length, corpus_batch
 from tasks.curvature.config import DampingConfig
@@ -50,6 +51,7 @@ class ModelSums:
         largest: trust region; None where nothing bounds a step.
         coordinates: R of each layer, None where stored gradients are such coordinates already.
         columns: of each layer in a stored row.
+        groups: the sums by group of documents, where the stores keep them apart.
     """
 
     layers: list[LayerSums]
@@ -58,6 +60,7 @@ class ModelSums:
     largest: float | None
     coordinates: list[np.ndarray | None]
     columns: list[slice]
+    groups: SourceGroups | None = None
 
     def turned(self, rows: np.ndarray) -> np.ndarray:
         """(…, D) stored rows as coordinates of the orthonormal bases, float64."""
@@ -87,18 +90,14 @@ def model_sums(
         raise InputError("--projection factgrass: games over sources need the two sides apart; pass another one")
     coordinates = [orthonormal_coordinates(projection) for projection in projections]
     stores = [LayerStore.open(source) for source in sources]
-    layers = []
-    for layer, turn in zip(basis_store.layers, coordinates, strict=True):
-        gradients = np.stack([store.matrix(layer["name"], "gradient") for store in stores])
-        curvatures = np.stack([store.matrix(layer["name"], "curvature") for store in stores])
-        if turn is not None:
-            gradients, curvatures = gradients @ turn, turn @ curvatures @ turn
-        layers.append(LayerSums(gradients, curvatures))
+    names = [layer["name"] for layer in basis_store.layers]
+    layers = _layer_sums(stores, names, coordinates)
     n_examples = np.array([store.attributes["n_examples"] for store in stores])
     columns = [slice(row["first_column"], row["first_column"] + row["n_columns"]) for row in basis_store.layers]
     if model.base is None:
         chosen = (pull, "given") if pull is not None else (_relative(layers, config), "no base is known: by damping")
-        return ModelSums(layers, chosen[0], chosen[1], None, coordinates, columns)
+        groups = _groups(stores, names, coordinates, layers, list)
+        return ModelSums(layers, chosen[0], chosen[1], None, coordinates, columns, groups)
     origin = _origin(load(model), model, projections, coordinates)
     estimated = estimated_damping(layers, origin)
     if pull is not None:
@@ -107,9 +106,51 @@ def model_sums(
         chosen = (estimated, "estimated from where training began")
     else:
         chosen = (_relative(layers, config), "the estimate is not positive: by damping")
-    matched = endpoint_matched(layers, origin, n_examples, chosen[0])
+
+    def matched(found: Sequence[LayerSums]) -> list[LayerSums]:
+        return endpoint_matched(found, origin, n_examples, chosen[0])
+
     largest = TRUST * float(np.sqrt(sum(start @ start for start in origin)))
-    return ModelSums(matched, chosen[0], chosen[1], largest, coordinates, columns)
+    groups = _groups(stores, names, coordinates, layers, matched)
+    return ModelSums(matched(layers), chosen[0], chosen[1], largest, coordinates, columns, groups)
+
+
+def _layer_sums(
+    stores: Sequence[LayerStore],
+    names: Sequence[str],
+    coordinates: Sequence[np.ndarray | None],
+    group: int | None = None,
+) -> list[LayerSums]:
+    """The stored sums of every layer in the coordinates, of all groups of documents together or of one."""
+
+    def read(store: LayerStore, layer: str, name: str) -> np.ndarray:
+        found: np.ndarray = store.matrix(layer, name, group)
+        return found.sum(axis=0) if group is None else found
+
+    layers = []
+    for name, turn in zip(names, coordinates, strict=True):
+        gradients = np.stack([read(store, name, "gradient") for store in stores])
+        curvatures = np.stack([read(store, name, "curvature") for store in stores])
+        if turn is not None:
+            gradients, curvatures = gradients @ turn, turn @ curvatures @ turn
+        layers.append(LayerSums(gradients, curvatures))
+    return layers
+
+
+def _groups(
+    stores: Sequence[LayerStore],
+    names: Sequence[str],
+    coordinates: Sequence[np.ndarray | None],
+    layers: Sequence[LayerSums],
+    matched: Callable[[Sequence[LayerSums]], list[LayerSums]],
+) -> SourceGroups:
+    return SourceGroups(
+        np.stack([store.matrix(names[0], "counts") for store in stores]),
+        np.stack([store.matrix(names[0], "curvature_counts") for store in stores]),
+        layers,
+        lambda group: _layer_sums(stores, names, coordinates, group),
+        matched,
+    )
 
 
 def _relative(layers: Sequence[LayerSums], config: DampingConfig) -> float:

@@ -28,7 +28,7 @@ from tasks.corpus.batches import batches_by_length, corpus_batch, n_targets
 from tasks.curvature.config import CurvatureConfig
 from tasks.curvature.draws import label_uniforms
 from tasks.curvature.lowrank import LowRankSum
-from tasks.curvature.sums import MOST_COLUMNS, EigenvalueSum, FisherSum, RowSum
+from tasks.curvature.sums import MOST_COLUMNS, EigenvalueSum, FisherSum, GroupedFisherSum, RowSum
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
 from tasks.processes import processes
@@ -65,26 +65,28 @@ def _sums(
     name: str,
     eigenvectors: list[tuple[np.ndarray, np.ndarray]] | None,
     towards_base: float = 0.0,
+    groups: tuple[np.ndarray, int] | None = None,
 ) -> dict[str, Tensor]:
     """Sums over the windows of what a curvature is made of: this process adds its batches, and all add up theirs.
 
-    What is summed is kept now and then, so that a killed run goes on from there.
+    With the group of each window, and how many groups there are, Fisher sums are kept by group. What is summed is kept
+    now and then, so that a killed run goes on from there.
     """
     loaded, documents, place = load(model, towards_base), CorpusStore.open(corpus), processes()
-    if bases is None:
-        projections = projections_of(loaded.layers, ProjectionConfig(kind="identity"))
-    else:
-        projections = stored_projections(LayerStore.open(bases))
-    projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
+    projections = _projections(loaded, bases)
     modules = [layer.modules for layer in loaded.layers]
     capture: LayerCapture
     row_sums: list[RowSum] = []
+    by_group: list[GroupedFisherSum] = []
     if what == "covariances":
         capture = FactorCapture(modules, projections)
         sums = capture.sums
     else:
         capture = GradientCapture(modules, projections)
-        row_sums = _row_sums(layer_table(projections), curvature, eigenvectors)
+        if groups is None:
+            row_sums = _row_sums(layer_table(projections), curvature, eigenvectors)
+        else:
+            by_group = [GroupedFisherSum(layer_table(projections), *groups)]
         sums = {}
     if batch_tokens is None:
         batch_tokens = place.agreed(_measured(loaded, capture, documents, curvature))
@@ -92,7 +94,8 @@ def _sums(
     steps = {"what": what, "name": name, "batch_tokens": batch_tokens, "rank": place.rank, "size": place.size}
     partial = PartialSums(StoreFolders(store).layers, fingerprint(steps))
     done, kept = partial.load()
-    for owned in [sums, *(entry.sums for entry in row_sums)]:
+    of_rows: list[RowSum | GroupedFisherSum] = [*row_sums, *by_group]
+    for owned in [sums, *(entry.sums for entry in of_rows)]:
         owned.update({key: torch.from_numpy(kept[key]) for key in owned if key in kept})
     everyone = batches_by_length(documents.windows["n_tokens"][windows], batch_tokens)
     batches = everyone[place.rank :: place.size]
@@ -107,9 +110,11 @@ def _sums(
                     rows = capture.rows()
                     for entry in row_sums:
                         entry.add(rows)
+                    for grouped in by_group:
+                        grouped.add(rows, batch)
             bar.advance()
             if time.monotonic() - kept_at > SECONDS_BETWEEN_CHECKPOINTS:
-                partial.save(number, {key: tensor.cpu().numpy() for key, tensor in _all(sums, row_sums).items()})
+                partial.save(number, {key: tensor.cpu().numpy() for key, tensor in _all(sums, of_rows).items()})
                 kept_at = time.monotonic()
         if loaded.sharded and len(batches) < -(-len(everyone) // place.size):
             # Sharded weights are gathered by all processes at once: one pass without use, while others have their last.
@@ -118,9 +123,18 @@ def _sums(
                 if isinstance(capture, GradientCapture):
                     capture.rows()
             sums.update(before)
-    totals = place.total(_all(sums, row_sums))
+    totals = place.total(_all(sums, of_rows))
     partial.remove()
     return totals
+
+
+def _projections(loaded: LoadedModel, bases: StoreRef | None) -> list[LayerProjection]:
+    """Those stored, on the model's device; without bases the whole space."""
+    if bases is None:
+        projections = projections_of(loaded.layers, ProjectionConfig(kind="identity"))
+    else:
+        projections = stored_projections(LayerStore.open(bases))
+    return [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
 
 
 def label_rows(
@@ -153,7 +167,7 @@ def _row_sums(
     return [FisherSum(narrow), LowRankSum(of_wide, curvature.low_rank, curvature.seed)]
 
 
-def _all(sums: dict[str, Tensor], row_sums: Sequence[RowSum]) -> dict[str, Tensor]:
+def _all(sums: dict[str, Tensor], row_sums: Sequence[RowSum | GroupedFisherSum]) -> dict[str, Tensor]:
     found = dict(sums)
     for entry in row_sums:
         found.update(entry.sums)

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix
 
 from storage.corpus import CorpusStore
 from storage.gradients import GradientStore
 from storage.ref import fingerprint
 
-__all__ = ["SourceDocuments", "chosen_share", "gradient_sums", "source_documents"]
+__all__ = ["SourceDocuments", "chosen_share", "gradient_sums", "grouped_gradient_sums", "source_documents"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,20 @@ class SourceDocuments:
     def fingerprint(self) -> str:
         """Of the contents, whatever their ids and their order."""
         return fingerprint(sorted(content.hex() for content in self.contents.tolist()))
+
+    def groups(self, n_groups: int) -> Int[np.ndarray, " d"]:
+        """The group of each document: by rank of its contents within the source, in turn.
+
+        Copies of a document are in one group, since they tell no more of what the source might have contributed than it
+        alone. Neither the documents' order nor other sources change a group; a further document changes many.
+        """
+        _, ranks = np.unique(self.contents, return_inverse=True)
+        found: np.ndarray = ranks % n_groups
+        return found
+
+    def part(self, chosen: Bool[np.ndarray, " d"]) -> "SourceDocuments":
+        """Some of the documents."""
+        return SourceDocuments(self.name, self.documents[chosen], self.contents[chosen])
 
 
 def source_documents(corpus: CorpusStore, sources: Sequence[str]) -> list[SourceDocuments]:
@@ -71,6 +85,14 @@ def gradient_sums(store: GradientStore, sources: Sequence[SourceDocuments]) -> F
             if weights.nnz:
                 total += weights @ segment.read_shard(shard).astype(np.float64)
     return total
+
+
+def grouped_gradient_sums(
+    store: GradientStore, sources: Sequence[SourceDocuments], n_groups: int
+) -> Float[np.ndarray, "s g c"]:
+    """(n_sources, G, n_columns) the same by group of each source's documents."""
+    parts = [source.part(source.groups(n_groups) == group) for source in sources for group in range(n_groups)]
+    return gradient_sums(store, parts).reshape(len(sources), n_groups, -1)
 
 
 def _counts(places: Mapping[bytes, int], sources: Sequence[SourceDocuments], n_contents: int) -> csr_matrix:

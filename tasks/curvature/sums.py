@@ -9,10 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["MOST_COLUMNS", "EigenvalueSum", "FisherSum", "RowSum"]
+__all__ = ["MOST_COLUMNS", "EigenvalueSum", "FisherSum", "GroupedFisherSum", "RowSum"]
 
 # Beyond this a dense block costs more to store and factorise than it tells: 4096 columns are 128 MB in float64.
 MOST_COLUMNS = 4096
@@ -53,6 +53,35 @@ class FisherSum:
             block = rows[:, columns]
             total = self.sums[str(number)].to(rows.device)
             self.sums[str(number)] = total.add_(torch.mm(block.T, block))
+
+
+class GroupedFisherSum:
+    """sum over examples of g g^T for each layer and group of examples, dense: G times the memory of `FisherSum`.
+
+    Products are taken in float64, so that how examples are grouped does not change what the groups add up to.
+
+    Args:
+        layers: the layer table: `first_column` and `n_columns` of each layer.
+        groups: (n,) number of the group of every example there is.
+        n_groups: G.
+    """
+
+    def __init__(self, layers: Sequence[Mapping[str, Any]], groups: Int[np.ndarray, " n"], n_groups: int) -> None:
+        self._columns = [slice(layer["first_column"], layer["first_column"] + layer["n_columns"]) for layer in layers]
+        self._groups = groups
+        self.sums = {
+            str(number): torch.zeros(n_groups, layer["n_columns"], layer["n_columns"], dtype=torch.float64)
+            for number, layer in enumerate(layers)
+        }
+
+    def add(self, rows: Float[Tensor, "m c"], examples: Int[np.ndarray, " m"]) -> None:
+        """Add gradients of the examples of these numbers."""
+        groups = self._groups[examples]
+        for number, columns in enumerate(self._columns):
+            total = self.sums[str(number)] = self.sums[str(number)].to(rows.device)
+            for group in np.unique(groups):
+                block = rows[torch.from_numpy(groups == group).to(rows.device), columns].double()
+                total[group] += block.T @ block
 
 
 class EigenvalueSum:

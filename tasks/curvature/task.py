@@ -23,7 +23,7 @@ from tasks.curvature.config import CurvatureConfig
 from tasks.curvature.fitting import label_rows, ordered_sums, wide
 from tasks.curvature.lowrank import gaussian_matrix, low_rank_plus_diagonal
 from tasks.curvature.precondition import eigendecomposition
-from tasks.curvature.source_sums import SourceDocuments, chosen_share, gradient_sums, source_documents
+from tasks.curvature.source_sums import SourceDocuments, chosen_share, grouped_gradient_sums, source_documents
 from tasks.curvature.sums import MOST_COLUMNS
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
@@ -35,6 +35,8 @@ from tasks.projection.logra import LayerProjection, layer_table, stored_projecti
 __all__ = ["fit_covariances", "fit_matrices", "fit_query_factors", "fit_source_sums"]
 
 ALGORITHM = 2
+# Of the sums by source and group of documents.
+SOURCE_SUMS = 3
 # Where between the checkpoint and its base the sources' curvature is taken.
 HALFWAY = 0.5
 
@@ -135,8 +137,12 @@ def fit_source_sums(
     curvature: CurvatureConfig,
     batch_tokens: int | None,
     grouping: str = SOURCE,
+    n_groups: int = 5,
 ) -> dict[str, StoreRef]:
     """Per source, in the projected space, the sums over its examples of gradient and curvature; one store a source.
+
+    They are kept by group of documents, for the errors of the documents a source happened to contribute: storage, and
+    memory while a source is summed, grow with the number of groups.
 
     Where it is known what training began from, the curvature is taken half-way between there and the checkpoint: a step
     that leaves out a whole source goes far, and what matters is the curvature along it. Measured on digits against all
@@ -151,6 +157,7 @@ def fit_source_sums(
         curvature: labels, draws, fraction and seed; its kind does not count.
         batch_tokens: most tokens of one pass; None: what fits.
         grouping: who a source is.
+        n_groups: of the documents of each source.
 
     Returns:
         A store for each source that has windows, by its name; only those not there yet are computed.
@@ -166,15 +173,15 @@ def fit_source_sums(
         )
     halfway = 0.0 if model.base is None else HALFWAY
     loaded = load(model, halfway)
-    shared = _parts(loaded, documents, curvature) | {SOURCE_SUMS_KIND: ALGORITHM, "bases": bases.fingerprint}
-    shared |= {"gradients": gradients.fingerprint, "halfway": halfway}
+    shared = _parts(loaded, documents, curvature) | {SOURCE_SUMS_KIND: SOURCE_SUMS, "bases": bases.fingerprint}
+    shared |= {"gradients": gradients.fingerprint, "halfway": halfway, "document_groups": n_groups}
     sources = source_documents(documents, document_groups(documents, grouping))
     root = StoreFolders(store).layers
     names = [fingerprint(shared | {"corpus": source.fingerprint}) for source in sources]
     missing = [n for n, name in enumerate(names) if not LayerStore.exists(root, name) and len(sources[n].documents)]
     run_logger().info("sums of %s of %s sources to compute", len(missing), len(sources))
     if missing:
-        totals = gradient_sums(GradientStore.open(gradients), [sources[n] for n in missing])
+        totals = grouped_gradient_sums(GradientStore.open(gradients), [sources[n] for n in missing], n_groups)
         for total, n in zip(totals, missing, strict=True):
             with writer_lock(root / f"{names[n]}-fit"):
                 matrices = _source_matrices(
@@ -192,7 +199,7 @@ def fit_source_sums(
 
 
 def _source_matrices(
-    gradient: np.ndarray,
+    gradients: np.ndarray,
     source: SourceDocuments,
     name: str,
     store: str,
@@ -203,20 +210,31 @@ def _source_matrices(
     batch_tokens: int | None,
     halfway: float,
 ) -> Matrices:
-    """The matrices `gradient` (k,) and `curvature` (k, k) of each layer, and the contents they were made of."""
-    documents = CorpusStore.open(corpus)
-    first = documents.first_windows
+    """The matrices `gradient` (G, k) and `curvature` (G, k, k) of each layer, and what they were made of.
+
+    A curvature fitted on a share of the documents is scaled up to all of the source's windows; groups keep what falls
+    to them, which may be nothing.
+    """
+    documents, n_groups = CorpusStore.open(corpus), len(gradients)
+    first, groups = documents.first_windows, source.groups(n_groups)
+    n_windows = np.diff(first)
     chosen = chosen_share(source, curvature.fraction, curvature.seed)
     windows = np.concatenate([np.arange(first[document], first[document + 1]) for document in chosen])
-    n_windows = int(np.diff(first)[source.documents].sum())
+    of_window = np.repeat(groups[np.searchsorted(source.documents, chosen)], n_windows[chosen])
+    counts = np.bincount(np.repeat(groups, n_windows[source.documents]), minlength=n_groups)
     fisher = curvature.model_copy(update={"kind": "fisher"})
-    sums = ordered_sums(store, model, corpus, bases, fisher, batch_tokens, windows, "fisher", name, None, halfway)
+    sums = ordered_sums(
+        store, model, corpus, bases, fisher, batch_tokens, windows, "fisher by group", name, None, halfway,
+        (of_window, n_groups),
+    )  # fmt: skip
     matrices = []
     for number, layer in enumerate(LayerStore.open(bases).layers):
         columns = slice(layer["first_column"], layer["first_column"] + layer["n_columns"])
-        whole = sums[str(number)].numpy() * (n_windows / len(windows))
-        matrices.append({"gradient": gradient[columns], "curvature": whole})
+        whole = sums[str(number)].numpy() * (counts.sum() / len(windows))
+        matrices.append({"gradient": gradients[:, columns], "curvature": whole})
     matrices[0]["contents"] = np.frombuffer(source.contents.tobytes(), np.uint8).reshape(-1, 32)
+    matrices[0]["counts"] = counts
+    matrices[0]["curvature_counts"] = np.bincount(of_window, minlength=n_groups)
     return matrices
 
 

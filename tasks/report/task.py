@@ -1,6 +1,7 @@
 """Prefect tasks that publish a valuation: the results folder, then the MLflow run."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -151,10 +152,10 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
             (folder / name).unlink(missing_ok=True)
         for path in sorted(staging.iterdir()):
             os.replace(path, folder / path.name)
-    _write_valuation(folder, parts, None)
+    _write_valuation(folder, parts, gathered, None)
 
 
-def _write_valuation(folder: Path, parts: ValuationParts, logged: LoggedRun | None) -> None:
+def _write_valuation(folder: Path, parts: ValuationParts, gathered: Summary, logged: LoggedRun | None) -> None:
     content = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "title": parts.title,
@@ -174,6 +175,10 @@ def _write_valuation(folder: Path, parts: ValuationParts, logged: LoggedRun | No
         },
         "parameters": parts.parameters,
         "game": _notes(parts),
+        "standard_errors": {  # of all queries together
+            row["source"]: {cause: _finite(row[f"error_{cause}"]) for cause in ("coalitions", "documents", "queries")}
+            for row in gathered.sources
+        },
         "versions": _versions(),
         "seconds": parts.timings,
         "prefect": {"flow_run_id": parts.prefect_run, "url": parts.prefect_url},
@@ -187,6 +192,11 @@ def _write_valuation(folder: Path, parts: ValuationParts, logged: LoggedRun | No
         },
     }
     replace_file(folder / "valuation.json", json.dumps(content, indent=2).encode())
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity, which an error is where too few coalitions were sampled to tell."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 @task(name="log-valuation", task_run_name="log to MLflow")
@@ -231,7 +241,7 @@ def log_valuation(results: str, parts: ValuationParts, tracking: TrackingConfig)
         logged = log_run(tracking.uri, tracking.experiment, tracked)
     except DataworthError as error:
         raise DataworthError(f"{error}; the valuation itself is kept in {folder}") from error
-    _write_valuation(folder, parts, logged)
+    _write_valuation(folder, parts, gathered, logged)
     run_logger().info("MLflow run %s", logged.url or f"{logged.run_id} in {logged.tracking_uri}")
     return {"run_id": logged.run_id, "url": logged.url}
 

@@ -183,7 +183,7 @@ class LanguageGames:
         gradients = index_gradients.fn(store, model, self.corpus, bases, precise, "the corpus")
         asked = index_gradients.fn(store, model, self.queries, bases, precise, "the queries")
         factors = fit_query_factors.fn(store, model, self.queries, bases, self.curvature)
-        refs = fit_source_sums.fn(store, model, self.corpus, bases, gradients, self.curvature, None)
+        refs = fit_source_sums.fn(store, model, self.corpus, bases, gradients, self.curvature, None, n_groups=1)
         sums = model_sums([refs[name] for name in language.SOURCES], bases, model, None, DampingConfig())
         base = None if model.base is None else query_losses(load(model, 1.0), self.documents)
         loaded = load(model)

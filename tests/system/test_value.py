@@ -49,7 +49,7 @@ def test_a_valuation_and_all_it_leaves(dataworth, prefect_server, checkpoints, c
     sources = pd.read_parquet(out / "sources.parquet")
     assert list(sources.columns) == [
         "query_id", "source", "value", "standard_error", "low", "high", "share", "n_documents", "n_tokens", "game",
-        "semivalue", "grouping", "level",
+        "semivalue", "grouping", "level", "error_coalitions", "error_documents", "error_queries",
     ]  # fmt: skip
     assert set(sources["query_id"]) == {"q0", "q1", "*"}
     group = zarr.open_group(out / "scores.zarr", mode="r")
@@ -146,7 +146,9 @@ def test_a_game_in_which_copies_share(dataworth, checkpoints, corpus_file, queri
     assert "without single sources, predicted changes miss the measured ones by" in first.stderr
     sources = pd.read_parquet(tmp_path / "out" / "sources.parquet")
     assert set(sources["game"]) == {"newton"}
-    notes = json.loads((tmp_path / "out" / "valuation.json").read_text())["game"]
+    made = json.loads((tmp_path / "out" / "valuation.json").read_text())
+    notes = made["game"]
+    assert all(set(errors) == {"coalitions", "documents", "queries"} for errors in made["standard_errors"].values())
     assert (notes["ended by"], notes["utility"], notes["coalitions evaluated now"]) == ("exact", "evaluated", 8)
     whole = sources[sources["query_id"] == "*"]
     assert whole["value"].sum() == pytest.approx(notes["v(all)"] - notes["v(none)"], rel=1e-4)

@@ -18,6 +18,7 @@ from tasks.coalitions.task import GameParts, value_sources
 from tasks.coalitions.worth import evaluation, model_sums, query_losses
 from tasks.curvature import task as curvature_task
 from tasks.curvature.config import CurvatureConfig, DampingConfig
+from tasks.curvature.source_sums import SourceDocuments
 from tasks.curvature.task import fit_query_factors, fit_source_sums
 from tasks.model.config import ModelConfig
 from tasks.model.displacement import base_displacements
@@ -50,18 +51,20 @@ def base(checkpoints, tmp_path):
     return str(tmp_path / "base")
 
 
-def sums_of(run, model=None, config=SAMPLED):
-    return fit_source_sums.fn(run.store, model or run.model, run.corpus, run.bases, run.gradients, config, 96)
+def sums_of(run, model=None, config=SAMPLED, n_groups=5):
+    return fit_source_sums.fn(
+        run.store, model or run.model, run.corpus, run.bases, run.gradients, config, 96, n_groups=n_groups
+    )
 
 
-def parts_of(run, model):
+def parts_of(run, model, n_groups=5):
     factors = fit_query_factors.fn(run.store, model, run.queries, run.bases, SAMPLED)
     return GameParts(
         model=model,
         queries=run.queries,
         query_gradients=run.query_gradients,
         bases=run.bases,
-        sums=sums_of(run, model),
+        sums=sums_of(run, model, n_groups=n_groups),
         factors=factors,
         damping=DampingConfig(),
     )
@@ -76,13 +79,48 @@ def test_sums_by_source_add_up_to_the_corpus(made):
     for name, ref in found.items():
         store = LayerStore.open(ref)
         own = [block for block, source in zip(rows, corpus.column("source").to_pylist(), strict=True) if source == name]
-        gradient = np.concatenate([store.matrix(layer["name"], "gradient") for layer in store.layers])
+        gradient = np.concatenate([store.matrix(layer["name"], "gradient").sum(axis=0) for layer in store.layers])
         np.testing.assert_allclose(gradient, np.concatenate(own).astype(np.float64).sum(axis=0), rtol=1e-6, atol=1e-6)
         assert store.attributes["n_examples"] == sum(map(len, own))
     for layer in fisher.layers:
-        total = sum(LayerStore.open(ref).matrix(layer["name"], "curvature") for ref in found.values())
+        total = sum(LayerStore.open(ref).matrix(layer["name"], "curvature").sum(axis=0) for ref in found.values())
         mean = fisher.matrix(layer["name"], "fisher")
         np.testing.assert_allclose(total / corpus.n_examples, mean, rtol=1e-4, atol=1e-6 * np.abs(mean).max())
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.4])
+def test_sums_by_group_add_up_to_the_same_however_many_groups(made, fraction):
+    run, config = made({"kind": "random", "rank": 3}), SAMPLED.model_copy(update={"fraction": fraction})
+    one, five = (sums_of(run, config=config, n_groups=n_groups) for n_groups in (1, 5))
+    for name in one:
+        whole, groups = LayerStore.open(one[name]), LayerStore.open(five[name])
+        first = whole.layers[0]["name"]
+        counts = groups.matrix(first, "counts")
+        assert counts.shape == (5,)
+        assert counts.sum() == groups.attributes["n_examples"] == whole.matrix(first, "counts").sum()
+        curvature_counts = groups.matrix(first, "curvature_counts")
+        assert (curvature_counts <= counts).all()
+        assert (curvature_counts == counts).all() == (fraction == 1)
+        for layer in whole.layers:
+            for matrix in ("gradient", "curvature"):
+                total, parts = whole.matrix(layer["name"], matrix), groups.matrix(layer["name"], matrix)
+                scale = np.abs(total).max()
+                np.testing.assert_allclose(parts.sum(axis=0), total[0], rtol=1e-12, atol=1e-12 * scale)
+                of_none = (counts if matrix == "gradient" else curvature_counts) == 0
+                assert not parts[of_none].any()
+                np.testing.assert_array_equal(groups.matrix(layer["name"], matrix, 1), parts[1])
+
+
+def test_copies_of_a_document_are_in_one_group_whatever_the_order():
+    contents = np.random.default_rng(0).integers(0, 256, (12, 32), np.uint8)
+    contents[7] = contents[2]
+    source = SourceDocuments("a", np.arange(12), contents.view("S32")[:, 0])
+    groups = source.groups(4)
+    assert groups[7] == groups[2]
+    assert np.bincount(np.delete(groups, 7)).tolist() == [3, 3, 3, 2]
+    order = np.random.default_rng(1).permutation(12)
+    moved = SourceDocuments("b", np.arange(12), source.contents[order])
+    np.testing.assert_array_equal(moved.groups(4), groups[order])
 
 
 def test_only_a_new_or_changed_source_is_computed(made, monkeypatch, tmp_path, corpus_file):
@@ -179,6 +217,29 @@ def test_values_of_games(made, base, game, with_base):
         whole = notes["v(all)"] - notes["v(none)"]
         assert by_query.loc["*"].sum() == pytest.approx(whole, rel=1e-5)
     assert found.overlap.num_rows == 3
+
+
+@pytest.mark.parametrize("game", ["interaction", "newton", "path"])
+def test_errors_are_there_by_their_cause_and_add_up_in_quadrature(made, base, game):
+    run = made({"kind": "pca", "rank": 3})
+    model, scores = run.model.model_copy(update={"base": base}), run.scores()
+    config = SourcesConfig(game=game, fallback=False)
+    found = CoalitionStore.open(value_sources.fn(run.store, scores, config, parts_of(run, model)))
+    table = found.values.to_pandas()
+    names = ["error_coalitions", "error_documents", "error_queries"]
+    np.testing.assert_allclose(np.sqrt((table[names] ** 2).sum(axis=1)), table["standard_error"], rtol=1e-12)
+    assert table["error_documents"].notna().all()
+    assert (table["error_queries"].notna() == (table["query_id"] == "*")).all()
+    assert ((table["low"] < table["value"]) & (table["value"] < table["high"])).all()
+    assert "5 groups" in found.attributes["notes"]["errors"]
+    one = SourcesConfig(game=game, fallback=False, document_groups=1)
+    plain = CoalitionStore.open(value_sources.fn(run.store, scores, one, parts_of(run, model, n_groups=1)))
+    without = plain.values.to_pandas()
+    assert without["error_documents"].isna().all()
+    if game == "newton":  # measured by float32 passes at steps that differ in their last digits
+        np.testing.assert_allclose(without["value"], table["value"], rtol=1e-4, atol=1e-5)
+    else:
+        np.testing.assert_allclose(without["value"], table["value"], rtol=1e-10)
 
 
 def test_no_coalition_is_evaluated_twice(made, base, monkeypatch):

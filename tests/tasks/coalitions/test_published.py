@@ -18,6 +18,7 @@ def values(*rows):
                 "query_id": query, "source": name, "value": value, "standard_error": 0.5, "low": value - 1,
                 "high": value + 1, "share": share, "n_documents": n, "n_tokens": tokens, "game": "additive",
                 "semivalue": "shapley", "grouping": "source", "level": 1,
+                "error_coalitions": np.nan, "error_documents": 0.4, "error_queries": 0.3,
             }
             for query in ("q", "*") for name, value, share, n, tokens in rows
         ],
@@ -46,7 +47,7 @@ def test_small_sources_are_one_row_and_the_others_as_before(rule):
     row, small = found.iloc[1], alone.iloc[1:3]
     for name in ("value", "share", "payout", "n_documents", "n_tokens"):
         assert row[name] == pytest.approx(small[name].sum())
-    assert row[["standard_error", "low", "high"]].isna().all()
+    assert row[["standard_error", "low", "high", "error_documents", "error_queries"]].isna().all()
     assert found.dtypes["n_documents"] == TABLE.dtypes["n_documents"]
 
 

@@ -11,7 +11,7 @@ from tasks.curvature.config import DampingConfig
 from tasks.curvature.damping import damping
 from tasks.curvature.lowrank import LowRankSum, gaussian_matrix, low_rank_plus_diagonal, spectrum
 from tasks.curvature.precondition import DampedInverse, KroneckerInverse, damped_inverse, eigendecomposition
-from tasks.curvature.sums import EigenvalueSum, FisherSum
+from tasks.curvature.sums import EigenvalueSum, FisherSum, GroupedFisherSum
 
 LAYERS = {0: {"first_column": 0, "n_columns": 3}, 1: {"first_column": 3, "n_columns": 2}}
 
@@ -23,6 +23,21 @@ def test_fisher_is_the_sum_over_examples_however_they_come():
         fisher.add(part)
     for number, block in enumerate((rows[:, :3].numpy(), rows[:, 3:].numpy())):
         np.testing.assert_allclose(fisher.sums[str(number)], sum(np.outer(row, row) for row in block))
+
+
+def test_fisher_by_group_adds_up_to_the_same_however_examples_are_grouped():
+    rows = torch.randn(11, 5, generator=torch.Generator().manual_seed(0))
+    groups = np.array([0, 2, 0, 1, 2, 2, 0, 1, 1, 0, 2])
+    found = GroupedFisherSum(list(LAYERS.values()), groups, 4)
+    one = GroupedFisherSum(list(LAYERS.values()), np.zeros(11, int), 1)
+    for batch in (np.array([3, 0, 7]), np.array([], int), np.array([1, 2, 4, 5, 6, 8, 9, 10])):
+        found.add(rows[batch], batch)
+        one.add(rows[batch], batch)
+    for number, columns in enumerate((slice(0, 3), slice(3, 5))):
+        for group in range(4):
+            block = rows[groups == group, columns].double()
+            np.testing.assert_allclose(found.sums[str(number)][group], block.T @ block)
+        np.testing.assert_allclose(found.sums[str(number)].sum(dim=0), one.sums[str(number)][0], rtol=1e-13)
 
 
 def test_relative_damping_ignores_null_directions():
