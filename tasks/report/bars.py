@@ -97,7 +97,8 @@ def _end(value: float | None, unit: float) -> float | None:
 def chart(rows: Sequence[dict[str, Any]], most: int | None = None) -> Chart:
     """Bars of value / positive total, which is the share of a source of positive value.
 
-    An interval is divided by the same total, taken as known. Where no value is positive, the unit is that of the values.
+    An interval is divided by the same total, taken as known. Where no value is positive, the unit is that of the
+    values.
 
     Args:
         rows: rows of VALUES of one query and level, largest value first.

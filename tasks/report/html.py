@@ -1,36 +1,16 @@
-"""The report: one self-contained HTML page from a template that escapes every value."""
+"""The pages: self-contained HTML from templates that escape every value."""
 
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tasks.report.bars import MOST_BARS, chart
+from tasks.report.certainty import certainty
 from tasks.report.numbers import interval, number, percent
 from tasks.report.summary import Summary
+from tasks.report.words import Vocabulary
 
 __all__ = ["report_html"]
-
-
-def _bars(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Places of the values' bars and intervals on an axis from the lowest to the highest end, in per cent."""
-    ends = [0.0, *(row["value"] for row in sources)]
-    ends += [row[end] for row in sources for end in ("low", "high") if row[end] is not None]
-    lowest, highest = min(ends), max(ends)
-    scale = 100.0 / (highest - lowest) if highest > lowest else 0.0
-
-    def place(value: float) -> float:
-        return round((value - lowest) * scale, 3)
-
-    return [
-        {
-            **row,
-            "bar": (place(min(row["value"], 0.0)), round(abs(row["value"]) * scale, 3)),
-            "zero": place(0.0),
-            "whisker": None
-            if row["low"] is None
-            else (place(row["low"]), round((row["high"] - row["low"]) * scale, 3)),
-        }
-        for row in sources
-    ]
 
 
 def _differs(sources: list[dict[str, Any]]) -> bool:
@@ -39,17 +19,36 @@ def _differs(sources: list[dict[str, Any]]) -> bool:
     return any(payout is not None and (share is None or abs(payout - share) > 1e-9) for payout, share in pairs)
 
 
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(number=number, percent=percent, chart=chart, differs=_differs)
+    environment.globals.update(interval=interval, most_bars=MOST_BARS)
+    return environment
+
+
 def report_html(title: str, summary: Summary, confidence: float) -> str:
-    """The whole page.
+    """The page of a valuation.
 
     Args:
         title: of the page.
         summary: what it says.
         confidence: coverage of the intervals, between 0 and 1.
     """
-    environment = Environment(
-        loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    asked = {query.id: f"{query.prompt}{query.completion}" for query in summary.queries}
+    lists = [summary.most, summary.least, *(rows for query in summary.queries for rows in (query.most, query.least))]
+    vocabulary = Vocabulary(row["text"] for rows in lists for row in rows)
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=title,
+            summary=summary,
+            coverage=percent(confidence, 0 if (confidence * 100) % 1 < 1e-9 else 1),
+            certainty=certainty(summary.sources, summary.notes),
+            shared=vocabulary.shared,
+            asked=asked,
+            all_asked="\n".join(asked.values()),
+        )
     )
-    environment.filters.update(number=number, percent=percent, bars=_bars, differs=_differs)
-    environment.globals["interval"] = interval
-    return environment.get_template("report.html").render(title=title, summary=summary, confidence=confidence)

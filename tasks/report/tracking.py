@@ -39,6 +39,7 @@ class TrackedValuation:
         tags: of the run.
         note: Markdown, shown on top of the run.
         files: artifacts.
+        folders: of artifacts, each under its own name.
         tables: artifact name → columns.
     """
 
@@ -50,6 +51,7 @@ class TrackedValuation:
     note: str
     files: tuple[Path, ...]
     tables: Mapping[str, dict[str, list[Any]]]
+    folders: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ def _log(client: MlflowClient, run_id: str, address: str, valuation: TrackedValu
         client.log_batch(run_id, metrics=metrics[batch], params=params[batch], tags=tags[batch])
     for path in valuation.files:
         client.log_artifact(run_id, str(path))
+    for folder_path in valuation.folders:
+        client.log_artifacts(run_id, str(folder_path), folder_path.name)
     for name, columns in valuation.tables.items():
         client.log_table(run_id, data=columns, artifact_file=f"tables/{name}.json")
     previous = mlflow.get_tracking_uri()
