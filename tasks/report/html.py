@@ -1,16 +1,18 @@
 """The pages: self-contained HTML from templates that escape every value."""
 
+from collections.abc import Callable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tasks.report.bars import MOST_BARS, chart
+from tasks.report.bars import MOST_BARS, Bar, chart
 from tasks.report.certainty import certainty
-from tasks.report.numbers import interval, number, percent
+from tasks.report.comparison import Comparison
+from tasks.report.numbers import interval, number, percent, points
 from tasks.report.summary import Summary
 from tasks.report.words import Vocabulary
 
-__all__ = ["report_html"]
+__all__ = ["comparison_html", "likeness", "report_html"]
 
 
 def _differs(sources: list[dict[str, Any]]) -> bool:
@@ -23,7 +25,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(number=number, percent=percent, chart=chart, differs=_differs)
+    environment.filters.update(number=number, percent=percent, points=points, chart=chart, differs=_differs)
     environment.globals.update(interval=interval, most_bars=MOST_BARS)
     return environment
 
@@ -50,5 +52,46 @@ def report_html(title: str, summary: Summary, confidence: float) -> str:
             shared=vocabulary.shared,
             asked=asked,
             all_asked="\n".join(asked.values()),
+        )
+    )
+
+
+def likeness(comparison: Comparison) -> list[tuple[str, str]]:
+    """Rank correlations, and what is only in one of them: label and what is found."""
+    n_first, n_second, n_both = comparison.n_documents
+    rows = [
+        ("rank correlation of the sources' values", _correlation(comparison.source_correlation)),
+        ("top documents in both", f"{n_both} of {n_first} in A and {n_second} in B"),
+        ("rank correlation of those documents' scores", _correlation(comparison.document_correlation)),
+    ]
+    for run, names in (("A", comparison.only_first), ("B", comparison.only_second)):
+        if names:
+            rows.append((f"sources only in {run}", f"{len(names):,}"))
+    return rows
+
+
+def _correlation(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _part_interval(in_shares: bool) -> Callable[[Bar | None], str]:
+    def written(bar: Bar | None) -> str:
+        if bar is None or bar.low is None or bar.high is None:
+            return "unknown"
+        return f"{percent(bar.low)} … {percent(bar.high)}" if in_shares else interval(bar.low, bar.high)
+
+    return written
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The page of two valuations side by side."""
+    return (
+        _environment()
+        .get_template("compare.html")
+        .render(
+            title="Two valuations",
+            comparison=comparison,
+            sentences=likeness(comparison),
+            part_interval=_part_interval(comparison.axis.in_shares),
         )
     )

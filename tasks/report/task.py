@@ -32,9 +32,10 @@ from tasks.report.figures import drawn_figures
 from tasks.report.html import report_html
 from tasks.report.losses import query_losses
 from tasks.report.numbers import percent
+from tasks.report.parameters import flat
 from tasks.report.summary import Summary, markdown_table, strongest_overlaps, summary
 from tasks.report.tables import safe_csv
-from tasks.report.tracking import LoggedRun, TrackedValuation, flat, log_run, metric_name
+from tasks.report.tracking import LoggedRun, TrackedValuation, log_run, metric_name
 
 __all__ = ["ValuationParts", "log_valuation", "publish_valuation", "valuation_summary"]
 

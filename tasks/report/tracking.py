@@ -22,9 +22,7 @@ from mlflow.tracking import MlflowClient
 from storage.errors import DataworthError
 from storage.locations import home
 
-__all__ = ["LoggedRun", "TrackedValuation", "flat", "log_run", "metric_name", "tracking_uri"]
-
-MOST_PARAM_CHARACTERS = 6000
+__all__ = ["LoggedRun", "TrackedValuation", "log_run", "metric_name", "tracking_uri"]
 
 
 @dataclass(frozen=True)
@@ -80,18 +78,6 @@ def metric_name(text: str) -> str:
     """Text as MLflow accepts it in a metric's name; what had to be changed gets a mark that keeps names apart."""
     name = re.sub(r"[^\w\-. ]", "_", text, flags=re.ASCII).strip(". ")[:200]
     return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-
-
-def flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested parameters with dotted names, as text."""
-    items: dict[str, str] = {}
-    for key, value in parameters.items():
-        if isinstance(value, Mapping):
-            items |= flat(value, f"{prefix}{key}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            items[f"{prefix}{key}"] = text[:MOST_PARAM_CHARACTERS]
-    return items
 
 
 def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> LoggedRun:
