@@ -14,6 +14,10 @@ from tasks.report.words import Vocabulary
 
 __all__ = ["comparison_html", "likeness", "report_html"]
 
+# Of sources that are only in one of two valuations.
+MOST_NAMES = 8
+MOST_LETTERS = 60
+
 
 def _differs(sources: list[dict[str, Any]]) -> bool:
     """Whether a payout is not the share, so that it is worth a column of its own."""
@@ -66,7 +70,10 @@ def likeness(comparison: Comparison) -> list[tuple[str, str]]:
     ]
     for run, names in (("A", comparison.only_first), ("B", comparison.only_second)):
         if names:
-            rows.append((f"sources only in {run}", f"{len(names):,}"))
+            more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+            rows.append(
+                (f"sources only in {run}", ", ".join(name[:MOST_LETTERS] for name in names[:MOST_NAMES]) + more)
+            )
     return rows
 
 
