@@ -157,6 +157,17 @@ def _finished(results: str) -> Path:
     return folder
 
 
+@cli.command(help="Two valuations side by side: parameters, shares, intervals, ranks.")
+@click.argument("first", metavar="RESULTS_A")
+@click.argument("second", metavar="RESULTS_B")
+@click.option("--html", metavar="FILE", help="Also write a page.")
+def compare(first: str, second: str, html: str | None) -> None:
+    """Print what differs between two results folders."""
+    from flows.compare import compare as compared
+
+    say(compared(first, second, html))
+
+
 STORE_OPTION = click.option(
     "--store", metavar="DIR", help="Folder of the stores, or s3://bucket/prefix; default: as in `dataworth value`."
 )

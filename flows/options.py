@@ -1,5 +1,6 @@
 """Command-line options generated from the configuration models, and configuration files."""
 
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from storage.errors import InputError
 
-__all__ = ["ConfiguredCommand", "configuration", "options", "validated"]
+__all__ = ["ConfiguredCommand", "command_line", "configuration", "options", "validated"]
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -60,6 +61,29 @@ def options(config: type[BaseModel]) -> list[click.Parameter]:
     """One option for every field of a configuration, and --config."""
     file = click.Option(["--config", "config_file"], metavar="FILE", help="YAML or TOML file with the same names.")
     return [file, *(_option(name, field) for name, field in _fields(config))]
+
+
+def command_line(command: str, config: BaseModel) -> str:
+    """The shell command that gives this configuration: every option that is not at its default, quoted."""
+    words = ["dataworth", command]
+    for name, field in _fields(type(config)):
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if not field.is_required() and value == field.get_default(call_default_factory=True, validated_data={}):
+            continue
+        flag = SHORT.get(name, f"--{name}")
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{name}")
+        else:
+            given = value if isinstance(value, list) else [value]
+            words += [word for each in given for word in _assigned(flag, str(each))]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _assigned(flag: str, value: str) -> list[str]:
+    """A value that looks like an option is joined to its flag."""
+    return [f"{flag}={value}"] if value.startswith("-") else [flag, value]
 
 
 class ConfiguredCommand(click.Command):

@@ -1,5 +1,6 @@
 """The flow `value-corpus`: from documents and queries to a valuation, a report and an MLflow run."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from prefect.runtime import flow_run
 from flows.config import CorpusRunConfig, ValueConfig
 from flows.fit_curvature import Prepared, fit_curvature, prepared_stores, store_folder
 from flows.index_corpus import index_corpus
+from flows.options import command_line
 from storage.locations import check_writable
 from storage.ref import StoreRef
 from tasks.coalitions.task import GameParts, value_sources
@@ -106,6 +108,8 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
         payout=config.sources.payout,
         model_name=config.model.name,
         model_fingerprint=load(config.model).fingerprint,
+        query_gradients=query_gradients,
+        command=_command(config.model_copy(update={"store": store})),
         timings=dict(seconds),
         prefect_run=str(flow_run.id),
         prefect_url=_page(flow_run.ui_url),
@@ -163,6 +167,11 @@ def _narrowed(config: ValueConfig) -> CorpusRunConfig:
 def _sums_only(scoring: ScoringConfig) -> ScoringConfig:
     """What a pass for a further grouping keeps: passages and matrix are those of the first."""
     return scoring.model_copy(update={"top_k": 1, "save_matrix": False, "by_layer": False})
+
+
+def _command(config: ValueConfig) -> str:
+    """That makes the valuation again: relative paths are of the folder it was made in."""
+    return f"cd {shlex.quote(str(Path.cwd()))}\n{command_line('value', config)}"
 
 
 def _page(url: str | None) -> str | None:

@@ -140,6 +140,27 @@ class GradientStore(Store):
             )
         return [found[content] for content in contents]
 
+    def column_of(self, name: str, contents: np.ndarray) -> list[np.ndarray]:
+        """A column of EXAMPLE_COLUMNS for the rows of some contents, (n_windows,) each.
+
+        Args:
+            name: of the column.
+            contents: (n_contents,) 32-byte hashes.
+
+        Raises:
+            StoreIncompleteError: a content is not stored.
+        """
+        found: dict[bytes, np.ndarray] = {}
+        for segment in self.segments():
+            wanted = np.flatnonzero(np.isin(segment.contents, contents) & segment.content_done())
+            column = segment.column(name) if len(wanted) else np.empty(0)
+            for number in wanted:
+                found[segment.contents[number]] = column[segment.first_rows[number] : segment.first_rows[number + 1]]
+        missing = [content for content in contents if content not in found]
+        if missing:
+            raise StoreIncompleteError(f"{self.path} lacks {len(missing)} of {len(contents)} documents")
+        return [found[content] for content in contents]
+
     def plan(self, contents: np.ndarray, n_windows: np.ndarray) -> list[Segment]:
         """Segments to write so that every given content is stored; the caller holds the writer's lock.
 

@@ -14,6 +14,7 @@ from zarr.codecs import Crc32cCodec
 from storage.locations import Location, Place
 from storage.manifest import Store, new_store, write_manifest
 from storage.schema import LAYER_SCORES, PASSAGES, SOURCE_SUMS
+from storage.zarr_arrays import array_at
 
 __all__ = ["ScoreStore", "ScoreWriter"]
 
@@ -115,6 +116,14 @@ class ScoreStore(Store):
         """Folder of the matrix of all scores, if it was kept."""
         path = self.path / "scores.zarr"
         return path if path.is_dir() else None
+
+    @property
+    def total_scores(self) -> np.ndarray | None:
+        """(n_documents,) float32 scores of all queries together, if the matrix of all scores was kept."""
+        path = self.matrix_path
+        if path is None:
+            return None
+        return np.asarray(array_at(zarr.open_group(path.array_store(), mode="r"), "scores")[-1])
 
 
 class ScoreStoreWriter:

@@ -1,36 +1,22 @@
-"""The report: one self-contained HTML page from a template that escapes every value."""
+"""The pages: self-contained HTML from templates that escape every value."""
 
+from collections.abc import Callable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tasks.report.numbers import interval, number, percent
+from tasks.report.bars import MOST_BARS, Bar, chart
+from tasks.report.certainty import certainty
+from tasks.report.comparison import Comparison
+from tasks.report.numbers import interval, number, percent, points
 from tasks.report.summary import Summary
+from tasks.report.words import Vocabulary
 
-__all__ = ["report_html"]
+__all__ = ["comparison_html", "likeness", "report_html"]
 
-
-def _bars(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Places of the values' bars and intervals on an axis from the lowest to the highest end, in per cent."""
-    ends = [0.0, *(row["value"] for row in sources)]
-    ends += [row[end] for row in sources for end in ("low", "high") if row[end] is not None]
-    lowest, highest = min(ends), max(ends)
-    scale = 100.0 / (highest - lowest) if highest > lowest else 0.0
-
-    def place(value: float) -> float:
-        return round((value - lowest) * scale, 3)
-
-    return [
-        {
-            **row,
-            "bar": (place(min(row["value"], 0.0)), round(abs(row["value"]) * scale, 3)),
-            "zero": place(0.0),
-            "whisker": None
-            if row["low"] is None
-            else (place(row["low"]), round((row["high"] - row["low"]) * scale, 3)),
-        }
-        for row in sources
-    ]
+# Of sources that are only in one of two valuations.
+MOST_NAMES = 8
+MOST_LETTERS = 60
 
 
 def _differs(sources: list[dict[str, Any]]) -> bool:
@@ -39,17 +25,80 @@ def _differs(sources: list[dict[str, Any]]) -> bool:
     return any(payout is not None and (share is None or abs(payout - share) > 1e-9) for payout, share in pairs)
 
 
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(number=number, percent=percent, points=points, chart=chart, differs=_differs)
+    environment.globals.update(interval=interval, most_bars=MOST_BARS)
+    return environment
+
+
 def report_html(title: str, summary: Summary, confidence: float) -> str:
-    """The whole page.
+    """The page of a valuation.
 
     Args:
         title: of the page.
         summary: what it says.
         confidence: coverage of the intervals, between 0 and 1.
     """
-    environment = Environment(
-        loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    asked = {query.id: f"{query.prompt}{query.completion}" for query in summary.queries}
+    lists = [summary.most, summary.least, *(rows for query in summary.queries for rows in (query.most, query.least))]
+    vocabulary = Vocabulary(row["text"] for rows in lists for row in rows)
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=title,
+            summary=summary,
+            coverage=percent(confidence, 0 if (confidence * 100) % 1 < 1e-9 else 1),
+            certainty=certainty(summary.sources, summary.notes),
+            shared=vocabulary.shared,
+            asked=asked,
+            all_asked="\n".join(asked.values()),
+        )
     )
-    environment.filters.update(number=number, percent=percent, bars=_bars, differs=_differs)
-    environment.globals["interval"] = interval
-    return environment.get_template("report.html").render(title=title, summary=summary, confidence=confidence)
+
+
+def likeness(comparison: Comparison) -> list[tuple[str, str]]:
+    """Rank correlations, and what is only in one of them: label and what is found."""
+    n_first, n_second, n_both = comparison.n_documents
+    rows = [
+        ("rank correlation of the sources' values", _correlation(comparison.source_correlation)),
+        ("top documents in both", f"{n_both} of {n_first} in A and {n_second} in B"),
+        ("rank correlation of those documents' scores", _correlation(comparison.document_correlation)),
+    ]
+    for run, names in (("A", comparison.only_first), ("B", comparison.only_second)):
+        if names:
+            more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+            rows.append(
+                (f"sources only in {run}", ", ".join(name[:MOST_LETTERS] for name in names[:MOST_NAMES]) + more)
+            )
+    return rows
+
+
+def _correlation(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _part_interval(in_shares: bool) -> Callable[[Bar | None], str]:
+    def written(bar: Bar | None) -> str:
+        if bar is None or bar.low is None or bar.high is None:
+            return "unknown"
+        return f"{percent(bar.low)} … {percent(bar.high)}" if in_shares else interval(bar.low, bar.high)
+
+    return written
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The page of two valuations side by side."""
+    return (
+        _environment()
+        .get_template("compare.html")
+        .render(
+            title="Two valuations",
+            comparison=comparison,
+            sentences=likeness(comparison),
+            part_interval=_part_interval(comparison.axis.in_shares),
+        )
+    )

@@ -1,6 +1,6 @@
 """Numbers as people read them, the same in the report, in tables and in the terminal."""
 
-__all__ = ["interval", "number", "percent"]
+__all__ = ["interval", "number", "percent", "points"]
 
 
 def number(value: float | None) -> str:
@@ -14,6 +14,11 @@ def number(value: float | None) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """A share in per cent; nothing where there is none."""
     return "" if value is None or value != value else f"{value:.{digits}%}"
+
+
+def points(difference: float | None) -> str:
+    """A difference of shares in percentage points, with its sign; nothing where there is none."""
+    return "" if difference is None or difference != difference else f"{100 * difference:+.1f}"
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -1,5 +1,6 @@
 """What a valuation says, gathered from its stores: the content of the report and of MLflow's tables."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,9 +9,10 @@ import pandas as pd
 from storage.corpus import CorpusStore
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore
+from tasks.report.losses import QueryLoss
 from tasks.report.numbers import interval, number, percent
 
-__all__ = ["QuerySummary", "Summary", "level_title", "markdown_table", "summary"]
+__all__ = ["QuerySummary", "Summary", "level_title", "markdown_table", "strongest_overlaps", "summary"]
 
 MOST_CELL_CHARACTERS = 80
 
@@ -23,6 +25,7 @@ class QuerySummary:
         id, prompt, completion: as asked, or as the model completed it.
         most, least: passages, rows of PASSAGES, best first.
         sources: rows of VALUES, largest value first.
+        loss: of the completion; None where it is not known.
     """
 
     id: str
@@ -31,6 +34,7 @@ class QuerySummary:
     most: list[dict[str, Any]]
     least: list[dict[str, Any]]
     sources: list[dict[str, Any]]
+    loss: QueryLoss | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class Summary:
         clipped: negative values that count as zero in shares, over the positive total of all queries together; None
             where it is not known.
         groups: the same as `sources` of every other level and grouping, by a title.
+        notes: what was written beside the values.
+        overlaps: rows of OVERLAP, strongest first; None where the game does not tell.
+        command: that makes the valuation again; empty where it is not known.
     """
 
     queries: list[QuerySummary]
@@ -54,6 +61,9 @@ class Summary:
     facts: dict[str, str] = field(default_factory=dict)
     clipped: float | None = None
     groups: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    overlaps: list[dict[str, Any]] | None = None
+    command: str = ""
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -63,14 +73,21 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def summary(queries: CorpusStore, scores: ScoreStore, values: pd.DataFrame, facts: dict[str, str]) -> Summary:
-    """Gather a valuation.
+def summary(
+    queries: CorpusStore,
+    scores: ScoreStore,
+    values: pd.DataFrame,
+    facts: dict[str, str],
+    losses: Mapping[str, QueryLoss],
+) -> Summary:
+    """Gather what a valuation's stores hold.
 
     Args:
         queries: their texts.
         scores: their passages.
         values: rows of VALUES with `payout` and `clipped`; the first row's grouping and level are those of the sources.
         facts: how the run was made.
+        losses: by query id, where they are known.
     """
     passages = scores.passages.to_pandas()
     tables = dict(iter(values.groupby(["grouping", "level"], sort=False)))
@@ -96,6 +113,7 @@ def summary(queries: CorpusStore, scores: ScoreStore, values: pd.DataFrame, fact
                 most=most(row["document_id"]),
                 least=least(row["document_id"]),
                 sources=sources(row["document_id"]),
+                loss=losses.get(row["document_id"]),
             )
             for row in queries.documents()
         ],
@@ -106,6 +124,19 @@ def summary(queries: CorpusStore, scores: ScoreStore, values: pd.DataFrame, fact
         clipped=whole[0]["clipped"],
         groups={level_title(*key): _records(ordered[key][ordered[key]["query_id"] == ALL_QUERIES]) for key in others},
     )
+
+
+def strongest_overlaps(overlap: pd.DataFrame, sources: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """The pairs of sources with the largest overlap in size.
+
+    Args:
+        overlap: rows of OVERLAP.
+        sources: names that are published; pairs with others are left out.
+        most: pairs that are kept.
+    """
+    known = overlap[overlap["source"].isin(sources) & overlap["other"].isin(sources)].dropna(subset="overlap")
+    order = known["overlap"].abs().sort_values(ascending=False, kind="stable").index[:most]
+    return _records(known.loc[order])
 
 
 def level_title(grouping: str, level: int) -> str:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from storage.coalitions import CoalitionStore
 from storage.corpus import CorpusStore
 from storage.errors import DataworthError
+from storage.gradients import GradientStore
 from storage.manifest import replace_file, staging_folder
 from storage.ref import StoreRef
 from storage.schema import ALL_QUERIES, VALUES
@@ -27,11 +29,14 @@ from tasks.coalitions.config import PayoutConfig
 from tasks.coalitions.published import published
 from tasks.progress import run_logger
 from tasks.report.config import TrackingConfig
+from tasks.report.figures import drawn_figures
 from tasks.report.html import report_html
+from tasks.report.losses import query_losses
 from tasks.report.numbers import percent
-from tasks.report.summary import Summary, markdown_table, summary
+from tasks.report.parameters import flat
+from tasks.report.summary import Summary, markdown_table, strongest_overlaps, summary
 from tasks.report.tables import safe_csv
-from tasks.report.tracking import LoggedRun, TrackedValuation, flat, log_run, metric_name
+from tasks.report.tracking import LoggedRun, TrackedValuation, log_run, metric_name
 
 __all__ = ["ValuationParts", "log_valuation", "publish_valuation", "valuation_summary"]
 
@@ -39,6 +44,8 @@ PACKAGES = ("dataworth", "torch", "transformers", "numpy", "zarr", "dask", "pref
 
 # MLflow holds 8,000 characters of a description: the largest sources, each at most 200.
 NOTE_ROWS = 25
+
+MOST_PAIRS = 10
 
 
 class ValuationParts(BaseModel):
@@ -53,6 +60,8 @@ class ValuationParts(BaseModel):
         curvature: None for `none`.
         model_name: as given.
         model_fingerprint: of the weights.
+        query_gradients: of the queries, whose losses they hold.
+        command: that makes the valuation again, and the folder to run it in.
         timings: step → seconds.
         prefect_run: id of the flow run.
         prefect_url: its page, where a server shows it.
@@ -72,6 +81,8 @@ class ValuationParts(BaseModel):
     payout: PayoutConfig = PayoutConfig()
     model_name: str
     model_fingerprint: str
+    query_gradients: StoreRef
+    command: str
     timings: dict[str, float]
     prefect_run: str
     prefect_url: str | None
@@ -92,7 +103,13 @@ def valuation_summary(parts: ValuationParts) -> Summary:
         **{f"seconds: {step}": f"{seconds:.1f}" for step, seconds in parts.timings.items()},
         **{f"version: {name}": number for name, number in _versions().items()},
     }
-    return summary(CorpusStore.open(parts.queries), ScoreStore.open(parts.scores), _values(parts), facts)
+    queries = CorpusStore.open(parts.queries)
+    losses = query_losses(queries, GradientStore.open(parts.query_gradients))
+    found = summary(queries, ScoreStore.open(parts.scores), _values(parts), facts, losses)
+    overlap = CoalitionStore.open(parts.values).overlap
+    names = [row["source"] for row in found.sources]
+    pairs = None if overlap is None else strongest_overlaps(overlap.to_pandas(), names, MOST_PAIRS)
+    return replace(found, notes=_notes(parts), overlaps=pairs, command=parts.command)
 
 
 def _notes(parts: ValuationParts) -> dict[str, Any]:
@@ -142,17 +159,28 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         overlap = CoalitionStore.open(parts.values).overlap
         if overlap is not None:
             overlap.to_pandas().to_parquet(staging / "overlap.parquet", index=False)
+        _draw(staging / "figures", values, scores, None if overlap is None else overlap.to_pandas())
         page = report_html(parts.title, gathered, confidence)
         (staging / "report.html").write_text(page, encoding="utf-8")
         if scores.matrix_path is not None:
             scores.matrix_path.copy_to(staging / "scores.zarr")
         (folder / "valuation.json").unlink(missing_ok=True)
-        shutil.rmtree(folder / "scores.zarr", ignore_errors=True)
+        for name in ("scores.zarr", "figures"):
+            shutil.rmtree(folder / name, ignore_errors=True)
         for name in ("layers.parquet", "overlap.parquet"):
             (folder / name).unlink(missing_ok=True)
         for path in sorted(staging.iterdir()):
             os.replace(path, folder / path.name)
     _write_valuation(folder, parts, gathered, None)
+
+
+def _draw(folder: Path, values: pd.DataFrame, scores: ScoreStore, overlap: pd.DataFrame | None) -> None:
+    """The figures of the first grouping's finest level, as the report has it."""
+    key = ["grouping", "level"]
+    first = values[(values[key] == values[key].iloc[0]).all(axis=1)]
+    folder.mkdir()
+    for name, image in drawn_figures(first, scores.total_scores, overlap).items():
+        (folder / name).write_bytes(image)
 
 
 def _write_valuation(folder: Path, parts: ValuationParts, gathered: Summary, logged: LoggedRun | None) -> None:
@@ -232,6 +260,7 @@ def log_valuation(results: str, parts: ValuationParts, tracking: TrackingConfig)
         },
         note=f"Prefect flow run: {prefect_link}\n\nReport: `report.html`\n\n{table}",
         files=tuple(folder / name for name in ("report.html", "sources.csv", "sources.parquet", "documents.parquet")),
+        folders=(folder / "figures",),
         tables={
             "sources": _columns(_values(parts)[VALUES.names], ALL_QUERIES),
             "documents": _columns(ScoreStore.open(parts.scores).passages.to_pandas(), None),

@@ -22,9 +22,7 @@ from mlflow.tracking import MlflowClient
 from storage.errors import DataworthError
 from storage.locations import home
 
-__all__ = ["LoggedRun", "TrackedValuation", "flat", "log_run", "metric_name", "tracking_uri"]
-
-MOST_PARAM_CHARACTERS = 6000
+__all__ = ["LoggedRun", "TrackedValuation", "log_run", "metric_name", "tracking_uri"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class TrackedValuation:
         tags: of the run.
         note: Markdown, shown on top of the run.
         files: artifacts.
+        folders: of artifacts, each under its own name.
         tables: artifact name → columns.
     """
 
@@ -50,6 +49,7 @@ class TrackedValuation:
     note: str
     files: tuple[Path, ...]
     tables: Mapping[str, dict[str, list[Any]]]
+    folders: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,6 @@ def metric_name(text: str) -> str:
     """Text as MLflow accepts it in a metric's name; what had to be changed gets a mark that keeps names apart."""
     name = re.sub(r"[^\w\-. ]", "_", text, flags=re.ASCII).strip(". ")[:200]
     return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-
-
-def flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested parameters with dotted names, as text."""
-    items: dict[str, str] = {}
-    for key, value in parameters.items():
-        if isinstance(value, Mapping):
-            items |= flat(value, f"{prefix}{key}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            items[f"{prefix}{key}"] = text[:MOST_PARAM_CHARACTERS]
-    return items
 
 
 def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> LoggedRun:
@@ -146,6 +134,8 @@ def _log(client: MlflowClient, run_id: str, address: str, valuation: TrackedValu
         client.log_batch(run_id, metrics=metrics[batch], params=params[batch], tags=tags[batch])
     for path in valuation.files:
         client.log_artifact(run_id, str(path))
+    for folder_path in valuation.folders:
+        client.log_artifacts(run_id, str(folder_path), folder_path.name)
     for name, columns in valuation.tables.items():
         client.log_table(run_id, data=columns, artifact_file=f"tables/{name}.json")
     previous = mlflow.get_tracking_uri()

@@ -1,11 +1,13 @@
 """One configuration, every door: options, files, and one line for what is wrong."""
 
+import shlex
+
 import pytest
 from click.testing import CliRunner
 
 from flows.cli import cli
 from flows.config import ValueConfig
-from flows.options import configuration, options
+from flows.options import ConfiguredCommand, command_line, configuration, options
 from storage.errors import InputError
 
 NEEDED = {"model__name": "m", "corpus__files": ("a", "b"), "queries__file": "q", "results": "r"}
@@ -71,3 +73,34 @@ def test_help_of_every_command():
         result = runner.invoke(cli, [name, "--help"])
         assert result.exit_code == 0
         assert "Usage" in result.output
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {},
+        {"corpus__files": ("with a space", "it's", "--odd"), "results": "-r", "store": "s3://bucket/of ours"},
+        {
+            "projection__ranks": ("*.mlp.*=0.25", "*=0.5"),
+            "projection__kind": "pca",
+            "curvature__damping__value": "1e-3",
+        },
+        {"scoring__save_matrix": True, "scoring__sources": ("news*",), "sources__by": ("publisher>section", "source")},
+        {
+            "sources__game": "newton",
+            "sources__fallback": False,
+            "model__base": "b$HOME",
+            "queries__max_new_tokens": "3",
+        },
+    ],
+)
+def test_a_command_line_gives_its_configuration_again(further):
+    config = configuration(ValueConfig, {**NEEDED, **further})
+    program, command, *words = shlex.split(command_line("value", config))
+    assert (program, command) == ("dataworth", "value")
+    found = []
+    parsed = ConfiguredCommand(
+        "value", params=options(ValueConfig), callback=lambda **given: found.append(configuration(ValueConfig, given))
+    )
+    parsed.main(words, standalone_mode=False)
+    assert found == [config]

@@ -44,6 +44,7 @@ def test_a_valuation_and_all_it_leaves(dataworth, prefect_server, checkpoints, c
     assert "report.html" in first.stdout
     out = tmp_path / "out"
     names = {"sources.parquet", "sources.csv", "documents.parquet", "scores.zarr", "report.html", "valuation.json"}
+    names.add("figures")
     assert {path.name for path in out.iterdir()} == names
 
     sources = pd.read_parquet(out / "sources.parquet")
@@ -116,7 +117,7 @@ def _check_mlflow_and_prefect(out: Path, sources: pd.DataFrame, prefect_server: 
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"corpus", "queries"}
     assert {entry.dataset.digest for entry in run.inputs.dataset_inputs} >= {made["fingerprints"]["queries"]}
     artifacts = {entry.path for entry in mlflow_client().list_artifacts(run.info.run_id)}
-    assert artifacts == {"report.html", "sources.csv", "sources.parquet", "documents.parquet", "tables"}
+    assert artifacts == {"report.html", "sources.csv", "sources.parquet", "documents.parquet", "tables", "figures"}
     assert run.data.tags["prefect.flow_run_id"] == made["prefect"]["flow_run_id"]
     assert made["prefect"]["url"] in run.data.tags["mlflow.note.content"]
 

@@ -2,17 +2,22 @@
 
 import io
 import re
+from html.parser import HTMLParser
+from itertools import pairwise
 
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
+from tasks.report.certainty import certainty
 from tasks.report.html import report_html
+from tasks.report.losses import QueryLoss
 from tasks.report.numbers import interval, number, percent
+from tasks.report.parameters import flat
 from tasks.report.summary import QuerySummary, Summary, markdown_table
 from tasks.report.tables import safe_csv
 from tasks.report.task import NOTE_ROWS
-from tasks.report.tracking import LoggedRun, TrackedValuation, flat, log_run, metric_name
+from tasks.report.tracking import LoggedRun, TrackedValuation, log_run, metric_name
 
 EVIL = "<script>alert(1)</script> \"&' | [x](http://x) `y` {{ 7 * 7 }}"
 
@@ -28,6 +33,22 @@ def passage(text):
     return {
         "source": EVIL, "document_id": EVIL, "score": 1.5, "relative_score": -0.2, "window_start": 4, "text": text,
     }  # fmt: skip
+
+
+class Tags(HTMLParser):
+    """What a browser would take for tags and attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.n_items, self._in_chart = set(), set(), 0, False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attributes}
+        if tag == "ol":
+            self._in_chart = ("class", "chart") in attributes
+        self.n_items += tag == "li" and self._in_chart
 
 
 def evil_summary():
@@ -49,9 +70,79 @@ def test_the_report_shows_unknown_intervals_and_bars_on_one_axis():
     page = report_html("t", evil_summary(), 0.95)
     assert "unknown" in page
     assert "95% interval" in page
-    bars = re.findall(r"left:([\d.]+)%;width:([\d.]+)%", page)
+    bars = re.findall(r'<rect class="(plus|minus)" x="([\d.]+)%" width="([\d.]+)%"', page)
     assert bars
-    assert all(float(left) + float(width) <= 100.01 for left, width in bars)
+    assert all(float(left) + float(width) <= 100.01 for _, left, width in bars)
+
+
+def test_lengths_of_bars_are_proportional_to_shares():
+    shares = [0.5, 0.3, 0.15, 0.05]
+    rows = [source(f"s{number}", 40 * share, None, None, share) for number, share in enumerate(shares)]
+    rows.append(source("harmful", -20.0, None, None, 0.0))
+    page = report_html("t", Summary([], rows, [], []), 0.95)
+    drawn = page[page.index('<ol class="chart">') :].split("</ol>")[0]
+    bars = re.findall(r'<rect class="(plus|minus)" x="([\d.]+)%" width="([\d.]+)%"', drawn)
+    widths = [float(width) for _, _, width in bars]
+    assert widths == pytest.approx([100 * part for part in (0.5, 0.3, 0.15, 0.05, 0.5)], abs=0.01)
+    assert [kind for kind, _, _ in bars] == ["plus"] * 4 + ["minus"]
+    assert [float(left) for _, left, _ in bars] == pytest.approx([50, 50, 50, 50, 0], abs=0.01)
+    assert re.findall(r'class="amount">([^<]+)<', drawn) == ["50.0%", "30.0%", "15.0%", "5.0%", "-50.0%"]
+
+
+def test_names_are_inert_in_the_charts():
+    hostile = ['"><svg onload=alert(1)>', "a\nb", "語" * 200, "$x^2$", "</li></ol><script>x</script>", "{% raw %}"]
+    rows = [source(name, float(9 - number), None, None, 0.1) for number, name in enumerate(hostile)]
+    pairs = [{"source": one, "other": two, "overlap": -0.25} for one, two in pairwise(hostile)]
+    page = report_html("t", Summary([], rows, [], [], overlaps=pairs, command="dataworth value '</pre><b>'"), 0.95)
+    parsed = Tags(page)
+    assert parsed.tags.isdisjoint({"script", "img", "iframe", "link", "object", "base", "form"})
+    assert not any(name.startswith("on") for name in parsed.attributes)
+    assert parsed.n_items == 7  # one a source, and the axis
+    assert "語" * 200 in page
+
+
+def test_the_report_says_how_sure_it_is():
+    rows = [source("a", 2.0, 1.0, 3.0), source("b", 1.0, -1.0, 1.5)]
+    notes = {"v(all)": -800.0, "v(none)": -1600.0, "missed": 0.125, "reliable": True, "reach": 0.5, "coalitions": 4}
+    found = certainty(rows, notes)
+    assert found.warning == ""
+    assert "800 nats with every source and 1,600 with none" in found.check
+    assert "miss the measured ones by 12%" in found.check
+    assert "cover 50% of the way" in found.check
+    assert found.intervals.startswith("2 of 2 intervals are known; 1 of them contains 0")
+    assert found.intervals.endswith("their order is not certain.")
+    fallen = {**notes, "fallback": "newton: predicted changes of loss miss the measured ones by 410%"}
+    page = report_html("t", Summary([], rows, [], [], notes=fallen), 0.95)
+    assert page.count("The game newton is not to be trusted for this model (predicted changes of loss miss") == 2
+    assert certainty([source("a", 1.0, None, None)], {}).intervals == "No interval is known."
+    assert "not checked against the model" in certainty(rows, {"error": "documents"}).check
+
+
+def test_the_report_names_the_loss_and_the_command():
+    rows = [source("a", 2.0, 1.0, 3.0)]
+    queries = [
+        QuerySummary("q0", "What is", " this?", [], [], rows, QueryLoss(6.0, 4, False)),
+        QuerySummary("q1", "A film", "good", [], [], rows, QueryLoss(0.5, 1, True)),
+        QuerySummary("q2", "Old", " store", [], [], rows),
+    ]
+    page = report_html("t", Summary(queries, rows, [], [], command="cd /x\ndataworth value --model 'a b'"), 0.95)
+    assert "loss 1.5 nats per token over 4 tokens, 6 nats in all" in " ".join(page.split()).replace(
+        "tokens ,", "tokens,"
+    )
+    assert "loss 0.5 nats" in page
+    assert "dataworth value --model &#39;a b&#39;</pre>" in page
+    assert page.count("What is<mark> this?</mark>") == 2
+
+
+def test_shared_words_are_marked_and_said_to_be_that():
+    passages = [passage("The counter counts a bag of words"), passage("the words of the sea")]
+    query = QuerySummary("q", "Which Counter", " counts the words", passages, [], [source("a", 1.0, None, None)])
+    page = report_html("t", Summary([query], query.sources, [], []), 0.95)
+    assert 'The <b class="word">counter</b> <b class="word">counts</b> a bag' in page.replace(
+        '<b class="word">The</b>', "The"
+    )
+    assert "shares with the query: counter, counts" in page
+    assert "which words taught the model is not measured" in page
 
 
 def test_markdown_cells_are_inert():
