@@ -4,14 +4,14 @@ from pydantic import Field, model_validator
 
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.groupings import SOURCE, grouping_fields
-from tasks.configuration import Configuration
+from tasks.configuration import ClusterConfig, Configuration
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.curvature.config import CurvatureConfig
 from tasks.gradients.config import GradientsConfig
 from tasks.model.config import ModelConfig
 from tasks.projection.config import ProjectionConfig
 from tasks.report.config import TrackingConfig
-from tasks.scoring.config import ClusterConfig, ScoringConfig
+from tasks.scoring.config import ScoringConfig
 
 __all__ = ["CorpusRunConfig", "DemoConfig", "SearchConfig", "ValueConfig"]
 

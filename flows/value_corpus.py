@@ -92,6 +92,7 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
                 each,
                 config.sources,
                 _game_parts(config, prepared, gradients, queries, query_gradients, grouping),
+                config.cluster,
             )
             for each, grouping in zip(all_scores, config.sources.by, strict=True)
         ]

@@ -71,12 +71,28 @@ class QueryExpansion:
 
     def after(self, steps: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m q"]:
         """Expanded losses after some steps, nats."""
-        losses = self.losses + steps @ self.gradients.T
+        return self.losses_along(self.along(steps))
+
+    def along(self, steps: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m r"]:
+        """q . step of every query, then f . step of every query and label: adds up over parts of the columns."""
+        rows = self.gradients
         if self.factors is not None:
-            n_queries, n_labels, d = self.factors.shape
-            along = steps @ self.factors.reshape(n_queries * n_labels, d).T
-            losses = losses + 0.5 * (along.reshape(len(steps), n_queries, n_labels) ** 2).sum(axis=2)
+            rows = np.concatenate([rows, self.factors.reshape(-1, rows.shape[1])])
+        return steps @ rows.T
+
+    def losses_along(self, along: Float[np.ndarray, "m r"]) -> Float[np.ndarray, "m q"]:
+        """Expanded losses, nats, from what `along` tells of all columns."""
+        n_queries = len(self.losses)
+        losses: np.ndarray = self.losses + along[:, :n_queries]
+        if self.factors is not None:
+            curved = along[:, n_queries:].reshape(len(along), n_queries, -1)
+            losses = losses + 0.5 * (curved**2).sum(axis=2)
         return losses
+
+    def of_columns(self, columns: slice) -> "QueryExpansion":
+        """A part of it: of some columns of the steps."""
+        factors = None if self.factors is None else self.factors[..., columns]
+        return QueryExpansion(self.losses, self.gradients[:, columns], factors)
 
 
 @dataclass(frozen=True)

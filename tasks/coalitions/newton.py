@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from tasks.coalitions.designs import Coalitions
@@ -26,6 +27,8 @@ __all__ = ["LayerSums", "NewtonSteps", "endpoint_matched", "estimated_damping"]
 MOST_ENTRIES = 2**24
 # An addition costs about ten times what one term of a matrix product does.
 FEW_CHANGES = 0.05
+# Pulls that are tried, as parts of the largest eigenvalue.
+SMALLEST_PULL, LARGEST_PULL, N_PULLS = 1e-10, 1e3, 131
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,40 @@ class LayerSums:
 
 
 def estimated_damping(layers: Sequence[LayerSums], origin: Sequence[np.ndarray]) -> float:
-    """lambda for which the pull towards theta_0 best balances the gradient: <sum g_s, d> / |d|^2, d = theta_0 - theta*.
+    """lambda with which a step from theta_0 ends nearest to theta*: least |(H + lambda I)^-1 (sum g_s - lambda d)|.
+
+    d = theta_0 - theta*. Where training converged, sum g_s = lambda d and this is the lambda of the training. Where it
+    stopped early or an adaptive optimizer took the steps, a pull that balances the gradient itself,
+    <sum g_s, d> / |d|^2, is too weak by far: it says nothing of the directions in which training had no time to move.
 
     Args:
         layers: of a model.
-        origin: (k,) theta_0 - theta* of each layer.
+        origin: (k,) d of each layer.
 
     Returns:
-        lambda, in nats by squared parameter, of the summed loss; not positive where training went against it.
+        lambda, in nats by squared parameter, of the summed loss; 0 where no pull brings the step nearer than none.
     """
-    pull = sum(float(layer.gradients.sum(axis=0) @ start) for layer, start in zip(layers, origin, strict=True))
-    return pull / sum(float(start @ start) for start in origin)
+    eigenvalues, gradients, ways = [], [], []
+    for layer, start in zip(layers, origin, strict=True):
+        found, vectors = np.linalg.eigh(layer.curvatures.sum(axis=0))
+        eigenvalues.append(np.maximum(found, 0.0))
+        gradients.append(layer.gradients.sum(axis=0) @ vectors)
+        ways.append(start @ vectors)
+    h, g, d = (np.concatenate(parts) for parts in (eigenvalues, gradients, ways))
+
+    def missed(log_pull: float) -> float:
+        pull = np.exp(log_pull)
+        return float((((g - pull * d) / (h + pull)) ** 2).sum())
+
+    largest = float(h.max(initial=0.0))
+    if largest == 0 or not d.any():
+        return 0.0
+    grid = np.log(np.geomspace(SMALLEST_PULL * largest, LARGEST_PULL * largest, N_PULLS))
+    best = int(np.argmin([missed(point) for point in grid]))
+    if best == len(grid) - 1:
+        return 0.0
+    between = (grid[max(best - 1, 0)], grid[best + 1])
+    return float(np.exp(minimize_scalar(missed, bounds=between, method="bounded", options={"xatol": 1e-10}).x))
 
 
 def endpoint_matched(
@@ -89,10 +115,25 @@ class NewtonSteps:
     def __call__(self, masks: Coalitions) -> Float[np.ndarray, "m d"]:
         """(m, D) steps from theta*, layers side by side."""
         steps = np.concatenate([self._layer_steps(layer, masks) for layer in self._layers], axis=1)
-        if self._largest is not None:
-            lengths = np.linalg.norm(steps, axis=1, keepdims=True)
-            steps *= np.minimum(1.0, self._largest / np.maximum(lengths, np.finfo(np.float64).tiny))
-        return steps
+        return steps * self.shortening((steps**2).sum(axis=1, keepdims=True))
+
+    def shortening(self, squared_lengths: np.ndarray) -> np.ndarray:
+        """What free steps are multiplied with to stay within the trust region."""
+        if self._largest is None:
+            return np.ones_like(squared_lengths)
+        smallest = np.finfo(np.float64).tiny
+        return np.minimum(1.0, self._largest / np.sqrt(np.maximum(squared_lengths, smallest)))
+
+    def by_layers(self, n_parts: int) -> list[tuple["NewtonSteps", slice]]:
+        """Free steps of some layers each, of about equal work, and their columns."""
+        sizes = [layer.gradients.shape[1] for layer in self._layers]
+        work, first = np.cumsum([size**3 for size in sizes]), np.concatenate([[0], np.cumsum(sizes)])
+        ends = np.unique(np.searchsorted(work, np.linspace(0, work[-1], n_parts + 1)[1:]) + 1)
+        starts = [0, *ends[:-1]]
+        return [
+            (NewtonSteps(self._layers[start:end], self._damping), slice(int(first[start]), int(first[end])))
+            for start, end in zip(starts, ends, strict=True)
+        ]
 
     def _layer_steps(self, layer: LayerSums, masks: np.ndarray) -> np.ndarray:
         n_sources, k = layer.gradients.shape

@@ -90,6 +90,7 @@ class Play:
         base_losses: measured losses of the base; None where none is known.
         portions: (n_players, n_sources) which part of each source a player holds (see tasks.coalitions.portions);
             None: each player is a source.
+        spread: makes an expanded game one that a cluster plays (see tasks.coalitions.spread); None: played here.
     """
 
     sums: Sums
@@ -97,6 +98,7 @@ class Play:
     losses_at: Callable[[np.ndarray], np.ndarray]
     base_losses: np.ndarray | None
     portions: np.ndarray | None = None
+    spread: Callable[[ExpandedGame], Game] | None = None
 
     @property
     def n_sources(self) -> int:
@@ -149,7 +151,8 @@ class Play:
         expansion = self.expansion
         if sources.utility == "linear":
             expansion = QueryExpansion(expansion.losses, expansion.gradients, None)
-        return self._portioned(ExpandedGame(self._steps, expansion, self.n_sources))
+        game = ExpandedGame(self._steps, expansion, self.n_sources)
+        return self._portioned(game if self.spread is None else self.spread(game))
 
     def _portioned(self, game: Game) -> Game:
         return game if self.portions is None else PortionedGame(game, self.portions)
@@ -158,6 +161,10 @@ class Play:
         """Worth is measured by forward passes."""
         few = sources.utility == "auto" and self.n_sources <= MOST_EVALUATED
         return sources.game == "newton" and (sources.utility == "evaluated" or few)
+
+    def asks_expanded(self, sources: SourcesConfig) -> bool:
+        """Coalitions are worth what the queries' expansion says."""
+        return sources.game == "newton" and not self.evaluates(sources)
 
     def values(self, sources: SourcesConfig, kept: WorthKeeper) -> Outcome:
         """Everybody's value: in closed form where there is one, else from coalitions, exact or sampled."""

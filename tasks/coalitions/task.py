@@ -1,7 +1,8 @@
 """Prefect task that turns the sums of a scoring pass into values of sources."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore
+from tasks.cluster import cluster_address, dask_client
 from tasks.coalitions.additive import interval, shares, standard_errors
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.documents import in_quadrature, with_document_errors
@@ -22,7 +24,9 @@ from tasks.coalitions.groupings import SOURCE, grouping_fields
 from tasks.coalitions.levels import Level, levels
 from tasks.coalitions.overlap import overlap_rows
 from tasks.coalitions.play import Play
+from tasks.coalitions.spread import PARTS, SpreadGame
 from tasks.coalitions.worth import evaluation, in_order, model_sums, query_expansion, query_losses
+from tasks.configuration import ClusterConfig
 from tasks.curvature.config import DampingConfig
 from tasks.model.config import ModelConfig
 from tasks.model.loading import load
@@ -30,8 +34,9 @@ from tasks.progress import run_logger
 
 __all__ = ["GameParts", "game_fingerprint", "play_of", "value_sources"]
 
-ALGORITHM = 4
-GAMES = 1
+ALGORITHM = 5
+GAMES = 2
+LOCAL = ClusterConfig()
 
 
 class GameParts(BaseModel):
@@ -58,7 +63,13 @@ class GameParts(BaseModel):
 
 
 @task(name="value-sources", task_run_name="value the sources ({sources.game})")
-def value_sources(store: str, scores: StoreRef, sources: SourcesConfig, game: GameParts | None = None) -> StoreRef:
+def value_sources(
+    store: str,
+    scores: StoreRef,
+    sources: SourcesConfig,
+    game: GameParts | None = None,
+    cluster: ClusterConfig = LOCAL,
+) -> StoreRef:
     """Value, interval and share of every source for every query, and for all queries together.
 
     The coarser levels of a nested grouping are further rows.
@@ -68,6 +79,7 @@ def value_sources(store: str, scores: StoreRef, sources: SourcesConfig, game: Ga
         scores: of the scoring pass.
         sources: the game, the semivalue, intervals.
         game: what other games than the additive one need.
+        cluster: whose workers hold the layers of an expanded newton game, where it has an address or several workers.
     """
     parts = {"values": ALGORITHM, "scores": scores.fingerprint, **sources.model_dump(exclude={"by", "payout"})}
     if game is not None:
@@ -85,7 +97,7 @@ def value_sources(store: str, scores: StoreRef, sources: SourcesConfig, game: Ga
         table=table,
     )
     additive = _Values.of_sums(players, sources)
-    found = additive if game is None else _played(store, scores, sources, game, players, additive)
+    found = additive if game is None else _played(store, scores, sources, game, players, additive, cluster)
     attributes = {**parts, "game": found.game, "notes": found.notes}
     return CoalitionStore.write(root, name, _rows(players, found, sources), attributes, found.overlap)
 
@@ -156,7 +168,13 @@ def game_fingerprint(game: GameParts, sources: SourcesConfig, scores: str) -> st
 
 
 def _played(
-    store: str, scores: StoreRef, sources: SourcesConfig, game: GameParts, players: _Players, additive: _Values
+    store: str,
+    scores: StoreRef,
+    sources: SourcesConfig,
+    game: GameParts,
+    players: _Players,
+    additive: _Values,
+    cluster: ClusterConfig,
 ) -> _Values:
     """The values of a game with interactions; the additive ones where it is not to be trusted for this model."""
     played = play_of(game, players.names, sources.pull)
@@ -172,12 +190,23 @@ def _played(
         game_fingerprint(game, sources, scores.fingerprint),
         {"scores": scores.fingerprint, "players": players.names},
     )
-    outcome = with_document_errors(played, sources, played.values(sources, kept))
+    with _spread(played, sources, cluster) as playing:
+        outcome = with_document_errors(playing, sources, playing.values(sources, kept))
     run_logger().info("%s", outcome.reason)
     notes = checked.facts() | outcome.facts
     overlap = overlap_rows(players.names, played.interactions(), ALL_QUERIES)
     ends = outcome.low, outcome.high
     return _Values(outcome.values, outcome.errors, *ends, sources.game, notes, overlap, outcome.causes)
+
+
+@contextmanager
+def _spread(play: Play, sources: SourcesConfig, cluster: ClusterConfig) -> Iterator[Play]:
+    """The same play, its expanded game on a cluster where one is asked for."""
+    if not play.asks_expanded(sources) or (cluster_address(cluster) is None and (cluster.workers or 1) < 2):
+        yield play
+        return
+    with dask_client(cluster, PARTS) as client:
+        yield replace(play, spread=lambda game: SpreadGame(game, client))
 
 
 def _rows(players: _Players, found: _Values, sources: SourcesConfig) -> list[dict[str, Any]]:

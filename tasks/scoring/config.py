@@ -1,4 +1,4 @@
-"""Parameters of scoring and of the cluster that scores."""
+"""Parameters of scoring."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import Field
 
 from tasks.configuration import Configuration
 
-__all__ = ["ClusterConfig", "ScoringConfig"]
+__all__ = ["ScoringConfig"]
 
 
 class ScoringConfig(Configuration):
@@ -28,14 +28,3 @@ class ScoringConfig(Configuration):
     without_sources: list[str] = Field(
         default_factory=list, description="Leave out sources whose name matches one of these patterns."
     )
-
-
-class ClusterConfig(Configuration):
-    """The Dask cluster; without an address a local one is started and ended with the run."""
-
-    address: str | None = Field(None, description="Address of a Dask scheduler; default: $DATAWORTH_DASK, else local.")
-    tls_ca: str | None = Field(None, description="PEM file of the authority that signed the scheduler's certificate.")
-    tls_certificate: str | None = Field(None, description="PEM file of this client's certificate.")
-    tls_key: str | None = Field(None, description="PEM file of this client's key.")
-    workers: int | None = Field(None, ge=1, le=1024, description="Worker processes of a local cluster; default: cores.")
-    threads: int | None = Field(None, ge=1, le=1024, description="Threads of a local worker; default: 1.")

@@ -1,10 +1,7 @@
 """Prefect task that scores every document for every query: one task that holds a Dask client."""
 
-import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +9,23 @@ import numpy as np
 from prefect import task
 
 from storage.corpus import CorpusStore
-from storage.errors import DataworthError, InputError, StoreIncompleteError
+from storage.errors import InputError, StoreIncompleteError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore, ScoreWriter
+from tasks.cluster import MOST_LOSSES, dask_client, named_losses
 from tasks.coalitions.groupings import SOURCE
 from tasks.coalitions.players import document_groups
+from tasks.configuration import ClusterConfig
 from tasks.curvature.config import DampingConfig
 from tasks.curvature.precondition import Preconditioner, damped_inverse
-from tasks.progress import progress, run_logger, show_link
+from tasks.progress import progress, run_logger
 from tasks.scoring.blocks import Preconditioned, Whitenings, self_influence, window_scores
 from tasks.scoring.combination import Combination
-from tasks.scoring.config import ClusterConfig, ScoringConfig
+from tasks.scoring.config import ScoringConfig
 from tasks.scoring.plan import ShardWork, corpus_places, shard_works
 from tasks.scoring.players import Players, chosen_sources, players
 from tasks.scoring.queries import LayerColumns, layer_columns, preconditioned, whitenings
@@ -37,7 +36,6 @@ __all__ = ["damped_inverses", "score_corpus"]
 
 ALGORITHM = 1
 SHARDS_AHEAD = 4
-MOST_LOSSES = 3
 
 
 @task(name="score-corpus", task_run_name="score every document for every query")
@@ -132,57 +130,6 @@ def _layer_columns(gradients: GradientStore, scoring: ScoringConfig) -> LayerCol
         raise InputError(f"--scoring.layers: {error}") from None
 
 
-@contextmanager
-def _client(config: ClusterConfig, n_shards: int) -> Iterator[Any]:
-    """A client of the scheduler at the address, else of a local cluster that ends with the block."""
-    from distributed import Client, LocalCluster
-
-    logging.getLogger("distributed").setLevel(logging.WARNING)  # after the import, which sets its own level
-
-    address = config.address or os.environ.get("DATAWORTH_DASK")
-    if address:
-        security = _security(config)
-        try:
-            client = Client(address, timeout="20s", set_as_default=False, security=security)
-        except (OSError, ValueError) as error:
-            raise DataworthError(f"no Dask scheduler answers at {address} ({error or type(error).__name__})") from None
-        with client:
-            show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard")
-            yield client
-        return
-    n_workers = config.workers or max(1, min(n_shards, os.cpu_count() or 1))
-    with (
-        LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=config.threads or 1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard, while scores are computed")
-        yield client
-
-
-def _security(config: ClusterConfig) -> Any:
-    """TLS for a scheduler elsewhere, where its files are named."""
-    from distributed.security import Security
-
-    paths = {"tls_ca": config.tls_ca, "tls_certificate": config.tls_certificate, "tls_key": config.tls_key}
-    if not any(paths.values()):
-        return None
-    for name, path in paths.items():
-        if path is None or not Path(path).is_file():
-            raise InputError(f"--cluster.{name}: {path or 'not given'}; TLS needs all three files")
-    return Security(
-        require_encryption=True,
-        tls_ca_file=config.tls_ca,
-        tls_client_cert=config.tls_certificate,
-        tls_client_key=config.tls_key,
-    )
-
-
 def _shard_results(
     client: Any,
     works: Sequence[ShardWork],
@@ -195,15 +142,14 @@ def _shard_results(
 
     A worker that dies takes its copy of the queries with it; where it held the last one, they are handed out again.
     """
-    from distributed import CancelledError, KilledWorker
-    from distributed.comm.core import CommClosedError
+    from distributed import CancelledError
 
     n_ahead = SHARDS_AHEAD * max(1, len(client.scheduler_info()["workers"]))
     waiting: deque[tuple[ShardWork, Any]] = deque()
     todo = deque(works)
     shared: list[Any] = []
     n_lost = 0
-    try:
+    with named_losses("scoring"):
         while todo or waiting:
             if not shared:
                 shared = [
@@ -236,10 +182,6 @@ def _shard_results(
                 continue
             waiting.popleft()
             yield work, result
-    except KilledWorker as error:
-        raise DataworthError(f"the Dask workers died while scoring, out of memory or killed ({error})") from error
-    except (CancelledError, CommClosedError, TimeoutError) as error:
-        raise DataworthError("the Dask scheduler went away while scoring: run again once it is back") from error
 
 
 def _tally(
@@ -268,7 +210,7 @@ def _tally(
 
     combination = Combination(players.sources, len(players.names), len(query_ids), scoring.top_k, keep)
     with (
-        _client(cluster, len(works)) as client,
+        dask_client(cluster, len(works)) as client,
         progress("scores", len(works), "shard") as bar,
     ):
         for work, result in _shard_results(client, works, preconditioned, players, scoring, combination):

@@ -6,6 +6,7 @@ import zarr
 
 from storage.corpus import CorpusStore
 from storage.scores import ScoreStore
+from tasks.configuration import ClusterConfig
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.task import prepare_corpus, prepare_queries
 from tasks.curvature.task import fit_covariances, fit_matrices
@@ -14,7 +15,7 @@ from tasks.gradients.task import index_gradients
 from tasks.model.config import ModelConfig
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.task import make_bases
-from tasks.scoring.config import ClusterConfig, ScoringConfig
+from tasks.scoring.config import ScoringConfig
 from tasks.scoring.task import score_corpus
 
 __all__ = ["MAX_LENGTH", "PRECISE", "Pipeline", "assert_same_scores", "document_scores", "matrix_by_id", "tokens_of"]

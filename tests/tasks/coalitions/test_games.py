@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
+from tasks.cluster import dask_client
 from tasks.coalitions.designs import all_coalitions
-from tasks.coalitions.games import AdditiveGame, EvaluatedGame, ExpandedGame, InteractionGame
+from tasks.coalitions.games import AdditiveGame, EvaluatedGame, ExpandedGame, InteractionGame, QueryExpansion
 from tasks.coalitions.newton import LayerSums, NewtonSteps, endpoint_matched, estimated_damping
 from tasks.coalitions.path import path_values
 from tasks.coalitions.semivalues import exact_semivalues, size_weights
+from tasks.coalitions.spread import SpreadGame
+from tasks.configuration import ClusterConfig
 from tests.reference.quadratic import N_SOURCES, PULL, Quadratic
 
 
@@ -37,6 +40,56 @@ def test_the_trust_region_shortens_steps_and_keeps_their_direction():
     lengths = np.linalg.norm(free, axis=1)
     np.testing.assert_allclose(np.linalg.norm(short, axis=1), np.minimum(lengths, 0.5))
     np.testing.assert_allclose(short * lengths[:, None], free * np.linalg.norm(short, axis=1)[:, None], atol=1e-12)
+
+
+@pytest.mark.parametrize("n_parts", [1, 2, 3, 16])
+def test_layers_of_steps_are_parts_of_them(n_parts):
+    problem, masks = Quadratic(), all_coalitions(N_SOURCES)
+    steps = NewtonSteps(problem.layers(), PULL)
+    parts = steps.by_layers(n_parts)
+    assert len(parts) == min(n_parts, 2)
+    np.testing.assert_array_equal(np.concatenate([part(masks) for part, _ in parts], axis=1), steps(masks))
+    assert [columns.stop - columns.start for _, columns in parts] == [part.n_columns for part, _ in parts]
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_cluster_plays_the_same_game(linear):
+    problem, masks = Quadratic(), all_coalitions(N_SOURCES)
+    expansion = problem.expansion
+    if linear:
+        expansion = QueryExpansion(expansion.losses, expansion.gradients, None)
+    game = ExpandedGame(NewtonSteps(problem.layers(), PULL, largest=0.5), expansion, N_SOURCES)
+    found = []
+    for n_workers in (1, 2):
+        with dask_client(ClusterConfig(workers=n_workers), 2) as client:
+            spread = SpreadGame(game, client)
+            found.append(spread.utilities(masks))
+            if n_workers == 2:
+                (first, *_) = client.scheduler_info()["workers"]
+                client.retire_workers([first], close_workers=True, remove=True)
+                np.testing.assert_array_equal(spread.utilities(masks), found[0])
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(found[0], game.utilities(masks), rtol=1e-12)
+
+
+def test_the_damping_says_how_far_training_came_where_it_stopped_early():
+    """Gradient descent stopped early from theta_0 on a quadratic: the pull through which one step comes nearest."""
+    generator = np.random.default_rng(0)
+    spectrum = np.geomspace(1e-3, 10, 30)
+    start = generator.standard_normal(30)
+    kept = (1 - 0.05 * spectrum) ** 200  # of theta_0 - minimum, after 200 steps at a rate of 0.05
+    reached = start * kept
+    layers = [LayerSums((spectrum * reached)[None], np.diag(spectrum)[None])]
+    pull = estimated_damping(layers, [start - reached])
+    there = start - spectrum * start / (spectrum + pull)
+    assert np.linalg.norm(there - reached) < 0.15 * np.linalg.norm(start - reached)
+    assert pull == pytest.approx(1 / (0.05 * 200), rel=0.7)
+
+
+def test_training_against_its_gradient_has_no_damping():
+    layers = [LayerSums(np.array([[-1.0, 0.0]]), 1e-3 * np.eye(2)[None])]
+    assert estimated_damping(layers, [np.array([1.0, 0.0])]) == 0
+    assert estimated_damping(layers, [np.zeros(2)]) == 0
 
 
 def test_expanded_and_evaluated_agree_on_a_quadratic_query():

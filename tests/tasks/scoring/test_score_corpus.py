@@ -23,9 +23,10 @@ from storage.locations import StoreFolders
 from storage.scores import ScoreStore
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.task import value_sources
+from tasks.configuration import ClusterConfig
 from tasks.curvature.config import CurvatureConfig
 from tasks.gradients.config import GradientsConfig
-from tasks.scoring.config import ClusterConfig, ScoringConfig
+from tasks.scoring.config import ScoringConfig
 from tasks.scoring.task import score_corpus
 from tests.reference.pipeline import Pipeline, assert_same_scores, matrix_by_id
 

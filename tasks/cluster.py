@@ -1,0 +1,103 @@
+"""The Dask cluster that scoring and games over sources use, and what is said when it is lost."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from storage.errors import DataworthError, InputError
+from tasks.configuration import ClusterConfig
+from tasks.progress import show_link
+
+__all__ = ["MOST_LOSSES", "cluster_address", "dask_client", "named_losses"]
+
+# Workers that may die in one pass, each with what it held, before the pass is given up.
+MOST_LOSSES = 3
+
+
+def cluster_address(config: ClusterConfig) -> str | None:
+    """Of the scheduler to be used; None where a local cluster is."""
+    return config.address or os.environ.get("DATAWORTH_DASK") or None
+
+
+@contextmanager
+def dask_client(config: ClusterConfig, n_parts: int) -> Iterator[Any]:
+    """A client of the scheduler at the address, else of a local cluster that ends with the block.
+
+    Args:
+        config: of the cluster.
+        n_parts: of the work, which more local workers than that would not speed up.
+
+    Raises:
+        DataworthError: no scheduler answers at the address.
+        InputError: TLS is asked for and one of its files is missing.
+    """
+    from distributed import Client, LocalCluster
+
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # after the import, which sets its own level
+
+    address = cluster_address(config)
+    if address:
+        security = _security(config)
+        try:
+            client = Client(address, timeout="20s", set_as_default=False, security=security)
+        except (OSError, ValueError) as error:
+            raise DataworthError(f"no Dask scheduler answers at {address} ({error or type(error).__name__})") from None
+        with client:
+            show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard")
+            yield client
+        return
+    n_workers = config.workers or max(1, min(n_parts, os.cpu_count() or 1))
+    with (
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=config.threads or 1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard, while the cluster works")
+        yield client
+
+
+def _security(config: ClusterConfig) -> Any:
+    """TLS for a scheduler elsewhere, where its files are named."""
+    from distributed.security import Security
+
+    paths = {"tls_ca": config.tls_ca, "tls_certificate": config.tls_certificate, "tls_key": config.tls_key}
+    if not any(paths.values()):
+        return None
+    for name, path in paths.items():
+        if path is None or not Path(path).is_file():
+            raise InputError(f"--cluster.{name}: {path or 'not given'}; TLS needs all three files")
+    return Security(
+        require_encryption=True,
+        tls_ca_file=config.tls_ca,
+        tls_client_cert=config.tls_certificate,
+        tls_client_key=config.tls_key,
+    )
+
+
+@contextmanager
+def named_losses(doing: str) -> Iterator[None]:
+    """Dask's errors about lost workers and schedulers as one sentence each.
+
+    Args:
+        doing: what was going on, as in "scoring".
+
+    Raises:
+        DataworthError: workers or scheduler were lost in the block.
+    """
+    from distributed import CancelledError, KilledWorker
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise DataworthError(f"the Dask workers died while {doing}, out of memory or killed ({error})") from error
+    except (CancelledError, CommClosedError, TimeoutError) as error:
+        raise DataworthError(f"the Dask scheduler went away while {doing}: run again once it is back") from error
