@@ -55,7 +55,10 @@ class SourcesConfig(Configuration):
     )
     budget: int = Field(2000, ge=4, le=10**7, description="Most coalitions whose worth is asked for.")
     tolerance: float = Field(
-        0.05, gt=0, le=1, description="Sampling ends when every interval is within this part of the largest value."
+        0.05,
+        gt=0,
+        le=1,
+        description="Sampling ends when every interval of all queries together is within this part of the largest.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of sampled coalitions.")
     fallback: bool = Field(

@@ -4,7 +4,8 @@ All share one signature, so that a pilot can try them side by side: (masks, util
 Where coalitions repeat, each row counts as a draw of its own: draws are independent and with replacement.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import comb
 
 import numpy as np
@@ -42,6 +43,11 @@ class Estimate:
     high: np.ndarray
     n_coalitions: int
     estimator: str
+
+    def of_queries(self, rows: Sequence[int]) -> "Estimate":
+        """The same of some queries."""
+        one, two = self.values[rows], self.standard_errors[rows]
+        return replace(self, values=one, standard_errors=two, low=self.low[rows], high=self.high[rows])
 
 
 def is_shapley(weights: Float[np.ndarray, " s"]) -> bool:

@@ -18,7 +18,7 @@ from tasks.coalitions.jackknife import SourceGroups
 from tasks.coalitions.newton import LayerSums, NewtonSteps
 from tasks.coalitions.path import path_values
 from tasks.coalitions.portions import PortionedGame, known_worth
-from tasks.coalitions.sampling import Sampled, sampled
+from tasks.coalitions.sampling import Sampled, sampled, widest_interval
 from tasks.coalitions.semivalues import size_weights
 
 __all__ = ["Outcome", "Play", "Sums", "WorthKeeper"]
@@ -180,6 +180,7 @@ class Play:
             "estimator": found.reason,
             "ended by": found.ended_by,
             "widest interval": found.widest,
+            "widest interval of a query": widest_interval(estimate),
             "coalitions": estimate.n_coalitions,
             "coalitions evaluated now": found.n_evaluated,
             "utility": self.utility(sources),
@@ -233,6 +234,7 @@ class Play:
             sources.confidence,
             np.random.default_rng(sources.seed),
             known=(masks, _with_total(known.T).T) if len(masks) else None,
+            decisive=-1,
         )
 
     def _with_queries(self, outcome: Outcome, confidence: float) -> Outcome:

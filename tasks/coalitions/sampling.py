@@ -25,6 +25,8 @@ EstimatorName = Literal["auto", "permutation", "regression", "sample_reuse", "ad
 MOST_ENUMERATED = 16
 # Fewer pairs of orders do not tell their spread; ten coalitions a player are enough for adjusted_reuse to fit.
 PILOT_PAIRS, PILOT_MOST = 4, 10
+# A standard error this much larger over a pilot is as good.
+TIE = 1.1
 ESTIMATORS = {
     "permutation": permutation,
     "regression": regression,
@@ -39,7 +41,7 @@ class Sampled:
 
     reason: which estimator, and why, in a sentence.
     ended_by: what came first.
-    widest: of the result, see `widest_interval`.
+    widest: of the result, see `widest_interval`; of the decisive query where there is one.
     masks, utilities: every coalition known at the end, to be handed on as `known`.
     n_evaluated: how many of them this call evaluated.
     design: coalitions the estimate is of, in the order and as often as its estimator takes them.
@@ -95,6 +97,11 @@ class _Search:
     weights: np.ndarray
     confidence: float
     budget: int
+    decisive: int | None
+
+    def decided_by(self, estimate: Estimate) -> Estimate:
+        """The rows whose errors choose the estimator and end the sampling."""
+        return estimate if self.decisive is None else estimate.of_queries([self.decisive])
 
     def design(self, estimator: str) -> _Design:
         return self.orders if estimator == "permutation" else self.pairs
@@ -114,14 +121,19 @@ class _Search:
 
 
 def _search(
-    worths: Worths, weights: np.ndarray, confidence: float, budget: int, generator: np.random.Generator
+    worths: Worths,
+    weights: np.ndarray,
+    confidence: float,
+    budget: int,
+    generator: np.random.Generator,
+    decisive: int | None,
 ) -> _Search:
     n = len(weights)
     ends = np.stack([np.zeros(n, bool), np.ones(n, bool)])
     chances = paired_chances(weights)
     orders = _Design(lambda k: prefixes(antithetic_permutations(n, k, generator)), 2 * (n - 1), ends[:0], worths)
     pairs = _Design(lambda k: paired_by_chances(n, k, chances, generator), 2, ends, worths)
-    return _Search(worths, orders, pairs, weights, confidence, budget)
+    return _Search(worths, orders, pairs, weights, confidence, budget, decisive)
 
 
 def _relative_error(estimate: Estimate) -> float:
@@ -141,8 +153,10 @@ def _choice(search: _Search) -> tuple[str, str]:
     search.orders.grow(pairs)
     search.pairs.grow(cost // search.pairs.unit)
     names = [name for name in ESTIMATORS if name != "regression" or is_shapley(search.weights)]
-    errors = {name: _relative_error(search.estimate(name)) for name in names}
+    errors = {name: _relative_error(search.decided_by(search.estimate(name))) for name in names}
     best = min(names, key=errors.__getitem__)
+    if errors["adjusted_reuse"] <= TIE * errors[best]:
+        best = "adjusted_reuse"  # which gains most from more coalitions, as it fits more of the game
     others = ", ".join(f"{name} {errors[name]:.2g}" for name in names if name != best)
     return best, f"{best}, whose standard error was {errors[best]:.2g} over a pilot of {cost} coalitions ({others})"
 
@@ -158,7 +172,7 @@ def _sample(search: _Search, estimator: str, tolerance: float) -> tuple[Estimate
         design.grow(2)
     while True:
         estimate = search.estimate(estimator)
-        if widest_interval(estimate) <= tolerance:
+        if widest_interval(search.decided_by(estimate)) <= tolerance:
             return estimate, "tolerance"
         units = min(search.affordable(design), max(1, design.units // 4))
         if units < 1:
@@ -184,6 +198,7 @@ def sampled(
     generator: np.random.Generator,
     estimator: EstimatorName = "auto",
     known: tuple[np.ndarray, np.ndarray] | None = None,
+    decisive: int | None = None,
 ) -> Sampled:
     """A game's values: exact where the budget allows, else sampled until all are known to a tolerance.
 
@@ -201,6 +216,8 @@ def sampled(
         generator: draws the coalitions.
         estimator: `auto` lets a pilot decide. Enumeration comes before any.
         known: masks and utilities evaluated before.
+        decisive: row of the query whose errors choose the estimator and whose intervals the tolerance is for; None:
+            those of every query.
 
     Raises:
         ValueError: weights of another number of players; a budget too small for two samples; regression of another
@@ -216,8 +233,16 @@ def sampled(
         return Sampled(found, reason, "exact", 0.0, *worths.everything(), worths.evaluated, enumerated)
     if n_players == 1 or budget < 2:
         raise ValueError(f"a budget of {budget} coalitions does not pay for nobody and everybody")
-    search = _search(worths, weights, confidence, budget, generator)
+    search = _search(worths, weights, confidence, budget, generator, decisive)
     chosen, reason = _choice(search) if estimator == "auto" else (str(estimator), f"{estimator}, as asked")
     found, ended_by = _sample(search, chosen, tolerance)
     design = search.design(chosen).masks
-    return Sampled(found, reason, ended_by, widest_interval(found), *worths.everything(), worths.evaluated, design)
+    return Sampled(
+        found,
+        reason,
+        ended_by,
+        widest_interval(search.decided_by(found)),
+        *worths.everything(),
+        worths.evaluated,
+        design,
+    )

@@ -11,33 +11,62 @@ from typing import Any
 import numpy as np
 import torch
 
+from tasks.cluster import dask_client
 from tasks.coalitions.designs import antithetic_permutations, prefixes
 from tasks.coalitions.games import ExpandedGame, InteractionGame, QueryExpansion
 from tasks.coalitions.newton import LayerSums, NewtonSteps
-from tasks.coalitions.sampling import sampled
+from tasks.coalitions.sampling import sampled, widest_interval
 from tasks.coalitions.semivalues import size_weights
+from tasks.coalitions.spread import SpreadGame
+from tasks.configuration import ClusterConfig
 from tests.bench.machine import interleaved, ratio
 
 __all__ = ["rows"]
 
 COLUMNS, LAYERS, QUERIES, LABELS = 256, 24, 16, 4
 ROUNDS = 3
+RIDGE = 10.0
+WORKERS = (1, 2)
 
 
-def drawn(n_sources: int, n_layers: int, columns: int) -> tuple[list[LayerSums], QueryExpansion]:
-    """Sums of sources that partly overlap, and queries; curvatures of low rank, as few examples give."""
+def drawn(n_sources: int, columns: int) -> LayerSums:
+    """Sums of sources that partly overlap, for speed alone; curvatures of low rank, as few examples give."""
     generator = np.random.default_rng(0)
-    layers = []
+    shared = generator.standard_normal((8, columns))
+    own = generator.standard_normal((n_sources, 16, columns)).astype(np.float32)
+    mixed = own + generator.standard_normal((n_sources, 16, 8)) @ shared
+    return LayerSums(mixed.sum(axis=1) / 4, mixed.transpose(0, 2, 1) @ mixed)
+
+
+def regression(n_sources: int, n_layers: int, columns: int) -> ExpandedGame:
+    """Ridge regressions, one a layer, in which the game is exact: what any coalition would have trained is its step.
+
+    Sources have from 20 to 200 examples with a few shared directions and a truth of their own near the common one.
+    """
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(20, 200, n_sources)
+    layers, gradients, factors, losses = [], [], [], np.zeros(QUERIES)
     for _ in range(n_layers):
-        shared = generator.standard_normal((8, columns))
-        own = generator.standard_normal((n_sources, 16, columns)).astype(np.float32)
-        mixed = own + generator.standard_normal((n_sources, 16, 8)) @ shared
-        gradients = mixed.sum(axis=1) / 4
-        layers.append(LayerSums(gradients, mixed.transpose(0, 2, 1) @ mixed))
-    d = n_layers * columns
-    return layers, QueryExpansion(
-        np.zeros(QUERIES), generator.standard_normal((QUERIES, d)), generator.standard_normal((QUERIES, LABELS, d))
-    )
+        shared, common = generator.standard_normal((8, columns)), generator.standard_normal(columns) / columns**0.5
+
+        def rows(n: int, shared: np.ndarray = shared) -> np.ndarray:
+            found: np.ndarray = generator.standard_normal((n, columns)) + generator.standard_normal((n, 8)) @ shared
+            return found
+
+        inputs = [rows(int(size)) for size in sizes]
+        truths = common + 0.3 * generator.standard_normal((n_sources, columns)) / columns**0.5
+        targets = [x @ own + generator.standard_normal(len(x)) for x, own in zip(inputs, truths, strict=True)]
+        curvatures = np.stack([x.T @ x for x in inputs])
+        pushes = np.stack([x.T @ y for x, y in zip(inputs, targets, strict=True)])
+        trained = np.linalg.solve(curvatures.sum(axis=0) + RIDGE * np.eye(columns), pushes.sum(axis=0))
+        layers.append(LayerSums(curvatures @ trained - pushes, curvatures))
+        asked = rows(QUERIES * LABELS).reshape(QUERIES, LABELS, columns)
+        missed = asked @ (trained - common) + generator.standard_normal((QUERIES, LABELS))
+        gradients.append(np.einsum("ql,qlk->qk", missed, asked))
+        factors.append(asked)
+        losses += 0.5 * (missed**2).sum(axis=1)
+    expansion = QueryExpansion(losses, np.concatenate(gradients, axis=1), np.concatenate(factors, axis=2))
+    return ExpandedGame(NewtonSteps(layers, RIDGE), expansion, n_sources)
 
 
 def rows() -> Iterator[dict[str, Any]]:
@@ -54,25 +83,36 @@ def rows() -> Iterator[dict[str, Any]]:
     game.shapley()
     game.interactions()
     yield {"game": "interaction", "sources": 1000, "queries": QUERIES, "seconds": round(time.perf_counter() - start, 2)}
-    yield _newton()
-    layers, expansion = drawn(20, 4, COLUMNS)
-    play = ExpandedGame(NewtonSteps(layers, 10.0), expansion, 20)
+    yield from _newton()
+    yield _sampled_to_tolerance()
+
+
+def _sampled_to_tolerance() -> dict[str, Any]:
+    play = regression(20, 4, COLUMNS)
+
+    def worth(masks: np.ndarray) -> np.ndarray:
+        found = play.utilities(masks)
+        return np.concatenate([found, found.sum(axis=1, keepdims=True)], axis=1)
+
     start = time.perf_counter()
-    found = sampled(play.utilities, 20, size_weights(20, "shapley"), 0.05, 20_000, 0.95, np.random.default_rng(0))
-    yield {
-        "game": "newton to 5 % of the largest value",
+    weights = size_weights(20, "shapley")
+    found = sampled(worth, 20, weights, 0.05, 20_000, 0.95, np.random.default_rng(0), decisive=-1)
+    return {
+        "game": "newton to 5 % of the largest value, all queries together",
         "sources": 20,
         "coalitions": found.n_evaluated,
         "ended by": found.ended_by,
         "widest": round(found.widest, 3),
+        "widest of a query": round(widest_interval(found.estimate), 3),
         "seconds": round(time.perf_counter() - start, 1),
         "estimator": found.reason,
     }
 
 
-def _newton() -> dict[str, Any]:
-    layers, _ = drawn(200, 1, COLUMNS)
-    steps = NewtonSteps(layers * LAYERS, 10.0)
+def _newton() -> Iterator[dict[str, Any]]:
+    """In this process against its factorisations alone, then with more and more workers."""
+    layers = [drawn(200, COLUMNS)] * LAYERS
+    steps = NewtonSteps(layers, 10.0)
     masks = prefixes(antithetic_permutations(200, 1, np.random.default_rng(0)))[::4]
     matrices = torch.from_numpy(layers[0].curvatures[:1] + 10 * np.eye(COLUMNS)).expand(len(masks), -1, -1).contiguous()
 
@@ -82,11 +122,29 @@ def _newton() -> dict[str, Any]:
 
     seconds = interleaved({"solves": factorised, "newton": lambda: steps(masks) is None}, ROUNDS)
     middle, low, high = ratio(seconds["solves"], seconds["newton"])
-    return {
-        "game": "newton",
-        "sources": 200,
-        "columns": LAYERS * COLUMNS,
+    table = {"game": "newton", "sources": 200, "columns": LAYERS * COLUMNS}
+    yield {
+        **table,
+        "workers": "none: this process",
         "coalitions/s": round(len(masks) / float(np.median(seconds["newton"])), 1),
         "of the solves' speed": middle,
         "quartiles": f"{low} … {high}",
     }
+    d = LAYERS * COLUMNS
+    generator = np.random.default_rng(1)
+    expansion = QueryExpansion(
+        np.zeros(QUERIES), generator.standard_normal((QUERIES, d)), generator.standard_normal((QUERIES, LABELS, d))
+    )
+    for n_workers in WORKERS:
+        with dask_client(ClusterConfig(workers=n_workers), n_workers) as client:
+            game = SpreadGame(ExpandedGame(steps, expansion, 200), client)
+            start = time.perf_counter()
+            game.utilities(masks[:1])
+            handing = time.perf_counter() - start
+            found = interleaved({"spread": lambda game=game: game.utilities(masks) is None}, ROUNDS)
+        yield {
+            **table,
+            "workers": n_workers,
+            "coalitions/s": round(len(masks) / float(np.median(found["spread"])), 1),
+            "handing out, s": round(handing, 1),
+        }

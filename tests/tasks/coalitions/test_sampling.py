@@ -6,7 +6,7 @@ import pytest
 from tasks.coalitions.estimators import Estimate
 from tasks.coalitions.sampling import ESTIMATORS, sampled, widest_interval
 from tasks.coalitions.semivalues import size_weights
-from tests.reference.games import drawn_game, shapley_by_orders, table
+from tests.reference.games import drawn_game, numbers, shapley_by_orders, table
 
 
 def asked_of(game):
@@ -116,3 +116,18 @@ def test_the_widest_interval_is_a_part_of_its_querys_largest_value():
     assert widest_interval(found) == pytest.approx(0.2)
     nothing = np.zeros((0, 3))
     assert widest_interval(Estimate(nothing, nothing, nothing, nothing, 4, "any")) == 0.0
+
+
+def test_the_decisive_query_ends_the_sampling():
+    """The second query is noise and would never come within the tolerance."""
+    easy = drawn_game("nearly additive", 18, np.random.default_rng(0))
+    noise = np.random.default_rng(1).normal(0, 1, 4099)
+
+    def both(masks):
+        return np.concatenate([easy(masks), noise[numbers(masks) % len(noise)][:, None]], axis=1)
+
+    weights = size_weights(18, "shapley")
+    found = sampled(both, 18, weights, 0.05, 2000, 0.95, np.random.default_rng(2), decisive=0)
+    assert found.ended_by == "tolerance"
+    assert found.widest == widest_interval(found.estimate.of_queries([0])) <= 0.05 < widest_interval(found.estimate)
+    assert sampled(both, 18, weights, 0.05, 2000, 0.95, np.random.default_rng(2)).ended_by == "budget"
