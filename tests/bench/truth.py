@@ -100,7 +100,9 @@ def digits_rows(name: str, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
     found |= {"newton, quadratic": lambda: digits.shapley(_asked(ExpandedGame(go, expansion, 8), digits.MASKS))}
     found |= {"newton, evaluated": lambda: digits.shapley(_asked(EvaluatedGame(go, losses_at, 1, 8), digits.MASKS))}
     found |= {"path": lambda: path_values(matched, pull, expansion)[0]}
-    yield from _compared(name, seed, truth, found, digits.COPIES)
+    alone = {"one copy alone, truth": digits.share_alone(kept["worth"], digits.MASKS, digits.COPIES)}
+    for row in _compared(name, seed, truth, found, digits.COPIES):
+        yield row | alone
 
 
 def _asked(game: Any, masks: np.ndarray) -> np.ndarray:
@@ -140,6 +142,7 @@ def language_rows(setting: str, seed: int, folder: Path) -> Iterator[dict[str, A
     yield {"problem": name, "seed": seed, **games.play.checked().facts()}
     copies = [language.SOURCES.index(source) for source in (language.PACKAGES[0], language.COPY)]
     asked = problem.asked_packages()
+    alone = {"one copy alone, truth": digits.share_alone(worth.sum(axis=1), language.MASKS, copies)}
     for game, played in games.named().items():
         start = time.perf_counter()
         values = played()
@@ -149,7 +152,7 @@ def language_rows(setting: str, seed: int, folder: Path) -> Iterator[dict[str, A
         mean = {
             f"{key} by package asked": _mean([row[key] for row in by_package]) for key in ("spearman", "share error")
         }
-        yield {"problem": name, "seed": seed, "game": game, **found, **mean, "seconds": round(seconds, 2)}
+        yield {"problem": name, "seed": seed, "game": game, **found, **mean, **alone, "seconds": round(seconds, 2)}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -20,7 +20,7 @@ from tasks.coalitions.games import QueryExpansion
 from tasks.coalitions.newton import LayerSums
 from tasks.coalitions.semivalues import exact_semivalues, size_weights
 
-__all__ = ["COPIES", "MASKS", "NAMES", "Digits", "Network", "agreement", "digits", "shapley", "trained"]
+__all__ = ["COPIES", "MASKS", "NAMES", "Digits", "Network", "agreement", "digits", "shapley", "share_alone", "trained"]
 
 NAMES = ("copy", "copied", "noisy", "tiny", "irrelevant", "alone", "ordinary", "another")
 COPIES = (0, 1)
@@ -205,3 +205,19 @@ def agreement(values: np.ndarray, truth: np.ndarray, copies: Sequence[int] = COP
         "copies together": round(float(one[list(copies)].sum()), 3),
         "copies, truth": round(float(two[list(copies)].sum()), 3),
     }
+
+
+def share_alone(worth: np.ndarray, masks: np.ndarray, copies: Sequence[int]) -> float:
+    """Share of the first of two copies in the game that the second takes no part in.
+
+    Args:
+        worth: (m,) of the masks.
+        masks: (m, s) every coalition.
+        copies: the two.
+    """
+    one, copy = copies
+    without = ~masks[:, copy]
+    others = np.delete(np.arange(masks.shape[1]), copy)
+    weights = size_weights(len(others), "shapley")
+    found = shares(exact_semivalues(masks[without][:, others], worth[without, None], weights))[0]
+    return round(float(found[list(others).index(one)]), 3)
