@@ -44,19 +44,29 @@ class ValueConfig(CorpusRunConfig):
 
     @model_validator(mode="after")
     def _playable(self) -> "ValueConfig":
-        narrowed = self.scoring.sources or self.scoring.without_sources or self.scoring.layers
-        if self.sources.game != "additive" and narrowed:
+        if self.sources.game not in ("auto", "additive") and self._narrowed:
             raise ValueError(
                 f"the game {self.sources.game} is over all sources and layers: leave --scoring.sources, "
                 "--scoring.without_sources and --scoring.layers out, or pass --game additive"
             )
         return self
 
-    def with_fields(self) -> "ValueConfig":
-        """The same, with every field that `sources.by` names among those the corpus keeps."""
+    @property
+    def _narrowed(self) -> bool:
+        return bool(self.scoring.sources or self.scoring.without_sources or self.scoring.layers)
+
+    def settled(self) -> "ValueConfig":
+        """The same, with the game that `auto` stands for, and the corpus keeping every field that `sources.by` names."""
         named = [name for grouping in self.sources.by for name in grouping_fields(grouping) if name != SOURCE]
         fields = list(dict.fromkeys([*self.corpus.fields, *named]))
-        return self.model_copy(update={"corpus": self.corpus.model_copy(update={"fields": fields})})
+        corpus = self.corpus.model_copy(update={"fields": fields})
+        return self.model_copy(update={"corpus": corpus, "sources": self._sources()})
+
+    def _sources(self) -> SourcesConfig:
+        if self.sources.game != "auto":
+            return self.sources
+        plain = self.model.base is None or self._narrowed or self.projection.kind == "factgrass"
+        return self.sources.model_copy(update={"game": "additive" if plain else "newton"})
 
 
 class SearchConfig(CorpusRunConfig):

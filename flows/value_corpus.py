@@ -53,7 +53,7 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
     Returns:
         `results` (folder), `scores` and `values` (StoreRef as JSON), `mlflow_run_id`, `mlflow_url`.
     """
-    config = config.with_fields()
+    config = config.settled()
     store = store_folder(config)
     results = str(Path(config.results).absolute())
     check_writable(Path(results), "--results")
