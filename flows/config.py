@@ -56,7 +56,7 @@ class ValueConfig(CorpusRunConfig):
         return bool(self.scoring.sources or self.scoring.without_sources or self.scoring.layers)
 
     def settled(self) -> "ValueConfig":
-        """The same, with the game that `auto` stands for, and the corpus keeping every field that `sources.by` names."""
+        """The same, with the game `auto` stands for, and the corpus keeping every field that `sources.by` names."""
         named = [name for grouping in self.sources.by for name in grouping_fields(grouping) if name != SOURCE]
         fields = list(dict.fromkeys([*self.corpus.fields, *named]))
         corpus = self.corpus.model_copy(update={"fields": fields})
