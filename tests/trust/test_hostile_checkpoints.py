@@ -1,4 +1,4 @@
-"""Checkpoints nobody trusts: no pickle is read, no code of theirs runs, no weight is made up, every refusal a sentence."""
+"""Checkpoints nobody trusts: no pickle is read, no code runs, no weight is made up, every refusal a sentence."""
 
 import json
 import os
@@ -163,14 +163,7 @@ def test_settings_that_make_no_model_are_a_sentence(checkpoint, settings):
     refusal(checkpoint)
 
 
-FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    INDEX,
-    "adapter_config.json",
-)
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", INDEX, "adapter_config.json")
 
 
 @pytest.mark.parametrize("content", [b"[]", b"5", b"{", b"\xff\xfe{}", b"[" * 100_000, b""])
@@ -181,9 +174,4 @@ def test_files_that_are_no_json_object_are_a_sentence(checkpoint, file, content)
     if file == "adapter_config.json":
         (checkpoint / "config.json").unlink()
     (checkpoint / file).write_bytes(content)
-    try:
-        load(ModelConfig(name=str(checkpoint)))
-    except InputError as error:
-        assert "\n" not in str(error)
-    else:
-        assert file == "generation_config.json"  # transformers does without it
+    refusal(checkpoint)
