@@ -14,7 +14,7 @@ __all__ = ["passages", "say", "sentences_for_known_errors", "table"]
 
 def say(text: str = "") -> None:
     """Lines on standard output, which no text of strangers can write over."""
-    print("\n".join(map(visible, text.split("\n"))), flush=True)
+    print("\n".join(visible(without_password(line)) for line in text.split("\n")), flush=True)
 
 
 class _NoTraceback(logging.Filter):

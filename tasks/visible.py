@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["visible", "without_password"]
+__all__ = ["refuse_password", "visible", "without_password"]
 
 # Control characters, line ends of every kind, what turns the direction of writing or marks text without being seen,
 # halves of surrogate pairs. What scripts and emoji need to be joined or kept apart stays.
@@ -22,3 +22,18 @@ def visible(text: str) -> str:
 def without_password(text: str) -> str:
     """The same text, every address in it without the user and password before its host."""
     return PASSWORD.sub("…@", text)
+
+
+def refuse_password(address: str | None, instead: str) -> str | None:
+    """The same address, if it holds no user and password: parameters are recorded wherever a run is.
+
+    Args:
+        address: or None.
+        instead: what to use.
+
+    Raises:
+        ValueError: it holds them.
+    """
+    if address is not None and PASSWORD.search(address):
+        raise ValueError(f"an address with a password would be recorded; use {instead}")
+    return address

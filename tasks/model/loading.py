@@ -138,13 +138,14 @@ def _pretrained(config: ModelConfig, device: torch.device) -> tuple[PreTrainedMo
         kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
         for name in {base, config.name}:
             refuse_pickled(name, architecture)
-        model, found = kind.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             config.name,
             dtype=_dtype(config.dtype, device),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
+        model, found = loaded
         refuse_missing(found["missing_keys"])
     return model, architecture
 

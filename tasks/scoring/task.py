@@ -32,6 +32,7 @@ from tasks.scoring.players import Players, chosen_sources, players
 from tasks.scoring.queries import LayerColumns, layer_columns, preconditioned, whitenings
 from tasks.scoring.shards import ShardScores, score_shard
 from tasks.scoring.tally import Tally
+from tasks.visible import without_password
 
 __all__ = ["damped_inverses", "score_corpus"]
 
@@ -141,11 +142,12 @@ def _client(config: ClusterConfig, n_shards: int) -> Iterator[Any]:
 
     address = config.address or os.environ.get("DATAWORTH_DASK")
     if address:
-        security = _security(config)
+        security = _security(config, address)
         try:
             client = Client(address, timeout="20s", set_as_default=False, security=security)
-        except (OSError, ValueError) as error:
-            raise DataworthError(f"no Dask scheduler answers at {address} ({error or type(error).__name__})") from None
+        except (OSError, ValueError, RuntimeError) as error:
+            said = without_password(f"no Dask scheduler answers at {address} ({error or type(error).__name__})")
+            raise DataworthError(said) from None
         with client:
             show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard")
             yield client
@@ -165,13 +167,16 @@ def _client(config: ClusterConfig, n_shards: int) -> Iterator[Any]:
         yield client
 
 
-def _security(config: ClusterConfig) -> Any:
-    """TLS for a scheduler elsewhere, where its files are named."""
+def _security(config: ClusterConfig, address: str) -> Any:
+    """TLS for a scheduler elsewhere, where its files are named; never without where they are, nor the reverse."""
     from distributed.security import Security
 
     paths = {"tls_ca": config.tls_ca, "tls_certificate": config.tls_certificate, "tls_key": config.tls_key}
-    if not any(paths.values()):
+    encrypted = address.startswith(("tls://", "wss://"))
+    if not any(paths.values()) and not encrypted:
         return None
+    if not encrypted:
+        raise InputError(f"--cluster.address {without_password(address)}: expected tls://, since TLS files are given")
     for name, path in paths.items():
         if path is None or not Path(path).is_file():
             raise InputError(f"--cluster.{name}: {path or 'not given'}; TLS needs all three files")

@@ -22,10 +22,10 @@ Rows = list[dict[str, Any]]
 # Ids and sources that are allowed, however unwelcome.
 NAMES = [
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</pre></td><h1>x", "[x](javascript:alert(1))",
-    "![x](http://x.example/y.png)", "| a | b |", "`x` **y** ~~z~~", "=HYPERLINK(\"http://x.example\")", "+1", "-1", "@x",
-    "\tx", "\rx", "../../../etc/passwd", "/etc/passwd", "C:\\x", "..", ".", "a\nb", "a\r\nb", "a\x00", "a", "\x1b[2J",
-    "\u202egnp.exe", "\u2066x", "\u200f", "x" * 10_000, "語" * 200, "$x^2$", "$\\frac{", "{{ 7 * 7 }}", "{% raw %}",
-    "%s %d {0}", "nul", "a > b", "é", "e\u0301", "\U0001f468\u200d\U0001f469", "'; drop table x; --", "\ufeffx", "*.x",
+    "![x](http://x.example/y.png)", "| a | b |", "`x` **y** ~~z~~", "=HYPERLINK(\"http://x.example\")", "+1", "-1",
+    "@x", "\tx", "\rx", "../../../etc/passwd", "/etc/passwd", "C:\\x", "..", ".", "a\nb", "a\r\nb", "a\x00", "a",
+    "\x1b[2J", "\u202egnp.exe", "\u2066x", "\u200f", "x" * 10_000, "語" * 200, "$x^2$", "$\\frac{", "{{ 7 * 7 }}",
+    "{% raw %}", "%s %d {0}", "nul", "a > b", "é", "e\u0301", "\U0001f468\u200d\U0001f469", "'; drop table x; --", "\ufeffx", "*.x",
 ]  # fmt: skip
 
 JUNK: list[Any] = [
@@ -137,7 +137,8 @@ def _jsonl(draw: random.Random, rows: Rows, sound: bool) -> tuple[bytes, str]:
         deep = draw.choice([50, 900, 100_000])
         line = draw.choice(
             [
-                "[" * deep, '{"a":' * deep, "[]", "null", "1", '"x"', "1e999", "NaN", "{}", "\x00", "'id': 1", "{'id': 1}",
+                "[" * deep, '{"a":' * deep, "[]", "null", "1", '"x"', "1e999", "NaN", "{}", "\x00", "'id': 1",
+                "{'id': 1}",
                 '{"id": "x", "id": "y", "source": "s", "text": "one two"}', "9" * 5000, '{"id": "\\ud800"}', "\u2028",
                 '{"id": "deep", "source": "s", "text": "one two three", "more": ' + "[" * 900 + "]" * 900 + "}",
                 '{"id":"x","source":"s","text":"one two"}{"id":"y","source":"s","text":"one two"}',
