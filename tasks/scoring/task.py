@@ -39,6 +39,7 @@ __all__ = ["damped_inverses", "score_corpus"]
 ALGORITHM = 1
 SHARDS_AHEAD = 4
 MOST_LOSSES = 3
+SECONDS_TO_CONNECT = 20
 
 
 @task(name="score-corpus", task_run_name="score every document for every query")
@@ -144,7 +145,7 @@ def _client(config: ClusterConfig, n_shards: int) -> Iterator[Any]:
     if address:
         security = _security(config, address)
         try:
-            client = Client(address, timeout="20s", set_as_default=False, security=security)
+            client = Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False, security=security)
         except (OSError, ValueError, RuntimeError) as error:
             said = without_password(f"no Dask scheduler answers at {address} ({error or type(error).__name__})")
             raise DataworthError(said) from None

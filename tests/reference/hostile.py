@@ -25,7 +25,8 @@ NAMES = [
     "![x](http://x.example/y.png)", "| a | b |", "`x` **y** ~~z~~", "=HYPERLINK(\"http://x.example\")", "+1", "-1",
     "@x", "\tx", "\rx", "../../../etc/passwd", "/etc/passwd", "C:\\x", "..", ".", "a\nb", "a\r\nb", "a\x00", "a",
     "\x1b[2J", "\u202egnp.exe", "\u2066x", "\u200f", "x" * 10_000, "語" * 200, "$x^2$", "$\\frac{", "{{ 7 * 7 }}",
-    "{% raw %}", "%s %d {0}", "nul", "a > b", "é", "e\u0301", "\U0001f468\u200d\U0001f469", "'; drop table x; --", "\ufeffx", "*.x",
+    "{% raw %}", "%s %d {0}", "nul", "a > b",
+    "é", "e\u0301", "\U0001f468\u200d\U0001f469", "'; drop table x; --", "\ufeffx", "*.x",
 ]  # fmt: skip
 
 JUNK: list[Any] = [
