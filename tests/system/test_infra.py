@@ -1,4 +1,4 @@
-"""The services of infra/compose.yaml without containers: the same commands, health checks and environments as processes.
+"""The services of infra/compose.yaml without containers: their commands, health checks and environments as processes.
 
 PostgreSQL, the Prefect server and MLflow on it, a Dask scheduler and a worker, a Prefect worker; and a valuation asked
 of the pool, which uses all of them.
