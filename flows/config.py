@@ -55,18 +55,23 @@ class ValueConfig(CorpusRunConfig):
     def _narrowed(self) -> bool:
         return bool(self.scoring.sources or self.scoring.without_sources or self.scoring.layers)
 
-    def settled(self) -> "ValueConfig":
-        """The same, with the game `auto` stands for, and the corpus keeping every field that `sources.by` names."""
+    def settled(self, classifies: bool) -> "ValueConfig":
+        """The same, with the game `auto` stands for, and the corpus keeping every field that `sources.by` names.
+
+        Args:
+            classifies: the model is a classifier. On those newton was nearer to the truth than adding up scores, on
+                language models it was not (README).
+        """
         named = [name for grouping in self.sources.by for name in grouping_fields(grouping) if name != SOURCE]
         fields = list(dict.fromkeys([*self.corpus.fields, *named]))
         corpus = self.corpus.model_copy(update={"fields": fields})
-        return self.model_copy(update={"corpus": corpus, "sources": self._sources()})
+        return self.model_copy(update={"corpus": corpus, "sources": self._sources(classifies)})
 
-    def _sources(self) -> SourcesConfig:
+    def _sources(self, classifies: bool) -> SourcesConfig:
         if self.sources.game != "auto":
             return self.sources
-        plain = self.model.base is None or self._narrowed or self.projection.kind == "factgrass"
-        return self.sources.model_copy(update={"game": "additive" if plain else "newton"})
+        playable = self.model.base is not None and not self._narrowed and self.projection.kind != "factgrass"
+        return self.sources.model_copy(update={"game": "newton" if classifies and playable else "additive"})
 
 
 class SearchConfig(CorpusRunConfig):

@@ -54,10 +54,10 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
     Returns:
         `results` (folder), `scores` and `values` (StoreRef as JSON), `mlflow_run_id`, `mlflow_url`.
     """
-    config = config.settled()
-    store = store_folder(config)
     results = str(Path(config.results).absolute())
     check_writable(Path(results), "--results")
+    config = config.settled(load(config.model).n_classes is not None)
+    store = store_folder(config)
     seconds = _Timings()
     with seconds.step("prepare"):
         prepared = prepared_stores(config)

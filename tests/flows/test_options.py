@@ -117,4 +117,6 @@ def test_a_command_line_gives_its_configuration_again(further):
     ],
 )
 def test_the_game_nobody_named(further, game):
-    assert configuration(ValueConfig, {**NEEDED, **further}).settled().sources.game == game
+    config = configuration(ValueConfig, {**NEEDED, **further})
+    assert config.settled(classifies=True).sources.game == game
+    assert config.settled(classifies=False).sources.game == ("additive" if game == "newton" else game)
