@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from tasks.cluster import MOST_LOSSES, named_losses
@@ -31,8 +32,6 @@ class _Layers:
 
     def told(self, masks: np.ndarray) -> np.ndarray:
         """(m, r + 1) along the queries, then the squared length."""
-        import torch
-
         torch.set_num_threads(1)
         steps = self.steps(masks)
         return np.concatenate([self.expansion.along(steps), (steps**2).sum(axis=1, keepdims=True)], axis=1)
