@@ -7,16 +7,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.states import StateType
 
 from storage.errors import DataworthError
 from tasks.progress import DEVICE_TAG
@@ -45,10 +46,8 @@ def apply_deployments(api: str, environment: Mapping[str, str]) -> None:
         DataworthError: the server does not take the deployments.
     """
     with SyncPrefectClient(api) as client:
-        try:
+        with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        except ObjectAlreadyExists:
-            pass
         client.upsert_global_concurrency_limit_by_name(f"tag:{DEVICE_TAG}", _devices())
         if not client.read_automations_by_name(LOST):
             client.create_automation(_crashed_without_heartbeat())

@@ -294,3 +294,7 @@ class StoreFolders:
     @property
     def games(self) -> Location:
         return Location.of(self.root) / "games"
+
+    @property
+    def runs(self) -> Location:
+        return Location.of(self.root) / "runs"
