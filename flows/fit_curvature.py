@@ -6,9 +6,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.cancelling import unless_cancelled
 from flows.config import CorpusRunConfig
 from flows.runs import announce, run_name
-from flows.turns import in_turn, unless_cancelled
+from flows.turns import in_turn
 from storage.locations import Location, check_writable, default_store
 from storage.ref import StoreRef
 from tasks.corpus.task import prepare_corpus

@@ -5,10 +5,11 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows.cancelling import unless_cancelled
 from flows.config import CorpusRunConfig
 from flows.fit_curvature import Prepared, prepared_stores, store_folder
 from flows.runs import announce, run_name
-from flows.turns import in_turn, unless_cancelled
+from flows.turns import in_turn
 from storage.ref import StoreRef
 from tasks.gradients.task import index_gradients
 

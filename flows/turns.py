@@ -4,18 +4,11 @@ A run holds the writer's lock of a name made of its parameters. Runs with other 
 themselves, whose own locks then refuse the second: it begins again, and finds there what the first has made.
 """
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
-from prefect.context import FlowRunContext
-from prefect.states import Cancelled
 
 from flows.config import CorpusRunConfig
 from storage.errors import StoreBusyError
@@ -24,12 +17,11 @@ from storage.manifest import writer_lock
 from storage.ref import fingerprint
 from tasks.progress import run_logger
 
-__all__ = ["in_turn", "unless_cancelled"]
+__all__ = ["in_turn"]
 
 T = TypeVar("T")
 
 SECONDS_BETWEEN_TRIES = 2.0
-SECONDS_BETWEEN_LOOKS = 3.0
 # They do not decide what a run writes to its store.
 IRRELEVANT = {"store", "overlap", "tracking", "cluster", "events"}
 
@@ -49,12 +41,9 @@ def in_turn(store: str, config: CorpusRunConfig, work: Callable[[], T]) -> T | S
         StoreBusyError: another run is under way, and `overlap` is `refuse`.
     """
     name = fingerprint({"run": 1, **config.model_dump(mode="json", exclude=IRRELEVANT)})
-    waiting = False
     while True:
         try:
             with writer_lock(StoreFolders(store).runs / name):
-                if waiting:
-                    run_logger().info("the other run has ended: going on")
                 return work()
         except StoreBusyError as error:
             if config.overlap == "refuse":
@@ -62,55 +51,21 @@ def in_turn(store: str, config: CorpusRunConfig, work: Callable[[], T]) -> T | S
             if config.overlap == "skip":
                 run_logger().warning("skipped: %s", error)
                 return _skipped(str(error))
-            if not waiting:
-                run_logger().info("waiting for another run to end (overlap: wait): %s", error)
-            waiting = True
+            run_logger().info("waiting for another run to end (overlap: wait): %s", error)
+            _wait(error.folder)
+            run_logger().info("the other run has ended: going on")
+
+
+def _wait(folder: str | None) -> None:
+    """Until nobody holds a folder's lock."""
+    time.sleep(SECONDS_BETWEEN_TRIES)
+    while folder is not None:
+        try:
+            with writer_lock(folder):
+                return
+        except StoreBusyError:
             time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 def _skipped(reason: str) -> State[Any]:
     return State(type=StateType.COMPLETED, name="Skipped", message=reason, data={"skipped": reason})
-
-
-@contextmanager
-def _cancellable() -> Iterator[threading.Event]:
-    """Interrupt the block when its run is cancelled, where no worker does: runs started from the command line.
-
-    Yields an event that is set then.
-    """
-    asked, ended = threading.Event(), threading.Event()
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    if run is None or run.deployment_id is not None or run.parent_task_run_id is not None:
-        yield asked
-        return
-
-    def look() -> None:
-        with get_client(sync_client=True) as client:
-            while not ended.wait(SECONDS_BETWEEN_LOOKS):
-                try:
-                    state = client.read_flow_run(run.id).state
-                except Exception:  # a server that is away for a moment is asked again
-                    continue
-                if state is not None and state.type == StateType.CANCELLING and not ended.is_set():
-                    asked.set()
-                    os.kill(os.getpid(), signal.SIGINT)
-                    return
-
-    watcher = threading.Thread(target=look, name="cancelling", daemon=True)
-    watcher.start()
-    try:
-        yield asked
-    finally:
-        ended.set()
-
-
-def unless_cancelled(work: Callable[[], T]) -> T | State[Any]:
-    """Do some work; where its run is cancelled meanwhile, the state Cancelled."""
-    with _cancellable() as asked:
-        try:
-            return work()
-        except KeyboardInterrupt:
-            if not asked.is_set():
-                raise
-            return Cancelled(message="cancelled; what was finished is kept, the next run goes on from there")

@@ -13,13 +13,14 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
+from flows.cancelling import unless_cancelled
 from flows.config import CorpusRunConfig, ValueConfig
 from flows.events import emit_finished, emit_moved, published_shares
 from flows.fit_curvature import Prepared, fit_curvature, prepared_stores, store_folder
 from flows.index_corpus import index_corpus
 from flows.options import command_line
 from flows.runs import announce, run_name, run_title
-from flows.turns import in_turn, unless_cancelled
+from flows.turns import in_turn
 from storage.locations import check_writable
 from storage.ref import StoreRef
 from tasks.coalitions.task import GameParts, value_sources

@@ -43,7 +43,16 @@ class StoreError(DataworthError, RuntimeError):
 
 
 class StoreBusyError(StoreError):
-    """Another process holds the store's writer lock."""
+    """Another process holds the store's writer lock.
+
+    Args:
+        message: one sentence.
+        folder: whose lock it is, where that is known.
+    """
+
+    def __init__(self, message: str, folder: str | None = None) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 class StoreIncompleteError(StoreError):
