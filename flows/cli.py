@@ -15,6 +15,7 @@ from flows.options import ConfiguredCommand, configuration, options
 from flows.terminal import passages, say, sentences_for_known_errors, table
 from storage.errors import DataworthError, InputError, StoreUnreachableError
 from tasks.report.numbers import interval, number, percent
+from tasks.visible import visible, without_password
 
 if TYPE_CHECKING:
     from storage.locations import Location
@@ -312,7 +313,7 @@ def sources_table(values: Any, title: str = "source") -> str:
 def _check_inputs(files: list[str], queries: str | None = None) -> None:
     """Refuse files that are not there before anything heavy is started."""
     for name in [*files, *([queries] if queries is not None else [])]:
-        if not name.startswith("hf:") and not Path(name).exists():
+        if not name.startswith("hf:") and not os.path.exists(name):  # unlike Path, of names too long, too
             raise InputError(f"{name}: no such file")
 
 
@@ -345,5 +346,5 @@ def _exit_code() -> int:
 
 
 def _complain(sentence: str, code: int) -> int:
-    click.echo(f"dataworth: {' '.join(sentence.split())}", err=True)
+    click.echo(f"dataworth: {visible(' '.join(without_password(sentence).split()))}", err=True)
     return code

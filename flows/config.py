@@ -58,19 +58,34 @@ class ValueConfig(CorpusRunConfig):
 
     @model_validator(mode="after")
     def _playable(self) -> "ValueConfig":
-        narrowed = self.scoring.sources or self.scoring.without_sources or self.scoring.layers
-        if self.sources.game != "additive" and narrowed:
+        if self.sources.game not in ("auto", "additive") and self._narrowed:
             raise ValueError(
                 f"the game {self.sources.game} is over all sources and layers: leave --scoring.sources, "
                 "--scoring.without_sources and --scoring.layers out, or pass --game additive"
             )
         return self
 
-    def with_fields(self) -> "ValueConfig":
-        """The same, with every field that `sources.by` names among those the corpus keeps."""
+    @property
+    def _narrowed(self) -> bool:
+        return bool(self.scoring.sources or self.scoring.without_sources or self.scoring.layers)
+
+    def settled(self, classifies: bool) -> "ValueConfig":
+        """The same, with the game `auto` stands for, and the corpus keeping every field that `sources.by` names.
+
+        Args:
+            classifies: the model is a classifier. On those newton was nearer to the truth than adding up scores, on
+                language models it was not (README).
+        """
         named = [name for grouping in self.sources.by for name in grouping_fields(grouping) if name != SOURCE]
         fields = list(dict.fromkeys([*self.corpus.fields, *named]))
-        return self.model_copy(update={"corpus": self.corpus.model_copy(update={"fields": fields})})
+        corpus = self.corpus.model_copy(update={"fields": fields})
+        return self.model_copy(update={"corpus": corpus, "sources": self._sources(classifies)})
+
+    def _sources(self, classifies: bool) -> SourcesConfig:
+        if self.sources.game != "auto":
+            return self.sources
+        playable = self.model.base is not None and not self._narrowed and self.projection.kind != "factgrass"
+        return self.sources.model_copy(update={"game": "newton" if classifies and playable else "additive"})
 
 
 class SearchConfig(CorpusRunConfig):

@@ -10,6 +10,7 @@ from prefect.events import emit_event
 
 from storage.schema import ALL_QUERIES
 from tasks.progress import run_logger
+from tasks.visible import visible
 
 __all__ = ["FINISHED", "MOVED", "Shares", "emit_finished", "emit_moved", "published_shares"]
 
@@ -53,7 +54,7 @@ def emit_moved(results: str, title: str, before: Shares, after: Shares, least: f
         if key[:2] not in groupings or math.isnan(moved) or abs(moved) <= least:
             continue
         grouping, level, source = key
-        run_logger().info("the share of %s moved from %.1f %% to %.1f %%", source, 100 * earlier, 100 * now)
+        run_logger().info("the share of %s moved from %.1f %% to %.1f %%", visible(source), 100 * earlier, 100 * now)
         payload = {"source": source, "grouping": grouping, "level": level, "before": earlier, "after": now}
         emit_event(MOVED, resource=_resource(results, title), payload={**payload, "results": results})
 

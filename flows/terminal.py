@@ -7,13 +7,14 @@ from typing import Any
 
 from storage.errors import DataworthError
 from tasks.report.numbers import number
+from tasks.visible import visible, without_password
 
 __all__ = ["passages", "say", "sentences_for_known_errors", "table"]
 
 
 def say(text: str = "") -> None:
-    """One line on standard output."""
-    print(text, flush=True)
+    """Lines on standard output, which no text of strangers can write over."""
+    print("\n".join(visible(without_password(line)) for line in text.split("\n")), flush=True)
 
 
 class _NoTraceback(logging.Filter):
@@ -22,7 +23,8 @@ class _NoTraceback(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if isinstance(error, DataworthError | OSError | KeyboardInterrupt):
-            record.msg, record.args = "stopped: %s", (str(error) or type(error).__name__,)
+            said = visible(without_password(str(error))) or type(error).__name__
+            record.msg, record.args = "stopped: %s", (said,)
             record.exc_info = None
             record.exc_text = None
         return True
@@ -40,7 +42,7 @@ def sentences_for_known_errors() -> None:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], n_text: int = 1) -> str:
     """Columns side by side; the first `n_text`, which are text, to the left, the others to the right."""
-    cells = [[_printable(str(cell)) for cell in row] for row in (header, *rows)]
+    cells = [[visible(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -55,15 +57,10 @@ def passages(rows: Iterable[dict[str, Any]], width: int = 100) -> str:
     """Passages with their score, source and id, shortened to two lines each."""
     blocks = []
     for row in rows:
-        text = textwrap.shorten(_printable(row["text"]), 2 * width - 10, placeholder=" …")
+        text = textwrap.shorten(visible(" ".join(row["text"].split())), 2 * width - 10, placeholder=" …")
         wrapped = textwrap.fill(text, width, initial_indent="       ", subsequent_indent="       ")
         blocks.append(
-            f"  {row['rank']:>3}. {number(row['score'])}  {_printable(row['source'])}  "
-            f"{_printable(row['document_id'])}\n{wrapped}"
+            f"  {row['rank']:>3}. {number(row['score'])}  {visible(row['source'])}  "
+            f"{visible(row['document_id'])}\n{wrapped}"
         )
     return "\n".join(blocks)
-
-
-def _printable(text: str) -> str:
-    """Text without control characters, which could write over the terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -29,10 +29,11 @@ from tasks.curvature.task import fit_query_factors, fit_source_sums
 from tasks.gradients.config import GradientsConfig
 from tasks.gradients.task import index_gradients
 from tasks.model.loading import load
-from tasks.report.summary import markdown_table
+from tasks.report.summary import inert, markdown_table
 from tasks.report.task import ValuationParts, log_valuation, publish_valuation, valuation_summary
 from tasks.scoring.config import ScoringConfig
 from tasks.scoring.task import score_corpus
+from tasks.visible import without_password
 
 __all__ = ["value_corpus"]
 
@@ -65,10 +66,10 @@ def value_corpus(config: ValueConfig) -> dict[str, Any] | State[Any]:
         the reason, where another run was under way and `overlap` is `skip`.
     """
     announce(config)
-    config = config.with_fields()
-    store = store_folder(config)
     results = str(Path(config.results).absolute())
     check_writable(Path(results), "--results")
+    config = config.settled(load(config.model).n_classes is not None)
+    store = store_folder(config)
     return unless_cancelled(lambda: in_turn(store, config, lambda: _valued(config, store, results)))
 
 
@@ -221,7 +222,7 @@ def _command(config: ValueConfig) -> str:
 
 def _page(url: str | None) -> str | None:
     """The flow run's page; the embedded server has none, and Prefect then gives "None/…"."""
-    return url if url and url.startswith("http") else None
+    return without_password(url) if url and url.startswith("http") else None
 
 
 def _artifact(results: str, parts: ValuationParts, logged: dict[str, str | None]) -> None:
@@ -230,6 +231,6 @@ def _artifact(results: str, parts: ValuationParts, logged: dict[str, str | None]
     sources = markdown_table(valuation_summary(parts).sources, ARTIFACT_ROWS)
     create_markdown_artifact(
         key="sources",
-        markdown=f"{sources}\n\nMLflow run: {run}\n\nResults: `{results}`\n",
-        description=f"What each source is worth: {parts.title}",
+        markdown=f"{inert(parts.title)}\n\n{sources}\n\nMLflow run: {run}\n\nResults: {inert(results)}\n",
+        description="What each source is worth",
     )

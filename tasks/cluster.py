@@ -10,11 +10,13 @@ from typing import Any
 from storage.errors import DataworthError, InputError, WorkersLostError
 from tasks.configuration import ClusterConfig
 from tasks.progress import show_link
+from tasks.visible import without_password
 
 __all__ = ["MOST_LOSSES", "cluster_address", "dask_client", "named_losses"]
 
 # Workers that may die in one pass, each with what it held, before the pass is given up.
 MOST_LOSSES = 3
+SECONDS_TO_CONNECT = 20
 
 
 def cluster_address(config: ClusterConfig) -> str | None:
@@ -40,11 +42,12 @@ def dask_client(config: ClusterConfig, n_parts: int) -> Iterator[Any]:
 
     address = cluster_address(config)
     if address:
-        security = _security(config)
+        security = _security(config, address)
         try:
-            client = Client(address, timeout="20s", set_as_default=False, security=security)
-        except (OSError, ValueError) as error:
-            raise DataworthError(f"no Dask scheduler answers at {address} ({error or type(error).__name__})") from None
+            client = Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False, security=security)
+        except (OSError, ValueError, RuntimeError) as error:
+            said = without_password(f"no Dask scheduler answers at {address} ({error or type(error).__name__})")
+            raise DataworthError(said) from None
         with client:
             show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard")
             yield client
@@ -64,13 +67,16 @@ def dask_client(config: ClusterConfig, n_parts: int) -> Iterator[Any]:
         yield client
 
 
-def _security(config: ClusterConfig) -> Any:
-    """TLS for a scheduler elsewhere, where its files are named."""
+def _security(config: ClusterConfig, address: str) -> Any:
+    """TLS for a scheduler elsewhere, where its files are named; never without where they are, nor the reverse."""
     from distributed.security import Security
 
     paths = {"tls_ca": config.tls_ca, "tls_certificate": config.tls_certificate, "tls_key": config.tls_key}
-    if not any(paths.values()):
+    encrypted = address.startswith(("tls://", "wss://"))
+    if not any(paths.values()) and not encrypted:
         return None
+    if not encrypted:
+        raise InputError(f"--cluster.address {without_password(address)}: expected tls://, since TLS files are given")
     for name, path in paths.items():
         if path is None or not Path(path).is_file():
             raise InputError(f"--cluster.{name}: {path or 'not given'}; TLS needs all three files")

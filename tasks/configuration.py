@@ -1,6 +1,8 @@
 """The base of all configurations: frozen, closed to unknown fields, light to import; and what several rooms take."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tasks.visible import refuse_password
 
 __all__ = ["ClusterConfig", "Configuration"]
 
@@ -20,3 +22,8 @@ class ClusterConfig(Configuration):
     tls_key: str | None = Field(None, description="PEM file of this client's key.")
     workers: int | None = Field(None, ge=1, le=1024, description="Worker processes of a local cluster; default: cores.")
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of a local worker; default: 1.")
+
+    @field_validator("address")
+    @classmethod
+    def _tells_no_password(cls, address: str | None) -> str | None:
+        return refuse_password(address, "certificates: --cluster.tls_certificate")

@@ -30,11 +30,12 @@ class PayoutConfig(Configuration):
 class SourcesConfig(Configuration):
     """The game over sources and what is reported of it."""
 
-    game: Literal["additive", "interaction", "newton", "path"] = Field(
-        "additive",
-        description="additive: a source is worth the sum of its scores, copies are both paid in full; interaction: to "
-        "second order around the trained model; newton: by the parameters a coalition would have reached; path: while "
-        "the whole corpus grows from nothing, immune to splitting a source.",
+    game: Literal["auto", "additive", "interaction", "newton", "path"] = Field(
+        "auto",
+        description="auto: newton for a classifier whose --model.base says what training began from, else additive; "
+        "additive: a source is worth the sum of its scores, copies are both paid in full; interaction: to second order "
+        "around the trained model; newton: by the parameters a coalition would have reached; path: while the whole "
+        "corpus grows from nothing, immune to splitting a source.",
     )
     utility: Literal["auto", "evaluated", "quadratic", "linear"] = Field(
         "auto",

@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 
 from storage.corpus import FieldValue
 from storage.errors import InputError
+from storage.schema import ALL_QUERIES
 
-__all__ = ["Document", "Query", "document", "query", "unique"]
+__all__ = ["Document", "Query", "document", "query", "short", "unique"]
 
 MOST_ID_CHARACTERS = 10_000
+LARGEST_INTEGER = 2**63 - 1
 
 Item = TypeVar("Item", "Document", "Query")
 
@@ -74,9 +76,14 @@ def query(row: Mapping[str, Any], where: str) -> Query:
     """
     unknown = sorted(set(row) - {"id", "prompt", "completion"})
     if unknown:
-        raise InputError(f"{where}, field {unknown[0]!r}: unknown; a query has id, prompt and optionally completion")
+        raise InputError(
+            f"{where}, field {short(unknown[0])}: unknown; a query has id, prompt and optionally completion"
+        )
     completion = None if row.get("completion") is None else _text(row, "completion", where)
-    return Query(id=_name(row, "id", where), prompt=_text(row, "prompt", where), completion=completion, where=where)
+    name = _name(row, "id", where)
+    if name == ALL_QUERIES:
+        raise InputError(f"{where}, field 'id': {ALL_QUERIES!r} stands for all queries together; use another")
+    return Query(id=name, prompt=_text(row, "prompt", where), completion=completion, where=where)
 
 
 def unique(items: Iterable[Item]) -> Iterator[Item]:
@@ -88,7 +95,7 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
     seen: dict[str, str] = {}
     for item in items:
         if item.id in seen:
-            raise InputError(f"{item.where}, field 'id': {_short(item.id)} was already used at {seen[item.id]}")
+            raise InputError(f"{item.where}, field 'id': {short(item.id)} was already used at {seen[item.id]}")
         seen[item.id] = item.where
         yield item
 
@@ -96,7 +103,7 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
 def _field(row: Mapping[str, Any], field: str, where: str) -> Any:
     if field not in row or row[field] is None:
         known = ", ".join(sorted(str(name) for name in row)) or "none"
-        raise InputError(f"{where}, field {field!r}: missing (fields there: {_short(known)})")
+        raise InputError(f"{where}, field {field!r}: missing (fields there: {short(known)})")
     return row[field]
 
 
@@ -130,10 +137,13 @@ def _value(row: Mapping[str, Any], field: str, where: str) -> FieldValue:
     if not isinstance(value, bool | int | float):
         kind = type(value).__name__
         raise InputError(f"{where}, field {field!r}: expected text, a number or true or false, got {kind}")
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where}, field {field!r}: {value} is not a finite number")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise InputError(f"{where}, field {field!r}: an integer beyond 64 bits, use text")
     return value
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """Text of a message, quoted and cut."""
     return repr(text if len(text) <= 80 else text[:77] + "…")

@@ -7,7 +7,7 @@ import numpy as np
 
 from storage.corpus import TokenisedDocument
 from storage.errors import InputError
-from tasks.corpus.documents import Document
+from tasks.corpus.documents import Document, short
 
 __all__ = ["class_number", "classified_text", "tokenised_document", "tokenised_query", "window_bounds"]
 
@@ -83,9 +83,9 @@ def tokenised_query(
     completion_ids, _ = _encoded(tokenizer, completion, special_tokens=False)
     ids = prompt_ids + completion_ids
     if not completion_ids or len(ids) < 2:
-        raise InputError(f"{where}: query {name!r} has no token to explain")
+        raise InputError(f"{where}: query {short(name)} has no token to explain")
     if max_length is not None and len(ids) > max_length:
-        raise InputError(f"{where}: query {name!r} has {len(ids)} tokens, the model reads at most {max_length}")
+        raise InputError(f"{where}: query {short(name)} has {len(ids)} tokens, the model reads at most {max_length}")
     text = prompt + completion
     return TokenisedDocument(
         document_id=name,
@@ -110,10 +110,10 @@ def class_number(label: str, labels: Sequence[str], where: str) -> int:
     """
     if label in labels:
         return list(labels).index(label)
-    if label.isdecimal() and int(label) < len(labels):
+    if label.isdecimal() and len(label) < 10 and int(label) < len(labels):
         return int(label)
     known = ", ".join(labels[:8]) + (" …" if len(labels) > 8 else "")
-    raise InputError(f"{where}: the model has no class {label!r}; it knows {known}, or 0 to {len(labels) - 1}")
+    raise InputError(f"{where}: the model has no class {short(label)}; it knows {known}, or 0 to {len(labels) - 1}")
 
 
 def classified_text(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -28,6 +27,7 @@ from tasks.model.config import ModelConfig
 from tasks.model.halves import Halves, halves, whole
 from tasks.model.layers import TrackedLayer, tracked_layers
 from tasks.model.sharding import shard
+from tasks.model.weights import refuse_missing, refuse_pickled
 
 __all__ = ["LoadedModel", "base_weights", "load", "model_fingerprint", "tokenizer_fingerprint"]
 
@@ -125,7 +125,7 @@ def _loading(name: str) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+    except Exception as error:  # a checkpoint's files decide which of all errors transformers meets
         raise InputError(f"--model {name}: cannot be loaded ({_first_sentence(error)})") from error
 
 
@@ -136,9 +136,17 @@ def _pretrained(config: ModelConfig, device: torch.device) -> tuple[PreTrainedMo
         architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
         classifies = _labels(architecture) is not None
         kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-        model = kind.from_pretrained(
-            config.name, dtype=_dtype(config.dtype, device), use_safetensors=True, trust_remote_code=False
+        for name in {base, config.name}:
+            refuse_pickled(name, architecture)
+        loaded: Any = kind.from_pretrained(
+            config.name,
+            dtype=_dtype(config.dtype, device),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+        model, found = loaded
+        refuse_missing(found["missing_keys"])
     return model, architecture
 
 

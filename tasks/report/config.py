@@ -1,8 +1,9 @@
 """Parameters of logging a valuation."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.configuration import Configuration
+from tasks.visible import refuse_password
 
 __all__ = ["TrackingConfig"]
 
@@ -14,3 +15,8 @@ class TrackingConfig(Configuration):
         None, description="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else SQLite in $DATAWORTH_HOME/mlflow."
     )
     experiment: str = Field("dataworth", min_length=1, max_length=250, description="Name of the MLflow experiment.")
+
+    @field_validator("uri")
+    @classmethod
+    def _tells_no_password(cls, uri: str | None) -> str | None:
+        return refuse_password(uri, "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")

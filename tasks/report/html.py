@@ -11,6 +11,7 @@ from tasks.report.comparison import Comparison
 from tasks.report.numbers import interval, number, percent, points
 from tasks.report.summary import Summary
 from tasks.report.words import Vocabulary
+from tasks.visible import visible
 
 __all__ = ["comparison_html", "likeness", "report_html"]
 
@@ -29,7 +30,9 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(number=number, percent=percent, points=points, chart=chart, differs=_differs)
+    environment.filters.update(
+        number=number, percent=percent, points=points, chart=chart, differs=_differs, visible=visible
+    )
     environment.globals.update(interval=interval, most_bars=MOST_BARS)
     return environment
 

@@ -48,7 +48,7 @@ def read_results(name: str) -> Results:
         raise InputError(f"{name}: holds no finished valuation (no valuation.json)")
     try:
         made = json.loads((folder / "valuation.json").read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{name}/valuation.json: is not valid JSON; run `dataworth value` again") from None
     except OSError as error:
         raise InputError(f"{name}/valuation.json: cannot be read ({error.strerror})") from None

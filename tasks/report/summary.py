@@ -1,7 +1,9 @@
 """What a valuation says, gathered from its stores: the content of the report and of MLflow's tables."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import pandas as pd
@@ -11,10 +13,14 @@ from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore
 from tasks.report.losses import QueryLoss
 from tasks.report.numbers import interval, number, percent
+from tasks.visible import visible
 
-__all__ = ["QuerySummary", "Summary", "level_title", "markdown_table", "strongest_overlaps", "summary"]
+__all__ = ["QuerySummary", "Summary", "inert", "level_title", "markdown_table", "strongest_overlaps", "summary"]
 
-MOST_CELL_CHARACTERS = 80
+# 25 rows of a table must fit into the 8,000 characters of an MLflow description.
+MOST_CELL_CHARACTERS = 160
+
+ENTITIES = {"&": "&amp;", "<": "&lt;"}
 
 
 @dataclass(frozen=True)
@@ -144,11 +150,24 @@ def level_title(grouping: str, level: int) -> str:
     return " > ".join(grouping.split(">")[:level])
 
 
-def _cell(text: str) -> str:
-    """Text that Markdown shows as it is, in one cell of a table; a long one is cut."""
-    text = text if len(text) <= MOST_CELL_CHARACTERS else f"{text[: MOST_CELL_CHARACTERS - 1]}…"
-    escaped = "".join(f"\\{letter}" if letter in "\\`*_{}[]()#+-.!|~>:@" else letter for letter in text)
-    return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").split())
+def inert(text: str, most: int | None = None) -> str:
+    """Text that Markdown shows as it is, on one line and in one cell of a table.
+
+    Args:
+        text: whatever it holds.
+        most: characters of the result; a longer one is cut.
+    """
+    escaped = [_escaped(letter) for letter in " ".join(visible(text).split())]
+    if most is not None and sum(map(len, escaped)) > most:
+        ends = list(accumulate(map(len, escaped)))
+        escaped = [*escaped[: bisect_right(ends, most - 1)], "…"]
+    return "".join(escaped)
+
+
+def _escaped(letter: str) -> str:
+    if letter in ENTITIES:
+        return ENTITIES[letter]
+    return f"\\{letter}" if letter in "\\`*_{}[]()#+-.!|~>:@$" else letter
 
 
 def markdown_table(sources: list[dict[str, Any]], most: int) -> str:
@@ -164,7 +183,7 @@ def markdown_table(sources: list[dict[str, Any]], most: int) -> str:
     ]
     for row in sources[:most]:
         lines.append(
-            f"| {_cell(row['source'])} | {percent(row['share'])} | {number(row['value'])} "
+            f"| {inert(row['source'], MOST_CELL_CHARACTERS)} | {percent(row['share'])} | {number(row['value'])} "
             f"| {interval(row['low'], row['high'])} | {row['n_documents']:,} | {row['n_tokens']:,} |"
         )
     if len(sources) > most:

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import re
 
 import pandas as pd
 
 __all__ = ["safe_csv"]
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# The wide signs are those of Japanese and Chinese keyboards, which spreadsheets take for the narrow ones.
+FORMULA = re.compile(r"[\s\x00]*[=+\-@＝＋－＠]|[\t\r\n]")
 
 
 def safe_csv(table: pd.DataFrame) -> str:
@@ -15,7 +17,8 @@ def safe_csv(table: pd.DataFrame) -> str:
     safe = table.copy()
     for name in safe.columns:
         if not pd.api.types.is_numeric_dtype(safe[name]):
-            safe[name] = [f"'{cell}" if str(cell).startswith(FORMULA_STARTS) else cell for cell in safe[name]]
+            safe[name] = [f"'{cell}" if FORMULA.match(str(cell)) else cell for cell in safe[name]]
     buffer = io.StringIO()
-    safe.to_csv(buffer, index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")
+    # Python quotes a cell for a line end only where that is the table's own: "a\r=1" would start a row with a formula.
+    safe.to_csv(buffer, index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\r\n")
     return buffer.getvalue()

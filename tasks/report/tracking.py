@@ -21,6 +21,7 @@ from mlflow.tracking import MlflowClient
 
 from storage.errors import DataworthError
 from storage.locations import home
+from tasks.visible import without_password
 
 __all__ = ["LoggedRun", "TrackedValuation", "log_run", "metric_name", "tracking_uri"]
 
@@ -103,8 +104,14 @@ def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> Lo
             raise
         client.set_terminated(run_id, "FINISHED")
     except MlflowException as error:
-        raise DataworthError(f"MLflow at {address} did not take the run ({str(error).splitlines()[0]})") from error
-    return LoggedRun(run_id, experiment_id, address)
+        raise DataworthError(
+            f"MLflow at {without_password(address)} did not take the run ({_reason(error)})"
+        ) from error
+    return LoggedRun(run_id, experiment_id, without_password(address))
+
+
+def _reason(error: MlflowException) -> str:
+    return without_password((str(error) or type(error).__name__).splitlines()[0])
 
 
 def _origin() -> dict[str, str]:

@@ -9,7 +9,19 @@ from pathlib import Path
 from tests.bench.machine import machine
 
 RESULTS = Path(__file__).with_name("results")
-BENCHES = ("indexing", "memory", "projections", "scoring", "incremental", "search", "kills", "games", "truth", "large")
+BENCHES = (
+    "indexing",
+    "memory",
+    "projections",
+    "scoring",
+    "incremental",
+    "search",
+    "kills",
+    "fuzz",
+    "games",
+    "truth",
+    "large",
+)
 
 
 def main() -> None:

@@ -104,3 +104,19 @@ def test_a_command_line_gives_its_configuration_again(further):
     )
     parsed.main(words, standalone_mode=False)
     assert found == [config]
+
+
+@pytest.mark.parametrize(
+    ("further", "game"),
+    [
+        ({}, "additive"),
+        ({"model__base": "theta_0"}, "newton"),
+        ({"model__base": "theta_0", "sources__game": "path"}, "path"),
+        ({"model__base": "theta_0", "scoring__layers": ("*.mlp.*",)}, "additive"),
+        ({"model__base": "theta_0", "projection__kind": "factgrass"}, "additive"),
+    ],
+)
+def test_the_game_nobody_named(further, game):
+    config = configuration(ValueConfig, {**NEEDED, **further})
+    assert config.settled(classifies=True).sources.game == game
+    assert config.settled(classifies=False).sources.game == ("additive" if game == "newton" else game)

@@ -84,6 +84,8 @@ def published(run, scores, tmp_path_factory):
             further_values=further,
             model_name=run.model.name,
             model_fingerprint=load(run.model).fingerprint,
+            query_gradients=run.query_gradients,
+            command="dataworth value",
             timings={},
             prefect_run="none",
             prefect_url=None,

@@ -239,7 +239,8 @@ def test_errors_are_there_by_their_cause_and_add_up_in_quadrature(made, base, ga
     if game == "newton":  # measured by float32 passes at steps that differ in their last digits
         np.testing.assert_allclose(without["value"], table["value"], rtol=1e-4, atol=1e-5)
     else:
-        np.testing.assert_allclose(without["value"], table["value"], rtol=1e-10)
+        # The pull is the place of a minimum, which float64 tells to the root of its precision.
+        np.testing.assert_allclose(without["value"], table["value"], rtol=1e-7)
 
 
 def test_no_coalition_is_evaluated_twice(made, base, monkeypatch):

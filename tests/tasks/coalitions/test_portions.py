@@ -19,7 +19,7 @@ PARTS = 3
 class Sums:
     """What a play needs of a model."""
 
-    damping, damping_origin, largest = PULL, "given", None
+    damping, damping_origin, largest, groups = PULL, "given", None, None
 
     def __init__(self, layers):
         self.layers = layers

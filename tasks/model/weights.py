@@ -1,0 +1,63 @@
+"""The weight files of a checkpoint: safetensors in its own folder, and nothing else."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.hub import cached_file
+
+__all__ = ["refuse_missing", "refuse_pickled"]
+
+INDEX = "model.safetensors.index.json"
+
+
+def refuse_pickled(name: str, architecture: Any) -> None:
+    """Refuse what would make transformers read pickled weights, or files of another folder, in spite of its options.
+
+    Args:
+        name: Hugging Face name or local folder.
+        architecture: its configuration.
+
+    Raises:
+        ValueError: an index names such a file.
+    """
+    if getattr(architecture, "transformers_weights", None) is not None:
+        raise ValueError("its config.json names weight files of its own, expected model.safetensors")
+    for path in _indexes(name):
+        for file in _named(path):
+            if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
+                raise ValueError(
+                    f"{path.name} names {file!r}, expected safetensors files beside it; pickled weights are never read"
+                )
+
+
+def _indexes(name: str) -> Iterator[Path]:
+    if Path(name).is_dir():
+        yield from sorted(Path(name).glob("*.index.json"))
+        return
+    found = cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False)
+    if found is not None:
+        yield Path(found)
+
+
+def _named(path: Path) -> list[Any]:
+    index = json.loads(path.read_bytes())
+    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+        raise ValueError(f"{path.name} has no weight_map")
+    return list(index["weight_map"].values())
+
+
+def refuse_missing(keys: Iterable[str]) -> None:
+    """Refuse a checkpoint that lacks weights: transformers would draw them at random.
+
+    Args:
+        keys: names of the parameters that are not in its files.
+
+    Raises:
+        ValueError: there is one.
+    """
+    missing = sorted(keys)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"its files lack the weights {missing[0]}{more}")
