@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -19,6 +19,7 @@ from tasks.visible import visible, without_password
 
 if TYPE_CHECKING:
     from storage.locations import Location
+    from storage.ref import StoreRef
 
 __all__ = ["main"]
 
@@ -79,7 +80,9 @@ def _value(config: ValueConfig) -> None:
     _check_inputs(config.corpus.files, config.queries.file)
     from flows.value_corpus import value_corpus
 
-    say_valuation(value_corpus(config))
+    valuation = value_corpus(config)
+    if not _skipped(valuation):
+        say_valuation(cast(dict[str, Any], valuation))
 
 
 @_command("index", CorpusRunConfig, "Store the projected gradients of a corpus.", together=True)
@@ -87,7 +90,9 @@ def _index(config: CorpusRunConfig) -> None:
     _check_inputs(config.corpus.files)
     from flows.index_corpus import index_corpus
 
-    say(f"gradient store: {index_corpus(config).location}")
+    indexed = index_corpus(config)
+    if not _skipped(indexed):
+        say(f"gradient store: {cast('StoreRef', indexed).location}")
 
 
 @_command("fit", CorpusRunConfig, "Fit bases and curvature of a model on a corpus.", together=True)
@@ -96,7 +101,18 @@ def _fit(config: CorpusRunConfig) -> None:
     from flows.fit_curvature import fit_curvature
 
     fitted = fit_curvature(config)
-    say("curvature none: nothing to fit" if fitted is None else f"curvature store: {fitted.location}")
+    if fitted is None:
+        say("curvature none: nothing to fit")
+    elif not _skipped(fitted):
+        say(f"curvature store: {cast('StoreRef', fitted).location}")
+
+
+def _skipped(outcome: Any) -> bool:
+    """Say so, where a run was skipped."""
+    skipped = isinstance(outcome, dict) and outcome.keys() == {"skipped"}
+    if skipped:
+        say(f"skipped: {outcome['skipped']}")
+    return skipped
 
 
 @_command(
@@ -242,7 +258,7 @@ def _stores(store: str | None) -> "Location":
     return root.absolute()
 
 
-@cli.command(help="Start Prefect server, MLflow and the flows on loopback; Ctrl-C ends them.")
+@cli.command(help="Start Prefect server, MLflow and a worker on loopback; Ctrl-C ends them.")
 @click.option("--prefect-port", type=click.IntRange(0, 65535), default=4200, show_default=True)
 @click.option("--mlflow-port", type=click.IntRange(0, 65535), default=5000, show_default=True)
 def ui(prefect_port: int, mlflow_port: int) -> None:

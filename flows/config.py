@@ -1,5 +1,7 @@
 """The configuration of a run, composed of the rooms' own. One for every door: files, command line, form, MLflow."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from tasks.coalitions.config import SourcesConfig
@@ -13,12 +15,22 @@ from tasks.projection.config import ProjectionConfig
 from tasks.report.config import TrackingConfig
 from tasks.scoring.config import ScoringConfig
 
-__all__ = ["CorpusRunConfig", "DemoConfig", "SearchConfig", "ValueConfig"]
+__all__ = ["CorpusRunConfig", "DemoConfig", "EventsConfig", "SearchConfig", "ValueConfig"]
 
 STORE = (
     "Folder of the stores, or s3://bucket/prefix, reused by later runs; "
     "default: $DATAWORTH_HOME/store, else ~/.dataworth/store."
 )
+
+OVERLAP = "Where another run with the same parameters is under way, or is writing the same store: wait, skip or refuse."
+
+
+class EventsConfig(Configuration):
+    """Events that an automation of Prefect can hang on."""
+
+    share_moved: float = Field(
+        0.05, ge=0, le=1, description="A source's share that moves by more since the last valuation in `results`."
+    )
 
 
 class CorpusRunConfig(Configuration):
@@ -30,6 +42,7 @@ class CorpusRunConfig(Configuration):
     curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Curvature of the training loss.")
     gradients: GradientsConfig = Field(default_factory=GradientsConfig, description="Computing and storing gradients.")
     store: str | None = Field(None, min_length=1, description=STORE)
+    overlap: Literal["wait", "skip", "refuse"] = Field("wait", description=OVERLAP)
 
 
 class ValueConfig(CorpusRunConfig):
@@ -41,6 +54,7 @@ class ValueConfig(CorpusRunConfig):
     sources: SourcesConfig = Field(default_factory=SourcesConfig, description="Values of sources.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster.")
+    events: EventsConfig = Field(default_factory=EventsConfig, description="Events for automations.")
 
     @model_validator(mode="after")
     def _playable(self) -> "ValueConfig":

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, task
 
 from flows.config import DemoConfig, ValueConfig
+from flows.runs import announce
 from flows.terminal import passages, table
 from flows.value_corpus import value_corpus
 from storage.manifest import replace_file
@@ -42,20 +43,24 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     Returns:
         What `value-corpus` returns, and `folder`.
     """
+    announce()
     folder = Path(config.results).absolute()
     write_demo_corpus(str(folder), config.seed)
     corpus = CorpusConfig(files=[str(folder / "corpus.jsonl")], max_length=256)
     settings = SmallModel(seed=config.seed)
     model = train_small_model(str(folder / "model"), corpus, settings)
-    valuation = value_corpus(
-        ValueConfig(
-            model=ModelConfig(name=model, device="cpu"),
-            corpus=corpus,
-            queries=QueriesConfig(file=str(folder / "queries.jsonl")),
-            curvature=CurvatureConfig(fraction=0.5, seed=config.seed),
-            store=str(folder / "store"),
-            results=str(folder / "results"),
-        )
+    valuation = cast(  # it waits for other runs, so that it is never skipped
+        dict[str, Any],
+        value_corpus(
+            ValueConfig(
+                model=ModelConfig(name=model, device="cpu"),
+                corpus=corpus,
+                queries=QueriesConfig(file=str(folder / "queries.jsonl")),
+                curvature=CurvatureConfig(fraction=0.5, seed=config.seed),
+                store=str(folder / "store"),
+                results=str(folder / "results"),
+            )
+        ),
     )
     return {"folder": str(folder), **valuation}
 

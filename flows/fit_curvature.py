@@ -1,9 +1,15 @@
 """The flow `fit-curvature`: bases and curvature of a model on a corpus."""
 
+from typing import Any
+
 from prefect import flow
+from prefect.client.schemas.objects import State
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.cancelling import unless_cancelled
 from flows.config import CorpusRunConfig
+from flows.runs import announce, run_name
+from flows.turns import in_turn
 from storage.locations import Location, check_writable, default_store
 from storage.ref import StoreRef
 from tasks.corpus.task import prepare_corpus
@@ -54,27 +60,37 @@ def needs_covariances(config: CorpusRunConfig) -> bool:
     return config.projection.kind == "pca" or (config.projection.kind == "identity" and factored)
 
 
-@flow(name="fit-curvature", description="Fits bases and curvature of a model on a corpus; kept, and reused.")
-def fit_curvature(config: CorpusRunConfig, prepared: Prepared | None = None) -> StoreRef | None:
+@flow(
+    name="fit-curvature",
+    flow_run_name=run_name,
+    description="Fits bases and curvature of a model on a corpus; kept, and reused.",
+)
+def fit_curvature(config: CorpusRunConfig, prepared: Prepared | None = None) -> StoreRef | State[Any] | None:
     """Fit the curvature of the training loss in the projected space.
 
     Args:
         config: model, corpus, projection and curvature.
-        prepared: stores a calling flow has made already; leave empty otherwise.
+        prepared: stores a calling flow has made already, which then has taken its turn; leave empty otherwise.
 
     Returns:
         The curvature's store; None for `kind: none`.
     """
-    stores = prepared or prepared_stores(config)
-    if config.curvature.kind == "none":
-        run_logger().info("curvature none: nothing to fit")
-        return None
-    return fit_matrices(
-        store_folder(config),
-        config.model,
-        stores.corpus,
-        stores.bases,
-        stores.covariances,
-        config.curvature,
-        config.gradients.batch_tokens,
-    )
+    announce(config)
+    store = store_folder(config)
+
+    def work() -> StoreRef | None:
+        stores = prepared or prepared_stores(config)
+        if config.curvature.kind == "none":
+            run_logger().info("curvature none: nothing to fit")
+            return None
+        return fit_matrices(
+            store,
+            config.model,
+            stores.corpus,
+            stores.bases,
+            stores.covariances,
+            config.curvature,
+            config.gradients.batch_tokens,
+        )
+
+    return work() if prepared else unless_cancelled(lambda: in_turn(store, config, work))

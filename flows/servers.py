@@ -1,4 +1,4 @@
-"""Prefect server, MLflow and the flows on loopback, started and ended together."""
+"""Prefect server, MLflow and a worker on loopback, started and ended together."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from flows.deployments import apply_deployments, worker_command
 from flows.terminal import say
 from storage.errors import DataworthError, InputError
 from storage.locations import home
@@ -85,7 +86,7 @@ def mlflow_command(port: int) -> list[str]:
 
 
 def serve(prefect_port: int, mlflow_port: int) -> None:
-    """Run both servers and the flows until Ctrl-C.
+    """Run both servers and a worker until Ctrl-C.
 
     Args:
         prefect_port, mlflow_port: of loopback; 0 picks a free one.
@@ -109,9 +110,10 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
         wait_for(server, f"{prefect_url}/api/health", "the Prefect server")
         wait_for(mlflow, f"{mlflow_url}/health", "the MLflow server")
         addresses = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
-        flows = stack.enter_context(child([sys.executable, "-m", "flows.serving"], addresses))
+        apply_deployments(addresses["PREFECT_API_URL"], addresses)
+        worker = stack.enter_context(child(worker_command(), addresses))
         say(f"Prefect  {prefect_url}/deployments\nMLflow   {mlflow_url}/#/experiments\nCtrl-C ends both.")
-        named = {"the Prefect server": server, "MLflow": mlflow, "the flows' process": flows}
+        named = {"the Prefect server": server, "MLflow": mlflow, "the worker": worker}
         while True:
             for what, process in named.items():
                 if process.poll() is not None:

@@ -4,17 +4,23 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
+from flows.cancelling import unless_cancelled
 from flows.config import CorpusRunConfig, ValueConfig
+from flows.events import emit_finished, emit_moved, published_shares
 from flows.fit_curvature import Prepared, fit_curvature, prepared_stores, store_folder
 from flows.index_corpus import index_corpus
 from flows.options import command_line
+from flows.runs import announce, run_name, run_title
+from flows.turns import in_turn
 from storage.locations import check_writable
 from storage.ref import StoreRef
 from tasks.coalitions.task import GameParts, value_sources
@@ -44,48 +50,63 @@ class _Timings(dict[str, float]):
         self[name] = round(time.monotonic() - start, 3)
 
 
-@flow(name="value-corpus", description="Values every document and source of a corpus for some queries.")
-def value_corpus(config: ValueConfig) -> dict[str, Any]:
+@flow(
+    name="value-corpus",
+    flow_run_name=run_name,
+    description="Values every document and source of a corpus for some queries.",
+)
+def value_corpus(config: ValueConfig) -> dict[str, Any] | State[Any]:
     """Find or build gradients and curvature, score, value the sources, publish and log.
 
     Args:
         config: everything.
 
     Returns:
-        `results` (folder), `scores` and `values` (StoreRef as JSON), `mlflow_run_id`, `mlflow_url`.
+        `results` (folder), `scores` and `values` (StoreRef as JSON), `mlflow_run_id`, `mlflow_url`; `skipped` alone,
+        the reason, where another run was under way and `overlap` is `skip`.
     """
+    announce(config)
     results = str(Path(config.results).absolute())
     check_writable(Path(results), "--results")
     config = config.settled(load(config.model).n_classes is not None)
     store = store_folder(config)
-    seconds = _Timings()
+    return unless_cancelled(lambda: in_turn(store, config, lambda: _valued(config, store, results)))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What valuations of the same corpus share, and the queries."""
+
+    prepared: Prepared
+    queries: StoreRef
+    curvature: StoreRef | None
+    gradients: StoreRef
+
+
+def _made(config: ValueConfig, store: str, seconds: _Timings) -> _Made:
+    narrowed = _narrowed(config)
     with seconds.step("prepare"):
         prepared = prepared_stores(config)
         queries = prepare_queries(store, config.model, config.queries)
+    # With `prepared`, which says that the turn is taken, neither is skipped.
     with seconds.step("fit"):
-        curvature = fit_curvature(_narrowed(config), prepared)
+        curvature = cast(StoreRef | None, fit_curvature(narrowed, prepared))
     with seconds.step("index"):
-        gradients = index_corpus(_narrowed(config), prepared)
+        gradients = cast(StoreRef, index_corpus(narrowed, prepared))
+    return _Made(prepared, queries, curvature, gradients)
+
+
+def _valued(config: ValueConfig, store: str, results: str) -> dict[str, Any] | State[Any]:
+    seconds = _Timings()
+    made = in_turn(store, _narrowed(config), lambda: _made(config, store, seconds))
+    if isinstance(made, State):
+        return made
+    prepared, queries, curvature, gradients = made.prepared, made.queries, made.curvature, made.gradients
     with seconds.step("queries"):
         precise = GradientsConfig(dtype="float32", batch_tokens=config.gradients.batch_tokens)
         query_gradients = index_gradients(store, config.model, queries, prepared.bases, precise, what="the queries")
     with seconds.step("score"):
-        all_scores = [
-            score_corpus(
-                store,
-                prepared.corpus,
-                gradients,
-                queries,
-                query_gradients,
-                curvature,
-                config.curvature.damping,
-                config.scoring if number == 0 else _sums_only(config.scoring),
-                config.cluster,
-                grouping,
-            )
-            for number, grouping in enumerate(config.sources.by)
-        ]
-    scores = all_scores[0]
+        all_scores = _all_scores(config, store, made, query_gradients)
     with seconds.step("value"):
         values, *further = [
             value_sources(
@@ -97,8 +118,9 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
             )
             for each, grouping in zip(all_scores, config.sources.by, strict=True)
         ]
+    scores = all_scores[0]
     parts = ValuationParts(
-        title=f"{Path(config.model.name).name} on {', '.join(Path(name).name for name in config.corpus.files)}",
+        title=run_title(config.model.name, config.corpus.files),
         parameters=config.model_dump(mode="json"),
         corpus=prepared.corpus,
         queries=queries,
@@ -116,9 +138,12 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
         prefect_run=str(flow_run.id),
         prefect_url=_page(flow_run.ui_url),
     )
+    before = published_shares(results)
     publish_valuation(results, parts, config.sources.confidence)
     logged = log_valuation(results, parts, config.tracking)
     _artifact(results, parts, logged)
+    emit_moved(results, parts.title, before, published_shares(results), config.events.share_moved)
+    emit_finished(results, parts.title, logged)
     return {
         "results": results,
         "scores": scores.model_dump(),
@@ -126,6 +151,25 @@ def value_corpus(config: ValueConfig) -> dict[str, Any]:
         "mlflow_run_id": logged["run_id"],
         "mlflow_url": logged["url"],
     }
+
+
+def _all_scores(config: ValueConfig, store: str, made: _Made, query_gradients: StoreRef) -> list[StoreRef]:
+    """A scoring pass for each grouping of the sources."""
+    return [
+        score_corpus(
+            store,
+            made.prepared.corpus,
+            made.gradients,
+            made.queries,
+            query_gradients,
+            made.curvature,
+            config.curvature.damping,
+            config.scoring if number == 0 else _sums_only(config.scoring),
+            config.cluster,
+            grouping,
+        )
+        for number, grouping in enumerate(config.sources.by)
+    ]
 
 
 def _game_parts(

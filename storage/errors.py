@@ -2,6 +2,7 @@
 
 DataworthError
 ├── InputError            (ValueError)   bad input or options: exit code 2
+├── WorkersLostError                     Dask workers died, or their scheduler went away
 └── StoreError            (RuntimeError)
     ├── StoreBusyError                   another run is writing here
     ├── StoreIncompleteError             a run stopped before it was done
@@ -21,6 +22,7 @@ __all__ = [
     "StoreError",
     "StoreIncompleteError",
     "StoreUnreachableError",
+    "WorkersLostError",
 ]
 
 
@@ -32,12 +34,25 @@ class InputError(DataworthError, ValueError):
     """Input or options that cannot be used; the message names file, line and field."""
 
 
+class WorkersLostError(DataworthError):
+    """The workers that computed, or what hands them their work, are gone; the work can be begun again."""
+
+
 class StoreError(DataworthError, RuntimeError):
     """A store that cannot be read or written."""
 
 
 class StoreBusyError(StoreError):
-    """Another process holds the store's writer lock."""
+    """Another process holds the store's writer lock.
+
+    Args:
+        message: one sentence.
+        folder: whose lock it is, where that is known.
+    """
+
+    def __init__(self, message: str, folder: str | None = None) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 class StoreIncompleteError(StoreError):

@@ -243,7 +243,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 def lock_held(folder: Location) -> StoreBusyError:
     """The refusal of a second writer."""
-    return StoreBusyError(f"another run is writing {folder}: wait for it to end, then run again")
+    return StoreBusyError(f"another run is writing {folder}: wait for it to end, then run again", str(folder))
 
 
 def home() -> Path:
@@ -294,3 +294,7 @@ class StoreFolders:
     @property
     def games(self) -> Location:
         return Location.of(self.root) / "games"
+
+    @property
+    def runs(self) -> Location:
+        return Location.of(self.root) / "runs"

@@ -27,6 +27,7 @@ values/<fingerprint>/        a CoalitionStore, written once
 games/<fingerprint>/         a UtilityStore, grows by files that never change
     <sha-256>.parquet        worth of some coalitions: UTILITIES
     manifest.json
+runs/                        nothing but locks: of the runs under way, by the fingerprint of their parameters
 .<name>.lock                 beside a folder or file: the lock of its one writer
 gradients/<fingerprint>/     a GradientStore, grows by segments
     manifest.json            what every row has in common: model, projection, tokenisation, layer table, dtype

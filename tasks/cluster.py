@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storage.errors import DataworthError, InputError
+from storage.errors import DataworthError, InputError, WorkersLostError
 from tasks.configuration import ClusterConfig
 from tasks.progress import show_link
 from tasks.visible import without_password
@@ -96,7 +96,7 @@ def named_losses(doing: str) -> Iterator[None]:
         doing: what was going on, as in "scoring".
 
     Raises:
-        DataworthError: workers or scheduler were lost in the block.
+        WorkersLostError: workers or scheduler were lost in the block.
     """
     from distributed import CancelledError, KilledWorker
     from distributed.comm.core import CommClosedError
@@ -104,6 +104,6 @@ def named_losses(doing: str) -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        raise DataworthError(f"the Dask workers died while {doing}, out of memory or killed ({error})") from error
+        raise WorkersLostError(f"the Dask workers died while {doing}, out of memory or killed ({error})") from error
     except (CancelledError, CommClosedError, TimeoutError) as error:
-        raise DataworthError(f"the Dask scheduler went away while {doing}: run again once it is back") from error
+        raise WorkersLostError(f"the Dask scheduler went away while {doing}: run again once it is back") from error

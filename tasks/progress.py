@@ -15,9 +15,12 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from tqdm import tqdm
 
-__all__ = ["Progress", "progress", "run_logger", "show_link"]
+__all__ = ["DEVICE_TAG", "Progress", "progress", "run_logger", "show_link"]
 
 SECONDS_BETWEEN_UPDATES = 2.0
+
+# Of the tasks that compute on a device: a limit `tag:gpu` of the Prefect server lets one run on each.
+DEVICE_TAG = "gpu"
 
 
 def run_logger() -> "logging.Logger | LoggerAdapter[Any]":

@@ -31,6 +31,7 @@ from tasks.curvature.config import DampingConfig
 from tasks.model.config import ModelConfig
 from tasks.model.loading import load
 from tasks.progress import run_logger
+from tasks.retries import RETRIES, RETRY_DELAYS, may_help
 
 __all__ = ["GameParts", "game_fingerprint", "play_of", "value_sources"]
 
@@ -62,7 +63,13 @@ class GameParts(BaseModel):
     damping: DampingConfig
 
 
-@task(name="value-sources", task_run_name="value the sources ({sources.game})")
+@task(
+    name="value-sources",
+    task_run_name="value the sources ({sources.game})",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
 def value_sources(
     store: str,
     scores: StoreRef,

@@ -27,10 +27,11 @@ from tasks.curvature.source_sums import SourceDocuments, chosen_share, grouped_g
 from tasks.curvature.sums import MOST_COLUMNS
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
-from tasks.progress import run_logger
+from tasks.progress import DEVICE_TAG, run_logger
 from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import LayerProjection, layer_table, stored_projections
+from tasks.retries import RETRIES, RETRY_DELAYS, may_help
 
 __all__ = ["fit_covariances", "fit_matrices", "fit_query_factors", "fit_source_sums"]
 
@@ -43,7 +44,14 @@ HALFWAY = 0.5
 Matrices = list[dict[str, np.ndarray]]
 
 
-@task(name="fit-covariances", task_run_name="fit the covariances of inputs and output gradients")
+@task(
+    name="fit-covariances",
+    task_run_name="fit the covariances of inputs and output gradients",
+    tags=[DEVICE_TAG],
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
 def fit_covariances(
     store: str, model: ModelConfig, corpus: StoreRef, curvature: CurvatureConfig, batch_tokens: int | None
 ) -> StoreRef:
@@ -64,7 +72,14 @@ def fit_covariances(
     return _stored(store, parts, layer_table(projections), documents, curvature, fitted)
 
 
-@task(name="fit-curvature", task_run_name="fit the {curvature.labels} {curvature.kind}")
+@task(
+    name="fit-curvature",
+    task_run_name="fit the {curvature.labels} {curvature.kind}",
+    tags=[DEVICE_TAG],
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
 def fit_matrices(
     store: str,
     model: ModelConfig,
@@ -127,7 +142,14 @@ def fit_matrices(
     return _stored(store, parts, basis_store.layers, documents, curvature, fitted)
 
 
-@task(name="fit-source-sums", task_run_name="sum gradients and curvature by source")
+@task(
+    name="fit-source-sums",
+    task_run_name="sum gradients and curvature by source",
+    tags=[DEVICE_TAG],
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
 def fit_source_sums(
     store: str,
     model: ModelConfig,
@@ -238,7 +260,14 @@ def _source_matrices(
     return matrices
 
 
-@task(name="fit-query-factors", task_run_name="curvature of the queries")
+@task(
+    name="fit-query-factors",
+    task_run_name="curvature of the queries",
+    tags=[DEVICE_TAG],
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
 def fit_query_factors(
     store: str, model: ModelConfig, queries: StoreRef, bases: StoreRef, curvature: CurvatureConfig
 ) -> StoreRef:

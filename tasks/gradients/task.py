@@ -25,15 +25,23 @@ from tasks.gradients.order import content_order, row_windows
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
 from tasks.processes import processes
-from tasks.progress import Progress, progress, run_logger
+from tasks.progress import DEVICE_TAG, Progress, progress, run_logger
 from tasks.projection.logra import LayerProjection, stored_projections
+from tasks.retries import RETRIES, RETRY_DELAYS, may_help
 
 __all__ = ["ACTIONS", "gradient_store", "index_gradients"]
 
 ALGORITHM = 1
 
 
-@task(name="index-gradients", task_run_name="gradients of {what}")
+@task(
+    name="index-gradients",
+    task_run_name="gradients of {what}",
+    tags=[DEVICE_TAG],
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
 def index_gradients(
     store: str, model: ModelConfig, corpus: StoreRef, bases: StoreRef, gradients: GradientsConfig, what: str
 ) -> StoreRef:

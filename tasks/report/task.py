@@ -37,6 +37,7 @@ from tasks.report.parameters import flat
 from tasks.report.summary import Summary, markdown_table, strongest_overlaps, summary
 from tasks.report.tables import safe_csv
 from tasks.report.tracking import LoggedRun, TrackedValuation, log_run, metric_name
+from tasks.retries import RETRIES, RETRY_DELAYS, may_help
 
 __all__ = ["ValuationParts", "log_valuation", "publish_valuation", "valuation_summary"]
 
@@ -46,6 +47,9 @@ PACKAGES = ("dataworth", "torch", "transformers", "numpy", "zarr", "dask", "pref
 NOTE_ROWS = 25
 
 MOST_PAIRS = 10
+
+# Seconds; a server that takes requests and answers none would hold the run for good.
+LONGEST_LOGGING = 1800
 
 
 class ValuationParts(BaseModel):
@@ -137,7 +141,13 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-@task(name="publish-valuation", task_run_name="write {results}")
+@task(
+    name="publish-valuation",
+    task_run_name="write {results}",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
 def publish_valuation(results: str, parts: ValuationParts, confidence: float) -> None:
     """Write everything a valuation leaves; `valuation.json`, which declares it whole, comes last.
 
@@ -227,7 +237,14 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-@task(name="log-valuation", task_run_name="log to MLflow")
+@task(
+    name="log-valuation",
+    timeout_seconds=LONGEST_LOGGING,
+    task_run_name="log to MLflow",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
 def log_valuation(results: str, parts: ValuationParts, tracking: TrackingConfig) -> dict[str, str | None]:
     """Log a published valuation to MLflow, and write the run's id into `valuation.json`.
 

@@ -23,6 +23,7 @@ from tasks.configuration import ClusterConfig
 from tasks.curvature.config import DampingConfig
 from tasks.curvature.precondition import Preconditioner, damped_inverse
 from tasks.progress import progress, run_logger
+from tasks.retries import RETRIES, RETRY_DELAYS, may_help
 from tasks.scoring.blocks import Preconditioned, Whitenings, self_influence, window_scores
 from tasks.scoring.combination import Combination
 from tasks.scoring.config import ScoringConfig
@@ -38,7 +39,13 @@ ALGORITHM = 1
 SHARDS_AHEAD = 4
 
 
-@task(name="score-corpus", task_run_name="score every document for every query")
+@task(
+    name="score-corpus",
+    task_run_name="score every document for every query",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
 def score_corpus(
     store: str,
     corpus: StoreRef,

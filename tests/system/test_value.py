@@ -282,6 +282,6 @@ def test_two_runs_on_one_store_the_second_is_refused(
     (path,) = (tmp_path / "store" / "gradients").glob("[0-9a-f]*")
     assert GradientStore(path).segments()
     with writer_lock(path):
-        refused = dataworth(*words)
+        refused = dataworth(*words, "--overlap", "refuse")
     assert refused.returncode == 1
     assert "another run is writing" in sentence(refused)

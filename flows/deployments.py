@@ -1,0 +1,102 @@
+"""What a Prefect server is told before a worker runs the flows: a work pool, a limit of devices, deployments.
+
+The deployments are those of `prefect.yaml`, which travels with an installed package, too.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+from prefect.automations import AutomationCore
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.exceptions import ObjectAlreadyExists
+
+from storage.errors import DataworthError
+from tasks.progress import DEVICE_TAG
+
+__all__ = ["POOL", "apply_deployments", "worker_command"]
+
+POOL = "dataworth"
+# Heartbeats come every 30 s (flows/__init__.py); several may be lost while a machine is busy.
+WITHOUT_HEARTBEAT = timedelta(minutes=5)
+LOST = "dataworth: runs without a heartbeat have crashed"
+
+
+def worker_command() -> list[str]:
+    """The process that runs what the deployments are asked for."""
+    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+
+
+def apply_deployments(api: str, environment: Mapping[str, str]) -> None:
+    """Create or update work pool, limit, automation and deployments.
+
+    Args:
+        api: address of the Prefect API.
+        environment: of the process that applies `prefect.yaml`.
+
+    Raises:
+        DataworthError: the server does not take the deployments.
+    """
+    with SyncPrefectClient(api) as client:
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        client.upsert_global_concurrency_limit_by_name(f"tag:{DEVICE_TAG}", _devices())
+        if not client.read_automations_by_name(LOST):
+            client.create_automation(_crashed_without_heartbeat())
+    deployed = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(_definitions())],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if deployed.returncode:
+        raise DataworthError(f"the deployments were not taken: {(deployed.stderr or deployed.stdout).strip()[-2000:]}")
+
+
+def _definitions() -> Path:
+    """Of the checkout, else of the installed package."""
+    here = Path(__file__).parent
+    beside = here.parent / "prefect.yaml"
+    return beside if beside.is_file() else here / "prefect.yaml"
+
+
+def _devices() -> int:
+    """How many tasks may compute at once on this machine: one a GPU, one on a machine without."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _crashed_without_heartbeat() -> AutomationCore:
+    """Marks a run as crashed whose machine is gone; see Prefect's documentation, "Detect zombie flows"."""
+    return AutomationCore(
+        name=LOST,
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={
+                "prefect.flow-run.heartbeat",
+                "prefect.flow-run.Completed",
+                "prefect.flow-run.Skipped",
+                "prefect.flow-run.Failed",
+                "prefect.flow-run.Cancelled",
+                "prefect.flow-run.Crashed",
+            },
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=WITHOUT_HEARTBEAT,
+        ),
+        actions=[
+            ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat for 5 minutes: its machine is gone")
+        ],
+    )

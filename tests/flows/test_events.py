@@ -1,0 +1,43 @@
+"""When a share has moved, and what the event tells."""
+
+import json
+
+import pandas as pd
+import pytest
+
+import flows.events as module
+from flows.events import MOVED, emit_moved, published_shares
+
+
+@pytest.fixture
+def told(monkeypatch):
+    events = []
+    monkeypatch.setattr(module, "emit_event", lambda event, **content: events.append((event, content)))
+    return events
+
+
+def test_only_shares_that_moved_far_enough_are_told(told):
+    before = {("source", 1, "a"): 0.50, ("source", 1, "b"): 0.30, ("source", 1, "gone"): 0.20}
+    after = {("source", 1, "a"): 0.54, ("source", 1, "b"): 0.20, ("source", 1, "new"): 0.26}
+    emit_moved("out", "m on c", before, after, 0.05)
+    assert [event for event, _ in told] == [MOVED] * 3
+    moved = {content["payload"]["source"]: content["payload"] for _, content in told}
+    assert (moved["b"]["before"], moved["b"]["after"]) == (0.30, 0.20)
+    assert (moved["gone"]["after"], moved["new"]["before"]) == (0.0, 0.0)
+
+
+def test_a_first_valuation_and_a_grouping_that_is_new_move_nothing(told):
+    emit_moved("out", "m on c", {}, {("source", 1, "a"): 1.0}, 0.05)
+    emit_moved("out", "m on c", {("source", 1, "a"): 1.0}, {("source", 1, "a"): 1.0, ("licence", 1, "x"): 1.0}, 0.05)
+    emit_moved("out", "m on c", {("source", 1, "a"): 1.0}, {("source", 1, "a"): float("nan")}, 0.05)
+    assert told == []
+
+
+def test_shares_are_read_from_a_finished_valuation_only(tmp_path):
+    rows = {"query_id": ["q", "*"], "source": ["a", "a"], "share": [0.1, None], "grouping": ["source"] * 2}
+    pd.DataFrame(rows | {"level": [1, 1]}).to_parquet(tmp_path / "sources.parquet")
+    assert published_shares(str(tmp_path)) == {}
+    (tmp_path / "valuation.json").write_text(json.dumps({}))
+    (found,) = published_shares(str(tmp_path)).items()
+    assert found[0] == ("source", 1, "a")
+    assert found[1] != found[1]

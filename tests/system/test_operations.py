@@ -1,0 +1,240 @@
+"""Deployments as they live: a schedule fires by itself, a run is cancelled, runs overlap, machines die."""
+
+import json
+import re
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from flows.deployments import apply_deployments, worker_command
+from flows.servers import child
+from storage.locations import StoreFolders
+from storage.manifest import writer_lock
+from tests.reference.checkpoints import TEXTS
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+SECONDS_TO_CANCEL = 15.0
+
+
+def wait_until(condition, seconds, what):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError(what)
+
+
+class Api:
+    """What the tests ask a Prefect server, which answers 503 while another process writes to SQLite."""
+
+    def __init__(self, address):
+        self.address = address
+
+    def _asked(self, method, path, content=None):
+        def answered():
+            answer = httpx.request(method, f"{self.address}{path}", json=content, timeout=60)
+            return None if answer.status_code == 503 else answer
+
+        answer = wait_until(answered, 60, "the server is busy all the time")
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    def deployment(self, flow):
+        return self._asked("GET", f"/deployments/name/{flow}/local")
+
+    def start(self, flow, config):
+        path = f"/deployments/{self.deployment(flow)['id']}/create_flow_run"
+        return self._asked("POST", path, {"parameters": {"config": config}, "state": {"type": "SCHEDULED"}})
+
+    def run(self, run_id):
+        return self._asked("GET", f"/flow_runs/{run_id}")
+
+    def runs(self, **conditions):
+        return self._asked("POST", "/flow_runs/filter", {"sort": "START_TIME_ASC", **conditions})
+
+    def running(self, process):
+        """The run that the server takes for running in a process."""
+        states = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
+        (run,) = [run for run in self.runs(**states) if run["labels"].get("dataworth.process") == process.pid]
+        return run
+
+    def ended(self, run_id):
+        state = self.run(run_id)["state"]
+        return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+    def log(self, run_id):
+        found = self._asked("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200})
+        return "\n".join(line["message"] for line in found)
+
+    def log_of_all(self, run_id):
+        """Of a run and its subflows."""
+        children = {"flow_runs": {"parent_flow_run_id": {"any_": [run_id]}}}
+        return "\n".join(self.log(name) for name in [run_id, *(run["id"] for run in self.runs(**children))])
+
+    def set_state(self, run_id, kind):
+        self._asked("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": kind}})
+
+    def schedule(self, flow, seconds, config):
+        path = f"/deployments/{self.deployment(flow)['id']}/schedules"
+        every = {"interval": seconds, "anchor_date": "2026-01-01T00:00:00Z"}
+        content = {"schedule": every, "active": True, "parameters": {"config": config}}
+        return path, self._asked("POST", path, [content])[0]["id"]
+
+    def unschedule(self, path, schedule):
+        self._asked("DELETE", f"{path}/{schedule}")
+
+
+@pytest.fixture(scope="module")
+def api(prefect_server, tmp_path_factory):
+    """A server with every deployment, and a worker."""
+    apply_deployments(prefect_server, {"PREFECT_API_URL": prefect_server})
+    with child(worker_command(), {"PREFECT_API_URL": prefect_server, "PREFECT_WORKER_QUERY_SECONDS": "2"}) as process:
+        found = Api(prefect_server)
+        found.worker = process
+        yield found
+
+
+@pytest.fixture
+def config(checkpoints, corpus_file, queries_file, tmp_path):
+    return {
+        "model": {"name": str(checkpoints["llama"])},
+        "corpus": {"files": [str(corpus_file)], "max_length": 32},
+        "queries": {"file": str(queries_file)},
+        "projection": {"rank": 4},
+        "store": str(tmp_path / "store"),
+        "results": str(tmp_path / "out"),
+    }
+
+
+@pytest.fixture
+def long_config(config, tmp_path):
+    """Enough documents that a run can be cancelled in the middle of its shards."""
+    path, generator = tmp_path / "long.jsonl", np.random.default_rng(0)
+    words = " ".join(TEXTS).split()
+    rows = [{"id": f"d{n}", "source": f"s{n % 4}", "text": " ".join(generator.choice(words, 24))} for n in range(6_000)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return config | {"corpus": {"files": [str(path)], "max_length": 32}, "curvature": {"kind": "none"},
+                     "projection": {"rank": 16}}  # fmt: skip
+
+
+def indexing(config):
+    return {name: value for name, value in config.items() if name not in ("queries", "results")}
+
+
+def test_a_schedule_fires_by_itself_and_finds_what_is_there(api, config):
+    path, schedule = api.schedule("value-corpus", 20, config)
+    ours = {"deployments": {"id": {"any_": [api.deployment("value-corpus")["id"]]}}}
+
+    def finished():
+        done = [run for run in api.runs(**ours) if run["state"]["type"] == "COMPLETED" and run["auto_scheduled"]]
+        return done if len(done) >= 2 else None
+
+    try:
+        first, second = wait_until(finished, 150, "the schedule does not fire twice")[:2]
+    finally:
+        api.unschedule(path, schedule)
+    assert first["name"] == "llama on corpus.jsonl"
+    assert {"dataworth", "valuation", "model:llama"} <= set(second["tags"])
+    assert re.search(r"the corpus: [1-9]\d* of", api.log_of_all(first["id"]))
+    wait_until(lambda: "the corpus: 0 of" in api.log_of_all(second["id"]), 20, "it computed gradients")
+    assert re.search(r"curvature \w+ is there already", api.log_of_all(second["id"]))
+    events = {"filter": {"event": {"name": ["dataworth.valuation.finished"]}}}
+    told = wait_until(lambda: api._asked("POST", "/events/filter", events)["events"], 30, "no event")
+    assert told[0]["payload"]["results"] == config["results"]
+
+
+def test_a_cancelled_run_stops_soon_and_is_resumed(api, dataworth, long_config):
+    run = api.start("index-corpus", indexing(long_config))
+
+    def computing():
+        return "examples to compute" in api.log(run["id"])
+
+    wait_until(computing, 60, "the run does not begin")
+    time.sleep(1.0)
+    process = psutil.Process(api.run(run["id"])["labels"]["dataworth.process"])
+    family = [process, *process.children(recursive=True)]
+    started = time.monotonic()
+    api.set_state(run["id"], "CANCELLING")
+    state = wait_until(lambda: api.ended(run["id"]), 60, "the run is not cancelled")
+    settled = time.monotonic() - started
+    wait_until(lambda: not any(member.is_running() for member in family), 60, "its processes stay")
+    seconds = time.monotonic() - started
+    sys.stderr.write(f"seconds from Cancelling to Cancelled: {settled:.1f}\n")
+    sys.stderr.write(f"seconds from Cancelling to the end of all processes: {seconds:.1f}\n")
+    assert state["type"] == "CANCELLED"
+    assert seconds < SECONDS_TO_CANCEL
+    again = api.start("index-corpus", indexing(long_config))
+    assert wait_until(lambda: api.ended(again["id"]), 120, "the run does not end")["type"] == "COMPLETED"
+    verified = dataworth("verify", "--store", long_config["store"])
+    assert verified.returncode == 0, verified.stdout
+    assert " 0 damaged" in verified.stdout
+
+
+def test_a_run_of_the_command_line_is_cancelled_from_the_api(api, started_dataworth, long_config):
+    words = ("index", "--model", long_config["model"]["name"], "--corpus", *long_config["corpus"]["files"])
+    words += ("--store", long_config["store"], "--corpus.max_length", "32", "--projection.rank", "16")
+    process, log, left = started_dataworth(*words)
+    wait_until(lambda: "examples to compute" in log.read_text() or process.poll() is not None, 60, "it does not begin")
+    run = api.running(process)
+    started = time.monotonic()
+    api.set_state(run["id"], "CANCELLING")
+    assert process.wait(60) == 1, log.read_text()
+    seconds = time.monotonic() - started
+    sys.stderr.write(f"seconds from Cancelling to the end of the command: {seconds:.1f}\n")
+    assert seconds < SECONDS_TO_CANCEL
+    assert left() == []
+    assert api.run(run["id"])["state"]["type"] == "CANCELLED"
+
+
+def stamps(store):
+    """When every file was last written, but for locks."""
+    paths = [path for path in Path(store).rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path): path.stat().st_mtime_ns for path in paths}
+
+
+@contextmanager
+def somebody_writing(store):
+    """Holds the lock of the gradients that are there."""
+    (gradients,) = StoreFolders(store).gradients.folders()
+    with writer_lock(gradients):
+        yield
+
+
+def test_overlapping_runs_wait_or_are_skipped(api, config):
+    first = api.start("index-corpus", indexing(config))
+    assert wait_until(lambda: api.ended(first["id"]), 90, "the run does not end")["type"] == "COMPLETED"
+    with somebody_writing(config["store"]):
+        waits = api.start("index-corpus", indexing(config) | {"overlap": "wait"})
+        wait_until(lambda: "waiting for another run to end" in api.log(waits["id"]), 60, "it does not say so")
+        before = stamps(config["store"])
+        skips = api.start("index-corpus", indexing(config) | {"overlap": "skip"})
+        state = wait_until(lambda: api.ended(skips["id"]), 60, "it is not skipped")
+        assert (state["type"], state["name"]) == ("COMPLETED", "Skipped")
+        assert "another run is writing" in state["message"]
+        assert stamps(config["store"]) == before
+        assert api.ended(waits["id"]) is None
+    assert wait_until(lambda: api.ended(waits["id"]), 60, "it waits for good")["type"] == "COMPLETED"
+    wait_until(lambda: "the corpus: 0 of" in api.log(waits["id"]), 20, "it computed something")
+
+
+def test_a_run_that_was_killed_is_marked_and_resumed(api, started_dataworth, dataworth, long_config):
+    words = ("index", "--model", long_config["model"]["name"], "--corpus", *long_config["corpus"]["files"])
+    words += ("--store", long_config["store"], "--corpus.max_length", "32", "--projection.rank", "16")
+    process, log, _ = started_dataworth(*words)
+    wait_until(lambda: "examples to compute" in log.read_text() or process.poll() is not None, 60, "it does not begin")
+    process.kill()
+    process.wait(10)
+    run = api.running(process)  # nobody told the server
+    again = dataworth(*words)
+    assert again.returncode == 0, again.stderr
+    assert f"({run['id']}) is marked Crashed: its process {process.pid} on" in again.stderr
+    assert api.run(run["id"])["state"]["type"] == "CRASHED"
