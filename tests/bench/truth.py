@@ -57,7 +57,7 @@ def rows() -> Iterator[dict[str, Any]]:
             yield from digits_rows(problem, seed, folder)
     for setting in language.SETTINGS:
         for seed in SEEDS:
-            yield from language_rows(setting, seed, folder / "language")
+            yield from language_rows(setting, seed, folder / "the demo's language model")
 
 
 def digits_rows(name: str, seed: int, folder: Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A small language model with six sources, one of them a copy, and every coalition of them trained, resumably."""
+"""The demo's language model with six sources, one of them a copy, and every coalition of them trained, resumably."""
 
 import json
 import shutil
@@ -33,10 +33,10 @@ DOCUMENTS = 80
 QUERIES = 5
 # Passages of other packages that a base is trained on.
 GENERAL = 800
-SMALL = SmallModel(vocabulary=1024, hidden=64, layers=2, heads=4, intermediate=176, positions=256)
-FROM_NOTHING = replace(SMALL, epochs=6)
-BASE = replace(SMALL, epochs=6)
-FINE_TUNED = replace(SMALL, epochs=2, learning_rate=1e-3, weight_decay=0.0)
+# The demo's, in size and in training.
+FROM_NOTHING = SmallModel()
+BASE = SmallModel()
+FINE_TUNED = replace(SmallModel(), epochs=2, learning_rate=1e-3, weight_decay=0.0)
 SETTINGS = {"from nothing": FROM_NOTHING, "fine-tuned": FINE_TUNED}
 
 
