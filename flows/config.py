@@ -8,6 +8,7 @@ from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.groupings import SOURCE, grouping_fields
 from tasks.configuration import ClusterConfig, Configuration
 from tasks.corpus.config import CorpusConfig, QueriesConfig
+from tasks.counterfactual.config import TrainingConfig
 from tasks.curvature.config import CurvatureConfig
 from tasks.gradients.config import GradientsConfig
 from tasks.model.config import ModelConfig
@@ -53,6 +54,9 @@ class ValueConfig(CorpusRunConfig):
     scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="Scores of documents.")
     sources: SourcesConfig = Field(default_factory=SourcesConfig, description="Values of sources.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
+    training: TrainingConfig = Field(
+        default_factory=TrainingConfig, description="How a coalition of sources is trained on in the game retrain."
+    )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster.")
     events: EventsConfig = Field(default_factory=EventsConfig, description="Events for automations.")
 
@@ -63,6 +67,8 @@ class ValueConfig(CorpusRunConfig):
                 f"the game {self.sources.game} is over all sources and layers: leave --scoring.sources, "
                 "--scoring.without_sources and --scoring.layers out, or pass --game additive"
             )
+        if self.sources.game == "retrain" and self.model.base is None:
+            raise ValueError("the game retrain begins every training from the base: pass --model.base")
         return self
 
     @property

@@ -184,25 +184,31 @@ def _game_parts(
     if config.sources.game == "additive":
         return None
     store, curvature = store_folder(config), config.curvature
-    return GameParts(
+    parts = GameParts(
         model=config.model,
         queries=queries,
         query_gradients=query_gradients,
         bases=prepared.bases,
-        sums=fit_source_sums(
-            store,
-            config.model,
-            prepared.corpus,
-            prepared.bases,
-            gradients,
-            curvature,
-            config.gradients.batch_tokens,
-            grouping,
-            config.sources.document_groups,
-        ),
-        factors=fit_query_factors(store, config.model, queries, prepared.bases, curvature),
+        sums={},
+        factors=None,
         damping=curvature.damping,
+        corpus=prepared.corpus,
     )
+    if config.sources.game == "retrain":
+        return parts.model_copy(update={"training": config.training})
+    sums = fit_source_sums(
+        store,
+        config.model,
+        prepared.corpus,
+        prepared.bases,
+        gradients,
+        curvature,
+        config.gradients.batch_tokens,
+        grouping,
+        config.sources.document_groups,
+    )
+    factors = fit_query_factors(store, config.model, queries, prepared.bases, curvature)
+    return parts.model_copy(update={"sums": sums, "factors": factors})
 
 
 def _narrowed(config: ValueConfig) -> CorpusRunConfig:

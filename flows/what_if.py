@@ -89,7 +89,7 @@ class Valued:
     def games(self) -> list[SourcesConfig]:
         """Every game that can be played, newton in the utility of the run where that played it."""
         found = [self.sources.model_copy(update={"game": "additive"})]
-        if self.parts is not None:
+        if self.parts is not None and self.parts.sums:
             newton = self.sources
             if newton.game != "newton":
                 newton = newton.model_copy(update={"game": "newton", "utility": "quadratic"})
@@ -198,6 +198,8 @@ def what_if(
     """
     found = valued(results, by)
     absent, splitting = found.numbers("--without", without), found.numbers("--split", split)
+    if absent and found.sources.game == "retrain":
+        raise InputError("--without: nothing is trained here; value the corpus without these sources instead")
     if len(absent) == len(found.names):
         raise InputError("--without: names every source, so that nobody is left to have a share")
     texts = [_absence(found, absent)] if absent else []
@@ -252,7 +254,7 @@ def _splitting(found: Valued, whole: list[Estimate], source: int, parts: int) ->
 def _remarks(found: Valued, splitting: bool) -> list[str]:
     """What a reader must know beside the numbers."""
     lines = []
-    if found.parts is None and splitting:
+    if not (found.parts and found.parts.sums) and splitting:
         lines.append("for the other games value the corpus with one of them first: dataworth value … --game path")
     if "fallback" in found.notes:
         lines.append(f"valued by the additive game, as the check failed: {found.notes['fallback']}")

@@ -30,12 +30,13 @@ class PayoutConfig(Configuration):
 class SourcesConfig(Configuration):
     """The game over sources and what is reported of it."""
 
-    game: Literal["auto", "additive", "interaction", "newton", "path"] = Field(
+    game: Literal["auto", "additive", "interaction", "newton", "path", "retrain"] = Field(
         "auto",
         description="auto: newton for a classifier whose --model.base says what training began from, else additive; "
         "additive: a source is worth the sum of its scores, copies are both paid in full; interaction: to second order "
         "around the trained model; newton: by the parameters a coalition would have reached; path: while the whole "
-        "corpus grows from nothing, immune to splitting a source.",
+        "corpus grows from nothing, immune to splitting a source; retrain: by training --model.base again on every "
+        "coalition, as --training says: the truth, for small models.",
     )
     utility: Literal["auto", "evaluated", "quadratic", "linear"] = Field(
         "auto",
@@ -54,7 +55,9 @@ class SourcesConfig(Configuration):
         description="Regularisation of the summed loss towards where training began (newton, path, interaction); "
         "default: estimated with --model.base, else by --curvature.damping.",
     )
-    budget: int = Field(2000, ge=4, le=10**7, description="Most coalitions whose worth is asked for.")
+    budget: int = Field(
+        2000, ge=4, le=10**7, description="Most coalitions whose worth is asked for; in retrain, most trainings."
+    )
     tolerance: float = Field(
         0.05,
         gt=0,
@@ -90,4 +93,6 @@ class SourcesConfig(Configuration):
     def _playable(self) -> "SourcesConfig":
         if self.game == "path" and self.semivalue != "shapley":
             raise ValueError("path values are averages along a path, not a semivalue: leave --sources.semivalue out")
+        if self.game == "retrain" and self.document_groups > 1 and "document_groups" in self.model_fields_set:
+            raise ValueError("retrain tells no errors of documents: leave --sources.document_groups out")
         return self

@@ -17,12 +17,14 @@ from tasks.coalitions.estimators import exact
 from tasks.coalitions.games import Game
 from tasks.coalitions.jackknife import SourceGroups, degrees_of_freedom, jackknife_errors
 from tasks.coalitions.newton import LayerSums
-from tasks.coalitions.play import Outcome, Play
+from tasks.coalitions.outcome import Outcome
+from tasks.coalitions.play import Play
+from tasks.coalitions.quadrature import in_quadrature
 from tasks.coalitions.sampling import ESTIMATORS, Sampled
 from tasks.coalitions.semivalues import size_weights
 from tasks.coalitions.worths import Utility, Worths
 
-__all__ = ["MOST_REPLAYED", "in_quadrature", "with_document_errors"]
+__all__ = ["MOST_REPLAYED", "with_document_errors"]
 
 # Coalitions of all replicates together. At 31 a second (200 sources, rank 16, 24 layers) they take 9 minutes.
 MOST_REPLAYED = 2**14
@@ -67,13 +69,6 @@ def with_document_errors(play: Play, sources: SourcesConfig, outcome: Outcome) -
         causes=causes,
         facts=outcome.facts | {"errors": said},
     )
-
-
-def in_quadrature(parts: list[np.ndarray]) -> np.ndarray:
-    """Root of the sum of the squares of what is known; NaN where nothing is."""
-    stacked = np.stack(parts)
-    total: np.ndarray = np.sqrt(np.nansum(stacked**2, axis=0))
-    return np.where(np.isnan(stacked).all(axis=0), np.nan, total)
 
 
 def _why_not(groups: SourceGroups | None, found: Sampled | None) -> str:

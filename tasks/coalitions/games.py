@@ -15,7 +15,15 @@ from jaxtyping import Float
 from tasks.coalitions.designs import Coalitions
 from tasks.coalitions.newton import NewtonSteps
 
-__all__ = ["AdditiveGame", "EvaluatedGame", "ExpandedGame", "Game", "InteractionGame", "QueryExpansion"]
+__all__ = [
+    "AdditiveGame",
+    "EvaluatedGame",
+    "ExpandedGame",
+    "Game",
+    "InteractionGame",
+    "QueryExpansion",
+    "RetrainedGame",
+]
 
 # Steps whose losses are computed at a time.
 STEPS_AT_ONCE = 256
@@ -124,7 +132,7 @@ class EvaluatedGame:
 
     Args:
         steps: Delta of coalitions.
-        losses_at: from a step (D,) to the losses of the queries (n_queries,), nats.
+        losses_at: from steps (m, D) to the losses of the queries (m, n_queries), nats.
         n_queries: of them.
         n_players: sources.
     """
@@ -136,11 +144,30 @@ class EvaluatedGame:
 
     def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
         """Minus the measured losses."""
-        worth = np.empty((len(masks), self.n_queries))
-        for first in range(0, len(masks), STEPS_AT_ONCE):
-            for row, step in enumerate(self.steps(masks[first : first + STEPS_AT_ONCE]), first):
-                worth[row] = -self.losses_at(step)
-        return worth
+        parts = [
+            -self.losses_at(self.steps(masks[first : first + STEPS_AT_ONCE]))
+            for first in range(0, len(masks), STEPS_AT_ONCE)
+        ]
+        return np.concatenate([np.empty((0, self.n_queries)), *parts])
+
+
+@dataclass(frozen=True)
+class RetrainedGame:
+    """The worth that training on a coalition's documents, and on no others, is measured to have.
+
+    Args:
+        losses_after: from coalitions (m, s) to the losses of the queries (m, n_queries), nats.
+        n_queries: of them.
+        n_players: sources.
+    """
+
+    losses_after: Callable[[np.ndarray], np.ndarray]
+    n_queries: int
+    n_players: int
+
+    def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
+        """Minus the measured losses."""
+        return -self.losses_after(masks)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""The newton game with its layers spread over the workers of a Dask cluster.
+"""Games on the workers of a Dask cluster: an expanded one by its layers, a measured one by its coalitions.
 
-Each worker holds the sums of some layers, so that together they hold them once. What a coalition's step in those layers
-tells of the queries, and its squared length, add up over the layers.
+Of an expanded game each worker holds the sums of some layers, so that together they hold them once: what a coalition's
+step in those layers tells of the queries, and its squared length, add up over the layers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from tasks.coalitions.designs import Coalitions
 from tasks.coalitions.games import ExpandedGame, QueryExpansion
 from tasks.coalitions.newton import NewtonSteps
 
-__all__ = ["PARTS", "SpreadGame"]
+__all__ = ["PARTS", "SpreadGame", "SpreadRows"]
 
 COALITIONS_AT_ONCE = 256
 # Of the layers, however many workers there are, so that sums are rounded in the same way.
@@ -101,3 +102,37 @@ class SpreadGame:
             )
             for number, (steps, columns) in enumerate(parts)
         ]
+
+
+@dataclass(frozen=True)
+class SpreadRows:
+    """A function of rows, computed row by row on the workers of a cluster: losses of steps, or after trainings.
+
+    A worker that dies is one of at most `MOST_LOSSES` a row may take with it; its rows are computed elsewhere.
+
+    Args:
+        work: from (1, k) rows to (1, q); sent with every row, so small.
+        client: of the cluster.
+    """
+
+    work: Callable[[np.ndarray], np.ndarray]
+    client: Any
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(m, q) of (m, k) rows, m at least 1.
+
+        Raises:
+            DataworthError: the cluster was lost.
+        """
+        with named_losses("asking for the worth of coalitions"):
+            futures = [self.client.submit(_alone, self.work, row[None], pure=False) for row in rows]
+            try:
+                return np.concatenate(self.client.gather(futures))
+            finally:
+                self.client.cancel(futures)
+
+
+def _alone(work: Callable[[np.ndarray], np.ndarray], row: np.ndarray) -> np.ndarray:
+    """One thread, so that a row comes to the same whatever else the machine does."""
+    torch.set_num_threads(1)
+    return work(row)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from storage.corpus import CorpusStore
 from storage.errors import InputError
@@ -33,7 +34,7 @@ from tasks.projection.logra import (
     stored_projections,
 )
 
-__all__ = ["ModelSums", "evaluation", "in_order", "model_sums", "query_expansion", "query_losses"]
+__all__ = ["MeasuredLosses", "ModelSums", "in_order", "model_sums", "query_expansion", "query_losses"]
 
 BATCH_TOKENS = 8192
 # A coalition's parameters lie between those trained on everything and where training began, or little farther.
@@ -205,21 +206,35 @@ def query_expansion(
     return QueryExpansion(losses, sums.turned(rows), sums.turned(labels))
 
 
-def evaluation(loaded: LoadedModel, bases: StoreRef, queries: CorpusStore) -> Callable[[np.ndarray], np.ndarray]:
-    """From a step (D,) to the queries' losses measured at theta* + P^T step."""
-    sides = [orthonormal_sides(projection) for projection in stored_projections(LayerStore.open(bases))]
+@dataclass(frozen=True)
+class MeasuredLosses:
+    """Losses of the queries at steps from theta*, by forward passes; what a worker of a cluster is sent.
 
-    def losses_at(step: np.ndarray) -> np.ndarray:
-        amounts, first = [], 0
-        for outputs, inputs in sides:
-            size = len(outputs) * len(inputs)
-            block = torch.from_numpy(step[first : first + size]).view(len(outputs), len(inputs))
-            amounts.append(outputs.T @ block @ inputs)
-            first += size
-        with displaced(loaded.layers, amounts):
-            return query_losses(loaded, queries)
+    Args:
+        model: the checkpoint.
+        bases: of the projection P.
+        queries: one window each.
+    """
 
-    return losses_at
+    model: ModelConfig
+    bases: StoreRef
+    queries: StoreRef
+
+    def __call__(self, steps: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m q"]:
+        """(m, n_queries) nats at theta* + P^T step."""
+        loaded, queries = load(self.model), CorpusStore.open(self.queries)
+        sides = [orthonormal_sides(projection) for projection in stored_projections(LayerStore.open(self.bases))]
+        losses = np.empty((len(steps), queries.n_examples))
+        for row, step in enumerate(steps):
+            amounts, first = [], 0
+            for outputs, inputs in sides:
+                size = len(outputs) * len(inputs)
+                block = torch.from_numpy(step[first : first + size]).view(len(outputs), len(inputs))
+                amounts.append(outputs.T @ block @ inputs)
+                first += size
+            with displaced(loaded.layers, amounts):
+                losses[row] = query_losses(loaded, queries)
+        return losses
 
 
 def in_order(found: Mapping[str, StoreRef], names: Sequence[str]) -> list[StoreRef]:

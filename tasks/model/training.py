@@ -1,15 +1,35 @@
 """Training a small language model: the demo's, and the tests'."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-__all__ = ["SmallModel", "train_language_model", "train_tokenizer"]
+__all__ = ["SmallModel", "Training", "shuffled_batches", "train_language_model", "train_steps", "train_tokenizer"]
+
+
+class Training(Protocol):
+    """How a model is trained; see SmallModel."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def batch_tokens(self) -> int: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -91,8 +111,14 @@ def train_language_model(
     model = _drawn(settings, tokenizer) if start is None else LlamaForCausalLM.from_pretrained(start)
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    batches = _batches(windows, settings)
-    losses = _steps(model, windows, batches, settings, on_step)
+    batches = shuffled_batches([len(window) for window in windows], settings)
+
+    def loss_of(step: int) -> torch.Tensor:
+        return _loss(model, [windows[number] for number in batches[step]])
+
+    model.train()
+    losses = train_steps(model.parameters(), len(batches), loss_of, settings, on_step)
+    model.eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else float("nan")
@@ -117,35 +143,45 @@ def _drawn(settings: SmallModel, tokenizer: PreTrainedTokenizerFast) -> LlamaFor
     )
 
 
-def _steps(
-    model: LlamaForCausalLM,
-    windows: list[list[int]],
-    batches: list[list[int]],
-    settings: SmallModel,
-    on_step: Callable[[int, int, float], None],
+def train_steps(
+    parameters: Iterable[torch.nn.Parameter],
+    n_steps: int,
+    loss_of: Callable[[int], torch.Tensor],
+    settings: Training,
+    on_step: Callable[[int, int, float], None] = lambda *_: None,
 ) -> list[float]:
-    """Train over the batches; the loss of each step, nats a token."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    warm = max(1, len(batches) // 10)
+    """AdamW with a rate that warms up over the first tenth and falls as a cosine, gradients clipped to norm 1.
+
+    Args:
+        parameters: that are trained.
+        n_steps: of them.
+        loss_of: from a step's number, from 0, to its loss.
+        settings: rate and decay.
+        on_step: called with (step, steps, loss) after each step.
+
+    Returns:
+        The loss of each step.
+    """
+    trained = list(parameters)
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    warm = max(1, n_steps // 10)
 
     def factor(step: int) -> float:
         if step < warm:
             return (step + 1) / warm
-        return 0.5 * (1.0 + float(np.cos(np.pi * (step - warm) / max(1, len(batches) - warm))))
+        return 0.5 * (1.0 + float(np.cos(np.pi * (step - warm) / max(1, n_steps - warm))))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    model.train()
     losses: list[float] = []
-    for step, batch in enumerate(batches, 1):
-        loss = _loss(model, [windows[number] for number in batch])
+    for step in range(n_steps):
+        loss = loss_of(step)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         losses.append(float(loss.detach()))
-        on_step(step, len(batches), losses[-1])
-    model.eval()
+        on_step(step + 1, n_steps, losses[-1])
     return losses
 
 
@@ -158,16 +194,21 @@ def _windows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: i
     ]
 
 
-def _batches(windows: list[list[int]], settings: SmallModel) -> list[list[int]]:
-    """Windows of similar length together, the batches of every epoch in a new order."""
+def shuffled_batches(lengths: Sequence[int], settings: Training) -> list[list[int]]:
+    """Positions of windows of similar length together, the batches of every epoch in a new order.
+
+    Args:
+        lengths: tokens of each window.
+        settings: epochs, tokens of a batch, seed.
+    """
     generator = np.random.default_rng(settings.seed)
     batches: list[list[int]] = []
     for _ in range(settings.epochs):
-        jitter = generator.permutation(len(windows))
-        order = sorted(range(len(windows)), key=lambda number: (len(windows[number]), jitter[number]))
+        jitter = generator.permutation(len(lengths))
+        order = sorted(range(len(lengths)), key=lambda number: (lengths[number], jitter[number]))
         epoch: list[list[int]] = [[]]
         for number in order:
-            if epoch[-1] and (len(epoch[-1]) + 1) * len(windows[number]) > settings.batch_tokens:
+            if epoch[-1] and (len(epoch[-1]) + 1) * lengths[number] > settings.batch_tokens:
                 epoch.append([])
             epoch[-1].append(number)
         batches += [epoch[place] for place in generator.permutation(len(epoch)) if epoch[place]]

@@ -20,7 +20,7 @@ from tasks.coalitions.newton import LayerSums, NewtonSteps, endpoint_matched, es
 from tasks.coalitions.path import path_values
 from tasks.coalitions.play import Play
 from tasks.coalitions.semivalues import exact_semivalues, size_weights
-from tasks.coalitions.worth import evaluation, model_sums, query_expansion, query_losses
+from tasks.coalitions.worth import MeasuredLosses, model_sums, query_expansion, query_losses
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.task import prepare_corpus, prepare_queries
 from tasks.curvature.config import CurvatureConfig, DampingConfig
@@ -86,12 +86,13 @@ def digits_rows(name: str, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
     matched = endpoint_matched(between, origin, counts, pull)
     expansion = digits.expansion(network, problem, reached)
 
-    def losses_at(step: np.ndarray) -> np.ndarray:
+    def losses_at(steps: np.ndarray) -> np.ndarray:
         moved, first = [], 0
         for layer in reached:
-            moved.append(layer.double()[None] + torch.from_numpy(step[first : first + layer.numel()]).view(layer.shape))
+            part = torch.from_numpy(steps[:, first : first + layer.numel()])
+            moved.append(layer.double()[None] + part.view(-1, *layer.shape))
             first += layer.numel()
-        return network.losses(moved, problem.queries, problem.query_labels).mean(axis=1)
+        return network.losses(moved, problem.queries, problem.query_labels).mean(axis=1)[:, None]
 
     found = {"by size": lambda: counts.astype(np.float64)}
     found |= {"additive": lambda: (expansion.gradients @ _solved(here, pull).T)[0]}
@@ -191,7 +192,7 @@ class LanguageGames:
         base = None if model.base is None else query_losses(load(model, 1.0), self.documents)
         loaded = load(model)
         expansion = query_expansion(sums, self.documents, asked, factors, query_losses(loaded, self.documents))
-        return Play(sums, expansion, evaluation(loaded, bases, self.documents), base)
+        return Play(sums, expansion, MeasuredLosses(model, bases, self.queries), base)
 
     def by_size(self) -> np.ndarray:
         """(q, s) tokens of each source, the same for every query."""

@@ -63,6 +63,7 @@ def parts(run, checkpoints, tmp_path_factory):
         sums=fit_source_sums.fn(run.store, config, run.corpus, run.bases, run.gradients, SAMPLED, 96),
         factors=fit_query_factors.fn(run.store, config, run.queries, run.bases, SAMPLED),
         damping=DampingConfig(),
+        corpus=run.corpus,
     )
 
 

@@ -57,7 +57,7 @@ class DrawnSources:
         """The game of sums that are not endpoint-matched yet."""
         columns = [slice(0, SIZES[0]), slice(SIZES[0], sum(SIZES))]
         sums = ModelSums(self.matched(layers), PULL, "given", None, [None, None], columns, groups)
-        return Play(sums, self.expansion, lambda step: self.expansion.after(step[None])[0], None)
+        return Play(sums, self.expansion, self.expansion.after, None)
 
     def matched(self, layers):
         return endpoint_matched(layers, self.origin, np.full(N_SOURCES, self.n_documents), PULL)

@@ -4,7 +4,7 @@ import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -110,12 +110,17 @@ def language(folder: Path, setting: str, seed: int) -> Language:
     return problem
 
 
+@lru_cache(maxsize=1)
+def _problem(folder: str, setting: str, seed: int) -> Language:
+    return Language(Path(folder), setting, seed)
+
+
 def _trained_worth(folder: str, setting: str, seed: int, number: int) -> list[float]:
     """Minus the queries' losses after training on one coalition, kept in a file."""
     torch.set_num_threads(1)
     path = Path(folder) / setting / str(seed) / "worth" / f"{number}.json"
     if not path.is_file():
-        problem = Language(Path(folder), setting, seed)
+        problem = _problem(folder, setting, seed)
         model = problem.folder / f"trained-{number}"
         problem.train(MASKS[number], model)
         worth = (-problem.losses(model)).tolist()

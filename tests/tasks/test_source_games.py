@@ -15,7 +15,8 @@ from storage.locations import StoreFolders
 from storage.withdrawals import Withdrawals
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.task import GameParts, value_sources
-from tasks.coalitions.worth import evaluation, model_sums, query_losses
+from tasks.coalitions.worth import MeasuredLosses, model_sums, query_losses
+from tasks.configuration import ClusterConfig
 from tasks.curvature import task as curvature_task
 from tasks.curvature.config import CurvatureConfig, DampingConfig
 from tasks.curvature.source_sums import SourceDocuments
@@ -66,6 +67,7 @@ def parts_of(run, model, n_groups=5):
         bases=run.bases,
         sums=sums_of(run, model, n_groups=n_groups),
         factors=factors,
+        corpus=run.corpus,
         damping=DampingConfig(),
     )
 
@@ -168,7 +170,7 @@ def test_the_way_to_the_base_is_the_step_of_nobody(made, base):
     start = AutoModelForCausalLM.from_pretrained(run.model.name)
     loaded = load(model)
     before = query_losses(loaded, queries)
-    moved = evaluation(loaded, run.bases, queries)(steps[0])
+    moved = MeasuredLosses(model, run.bases, run.queries)(steps[:1])[0]
     with torch.no_grad():
         state = dict(start.named_parameters())
         for layer, amount in zip(layers, away, strict=True):
@@ -286,3 +288,15 @@ def test_what_cannot_be_played_is_said(made, checkpoints):
     other = ModelConfig(name=run.model.name, base=str(checkpoints["gpt2"]))
     with pytest.raises(InputError, match="has no parameter"):
         load(other, 0.5)
+
+
+def test_worth_measured_on_a_cluster_is_the_same(made, base):
+    config = SourcesConfig(game="newton", utility="evaluated", fallback=False, document_groups=1)
+    values = []
+    for n_workers in (1, 2):
+        run = made({"kind": "pca", "rank": 3}, store=f"store of {n_workers}")
+        model = run.model.model_copy(update={"base": base})
+        parts = parts_of(run, model, n_groups=1)
+        found = value_sources.fn(run.store, run.scores(), config, parts, ClusterConfig(workers=n_workers))
+        values.append(CoalitionStore.open(found).values.to_pandas()["value"])
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-4)

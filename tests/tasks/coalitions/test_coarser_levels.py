@@ -5,7 +5,7 @@ import pandas as pd
 
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.groupings import SEPARATOR
-from tasks.coalitions.task import _Players, _rows, _Values
+from tasks.coalitions.values import Players, Values, value_rows
 
 
 def test_errors_of_groups_add_up_by_cause():
@@ -17,9 +17,9 @@ def test_errors_of_groups_add_up_by_cause():
         "queries": np.array([[np.nan, np.nan, 2.0]]),
     }
     values, errors = np.array([[1.0, 2.0, 3.0]]), np.array([[3.0, 4.0, 2.0]])
-    found = _Values(values, errors, values - 2 * errors, values + 3 * errors, "path", {}, causes=causes)
-    players = _Players(query_ids=["*"], names=names, grouping="x>y", table=table)
-    own = pd.DataFrame(_rows(players, found, SourcesConfig()))
+    found = Values(values, errors, values - 2 * errors, values + 3 * errors, "path", {}, causes=causes)
+    players = Players(query_ids=["*"], names=names, grouping="x>y", table=table)
+    own = pd.DataFrame(value_rows(players, found, SourcesConfig()))
     assert own["error_documents"].tolist()[:2] == [3, 4]
     above = own[own["level"] == 1].set_index("source")
     assert above.loc["a", ["value", "standard_error", "low", "high"]].tolist() == [3, 5, -7, 18]

@@ -96,7 +96,7 @@ def test_expanded_and_evaluated_agree_on_a_quadratic_query():
     problem, masks = Quadratic(), all_coalitions(N_SOURCES)
     steps = NewtonSteps(problem.layers(), PULL)
     expanded = ExpandedGame(steps, problem.expansion, N_SOURCES)
-    evaluated = EvaluatedGame(steps, lambda step: problem.expansion.after(step[None])[0], 2, N_SOURCES)
+    evaluated = EvaluatedGame(steps, problem.expansion.after, 2, N_SOURCES)
     np.testing.assert_allclose(expanded.utilities(masks), evaluated.utilities(masks))
     assert expanded.utilities(masks[:0]).shape == (0, 2)
 

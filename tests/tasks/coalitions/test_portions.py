@@ -66,7 +66,7 @@ def dense_loss(problem, degrees):
 
 
 def play_of(layers, problem, portions=None):
-    return Play(Sums(layers), problem.expansion, lambda step: problem.expansion.after(step[None])[0], None, portions)
+    return Play(Sums(layers), problem.expansion, problem.expansion.after, None, portions)
 
 
 @pytest.mark.parametrize("source", [0, 3])

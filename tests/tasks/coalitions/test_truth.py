@@ -40,9 +40,9 @@ def test_newton_is_near_the_truth_where_additive_is_not(seed):
     matched = endpoint_matched(sums, origin, np.bincount(problem.sources), pull)
     steps = NewtonSteps(matched, pull)
 
-    def losses_at(step):
-        moved = [reached[0][None].double() + torch.from_numpy(step).view(1, *reached[0].shape)]
-        return network.losses(moved, problem.queries, problem.query_labels).mean(axis=1)
+    def losses_at(steps):
+        moved = [reached[0][None].double() + torch.from_numpy(steps).view(-1, *reached[0].shape)]
+        return network.losses(moved, problem.queries, problem.query_labels).mean(axis=1)[:, None]
 
     newton = shapley(EvaluatedGame(steps, losses_at, 1, len(NAMES)).utilities(MASKS)[:, 0])
     here = layer_sums(network, problem, reached, reached)[0]
