@@ -50,13 +50,17 @@ def with_document_errors(play: Play, sources: SourcesConfig, outcome: Outcome) -
         outcome: of `play.values(sources, ...)`.
     """
     groups = play.sums.groups
-    reason = _why_not(groups, outcome.sampled)
+    n_coalitions = int(outcome.facts.get("coalitions", 0))
+    reason = _why_not(groups, n_coalitions)
     if groups is None or reason:
         said = f"{outcome.facts['errors']}; not of documents{reason}"
         return replace(outcome, facts=outcome.facts | {"errors": said})
-    replicates = np.stack(
-        [_replayed(_without(play, groups, number), sources, outcome.sampled) for number in range(groups.n_groups)]
-    )
+    if play.vectors is not None and play.linear(sources):
+        replicates = play.vectors.replicate_values(play.expansion.gradients)
+    else:
+        replicates = np.stack(
+            [_replayed(_without(play, groups, number), sources, outcome.sampled) for number in range(groups.n_groups)]
+        )
     errors, degrees = jackknife_errors(replicates, groups.counts), degrees_of_freedom(groups.counts)
     reach = student.ppf(0.5 + sources.confidence / 2, np.maximum(degrees, 1)) * errors
     causes = outcome.causes | {"documents": errors}
@@ -71,13 +75,13 @@ def with_document_errors(play: Play, sources: SourcesConfig, outcome: Outcome) -
     )
 
 
-def _why_not(groups: SourceGroups | None, found: Sampled | None) -> str:
+def _why_not(groups: SourceGroups | None, n_coalitions: int) -> str:
     """Why documents have no errors, to be put behind a sentence; empty where they have."""
     if groups is None or groups.n_groups < 2:
         return " (--sources.document_groups 1)"
-    if found is not None and groups.n_groups * found.estimate.n_coalitions > MOST_REPLAYED:
+    if groups.n_groups * n_coalitions > MOST_REPLAYED:
         return (
-            f", as {groups.n_groups} times {found.estimate.n_coalitions:,} coalitions are more than {MOST_REPLAYED:,}: "
+            f", as {groups.n_groups} times {n_coalitions:,} coalitions are more than {MOST_REPLAYED:,}: "
             "lower --sources.budget or --sources.document_groups"
         )
     return ""

@@ -17,7 +17,8 @@ from tasks.coalitions.newton import LayerSums, NewtonSteps
 from tasks.coalitions.outcome import Outcome, WorthKeeper, asked, outcome_of, with_queries, with_total
 from tasks.coalitions.path import path_values
 from tasks.coalitions.portions import PortionedGame
-from tasks.coalitions.sampling import Sampled
+from tasks.coalitions.sampling import Sampled, widest_interval
+from tasks.coalitions.vectors import VectorValues
 
 __all__ = ["Play", "Sums"]
 
@@ -59,6 +60,7 @@ class Play:
         base_losses: measured losses of the base; None where none is known.
         portions: (n_players, n_sources) which part of each source a player holds (see tasks.coalitions.portions);
             None: each player is a source.
+        vectors: values in parameters; where they are there, newton's linear values are read off them.
         spread: makes an expanded game one that a cluster plays (see tasks.coalitions.spread); None: played here.
     """
 
@@ -68,6 +70,7 @@ class Play:
     base_losses: np.ndarray | None
     portions: np.ndarray | None = None
     spread: Callable[[ExpandedGame], Game] | None = None
+    vectors: VectorValues | None = None
 
     @property
     def n_sources(self) -> int:
@@ -138,8 +141,30 @@ class Play:
             whole = with_total(closed[0])
             unknown = np.full(whole.shape, np.nan)
             return self._with_queries(Outcome(whole, unknown, unknown, unknown, closed[1], {}), sources.confidence)
+        if self.vectors is not None and self.linear(sources):
+            return self._with_queries(self._read_off(self.vectors, sources), sources.confidence)
         found = outcome_of(self._asked(sources, kept), self.utility(sources))
         return self._with_queries(found, sources.confidence)
+
+    def linear(self, sources: SourcesConfig) -> bool:
+        """Values are dot products of what sources are worth in parameters."""
+        return sources.game == "newton" and sources.utility == "linear" and self.portions is None
+
+    def _read_off(self, vectors: VectorValues, sources: SourcesConfig) -> Outcome:
+        estimate = vectors.estimate(self.expansion.gradients, sources.confidence)
+        facts = {
+            "estimator": f"{estimate.estimator}, in parameters",
+            "widest interval": widest_interval(estimate.of_queries([-1])),
+            "widest interval of a query": widest_interval(estimate),
+            "coalitions": estimate.n_coalitions,
+            "utility": "linear",
+        }
+        unknown = np.full(estimate.values.shape, np.nan)
+        ends = (unknown, unknown, unknown)
+        if not vectors.exact:
+            ends = (estimate.standard_errors, estimate.low, estimate.high)
+        reason = f"from the sources' values in parameters, of {estimate.n_coalitions:,} coalitions"
+        return Outcome(estimate.values, *ends, reason, facts)
 
     def estimate(self, sources: SourcesConfig, kept: WorthKeeper) -> Estimate:
         """The same values with the errors of sampled coalitions alone, 0 in closed form."""

@@ -19,7 +19,7 @@ from tasks.coalitions.estimators import Estimate, exact, is_shapley, needed_size
 from tasks.coalitions.reuse import adjusted_reuse, sample_reuse
 from tasks.coalitions.worths import Utility, Worths
 
-__all__ = ["ESTIMATORS", "EstimatorName", "Sampled", "sampled", "widest_interval"]
+__all__ = ["ESTIMATORS", "EstimatorName", "Sampled", "enumerated", "sampled", "widest_interval"]
 
 EstimatorName = Literal["auto", "permutation", "regression", "sample_reuse", "adjusted_reuse"]
 MOST_ENUMERATED = 16
@@ -180,7 +180,7 @@ def _sample(search: _Search, estimator: str, tolerance: float) -> tuple[Estimate
         design.grow(units)
 
 
-def _enumerated(weights: np.ndarray, budget: int) -> np.ndarray | None:
+def enumerated(weights: np.ndarray, budget: int) -> np.ndarray | None:
     """All coalitions the semivalue needs, where the budget pays for them."""
     n = len(weights)
     if not needed_sizes(weights)[: n - 1].any() and n + 1 <= budget:
@@ -226,11 +226,11 @@ def sampled(
     if n_players < 1 or len(weights) != n_players:
         raise ValueError(f"expected a weight for each of at least 1 player, got {len(weights)} for {n_players}")
     worths = Worths(utility, n_players, known)
-    enumerated = _enumerated(weights, budget)
-    if enumerated is not None:
-        found = exact(enumerated, worths(enumerated), weights, confidence)
-        reason = f"exact, as {len(enumerated)} coalitions are all there are to ask for"
-        return Sampled(found, reason, "exact", 0.0, *worths.everything(), worths.evaluated, enumerated)
+    everything = enumerated(weights, budget)
+    if everything is not None:
+        found = exact(everything, worths(everything), weights, confidence)
+        reason = f"exact, as {len(everything)} coalitions are all there are to ask for"
+        return Sampled(found, reason, "exact", 0.0, *worths.everything(), worths.evaluated, everything)
     if n_players == 1 or budget < 2:
         raise ValueError(f"a budget of {budget} coalitions does not pay for nobody and everybody")
     search = _search(worths, weights, confidence, budget, generator, decisive)

@@ -23,9 +23,11 @@ from tasks.coalitions.games import RetrainedGame
 from tasks.coalitions.groupings import SOURCE
 from tasks.coalitions.outcome import asked, outcome_of, with_queries, worth_of_all
 from tasks.coalitions.overlap import overlap_rows
-from tasks.coalitions.play import Play
+from tasks.coalitions.play import Play, Sums
 from tasks.coalitions.spread import PARTS, SpreadGame, SpreadRows
+from tasks.coalitions.stored_vectors import SumsRef, stored_vectors
 from tasks.coalitions.values import Players, Values, value_rows
+from tasks.coalitions.vectors import VectorValues
 from tasks.coalitions.worth import MeasuredLosses, in_order, model_sums, query_expansion, query_losses
 from tasks.configuration import ClusterConfig
 from tasks.counterfactual.config import TrainingConfig
@@ -165,10 +167,18 @@ def _played(
     checked = played.checked()
     if _refused(checked, sources):
         return _fallen_back(additive, checked, sources)
+    if played.linear(sources):
+        played = replace(played, vectors=_vectors(store, game, sources, players.names, played.sums))
     with _spread(played, sources, cluster) as playing:
         outcome = with_document_errors(playing, sources, playing.values(sources, kept))
     overlap = overlap_rows(players.names, played.interactions(), ALL_QUERIES)
     return Values.of_outcome(outcome, sources.game, checked.facts(), overlap)
+
+
+def _vectors(store: str, game: GameParts, sources: SourcesConfig, names: Sequence[str], sums: Sums) -> VectorValues:
+    parts = {"model": game.model.model_dump(mode="json"), "damping": game.damping.model_dump(mode="json")}
+    ref = SumsRef(in_order(game.sums, names), game.bases, game.corpus, parts)
+    return stored_vectors(store, ref, sums, sources)
 
 
 def _retrained(

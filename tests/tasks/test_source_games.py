@@ -1,5 +1,7 @@
 """Sums by source and the games made of them, from a checkpoint and its base to values, against what they must be."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,11 @@ from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.withdrawals import Withdrawals
+from tasks.coalitions import stored_vectors
 from tasks.coalitions.config import SourcesConfig
+from tasks.coalitions.designs import all_coalitions
+from tasks.coalitions.newton import NewtonSteps
+from tasks.coalitions.semivalues import exact_semivalues, size_weights
 from tasks.coalitions.task import GameParts, value_sources
 from tasks.coalitions.worth import MeasuredLosses, model_sums, query_losses
 from tasks.configuration import ClusterConfig
@@ -161,8 +167,6 @@ def test_the_way_to_the_base_is_the_step_of_nobody(made, base):
     names = [f"{layer.name}.weight" for layer in layers]
     away = base_displacements(layers, base_weights(model, names))
     expected = np.concatenate([amount.numpy().ravel() for amount in away])
-    from tasks.coalitions.newton import NewtonSteps
-
     steps = NewtonSteps(sums.layers, sums.damping)(np.array([[False] * 3, [True] * 3]))
     np.testing.assert_allclose(steps[0], expected, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(steps[1], 0, atol=1e-8)
@@ -300,3 +304,36 @@ def test_worth_measured_on_a_cluster_is_the_same(made, base):
         found = value_sources.fn(run.store, run.scores(), config, parts, ClusterConfig(workers=n_workers))
         values.append(CoalitionStore.open(found).values.to_pandas()["value"])
     np.testing.assert_allclose(values[1], values[0], rtol=1e-4)
+
+
+def test_values_in_parameters_are_found_once_for_all_queries(made, base, monkeypatch, queries_file):
+    run = made({"kind": "pca", "rank": 3})
+    model = run.model.model_copy(update={"base": base})
+    linear = SourcesConfig(game="newton", utility="linear", fallback=False)
+    first = CoalitionStore.open(value_sources.fn(run.store, run.scores(), linear, parts_of(run, model)))
+    plays = []
+    monkeypatch.setattr(stored_vectors, "vector_values", lambda *_: plays.append(1))
+    rows = [
+        {"id": "other", "prompt": "The server", "completion": " answers on port eighty."},
+        {"id": "q0", "prompt": "The river runs", "completion": " down to the sea."},
+    ]
+    queries_file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    later = made({"kind": "pca", "rank": 3})
+    found = CoalitionStore.open(value_sources.fn(later.store, later.scores(), linear, parts_of(later, model)))
+    assert not plays
+    table, before = (store.values.to_pandas().set_index(["query_id", "source"]) for store in (found, first))
+    np.testing.assert_allclose(table.loc["q0", "value"], before.loc["q0", "value"], rtol=1e-6)
+    assert table["error_documents"].notna().all()
+    # The same as by asking for every coalition.
+    parts = parts_of(later, model)
+    sums = model_sums(list(parts.sums.values()), later.bases, model, None, DampingConfig())
+    rows_of = GradientStore.open(later.query_gradients).rows_of(CorpusStore.open(later.queries).contents)
+    gradients = sums.turned(np.concatenate(rows_of))
+    masks = all_coalitions(3)
+    steps = NewtonSteps(sums.layers, sums.damping, sums.largest)(masks)
+    expected = exact_semivalues(masks, -steps @ gradients.T, size_weights(3, "shapley"))
+    np.testing.assert_allclose(table.loc["other", "value"], expected[0], rtol=1e-6)
+    Withdrawals(later.store).add(sources=["s1"])
+    compact(later.store)
+    kinds = [LayerStore(path).attributes.get("kind") for path in StoreFolders(later.store).layers.folders()]
+    assert stored_vectors.KIND not in kinds

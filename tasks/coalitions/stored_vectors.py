@@ -1,0 +1,119 @@
+"""What sources are worth in parameters, found once and read by every later run with other queries."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from storage.corpus import CorpusStore
+from storage.errors import InputError
+from storage.layers import LayerStore
+from storage.locations import StoreFolders
+from storage.manifest import writer_lock
+from storage.ref import StoreRef, fingerprint
+from tasks.coalitions.config import SourcesConfig
+from tasks.coalitions.documents import MOST_REPLAYED
+from tasks.coalitions.newton import NewtonSteps
+from tasks.coalitions.play import Sums
+from tasks.coalitions.semivalues import size_weights
+from tasks.coalitions.vectors import VectorDesign, VectorValues, vector_design, vector_values
+from tasks.progress import run_logger
+
+__all__ = ["SumsRef", "stored_vectors"]
+
+ALGORITHM = 1
+KIND = "values in parameters"
+
+
+@dataclass(frozen=True)
+class SumsRef:
+    """Where a model's sums are from, which is what decides the steps.
+
+    Args:
+        sources: stores of the sources, in the order of the players.
+        bases: of the projection.
+        corpus: the documents.
+        parts: what else decides them, JSON-serialisable: model, base, damping.
+    """
+
+    sources: Sequence[StoreRef]
+    bases: StoreRef
+    corpus: StoreRef
+    parts: Mapping[str, Any]
+
+
+def stored_vectors(store: str, ref: SumsRef, sums: Sums, sources: SourcesConfig) -> VectorValues:
+    """Read the values in parameters, found and stored first where they are not there yet.
+
+    Args:
+        store: root of the stores.
+        ref: of the sums.
+        sums: themselves.
+        sources: semivalue, budget, seed.
+
+    Raises:
+        InputError: the budget does not pay for two pairs of orders.
+    """
+    chosen = {"semivalue", "alpha", "beta", "pull", "budget", "seed"}
+    parts = {
+        KIND: ALGORITHM,
+        "sums": [source.fingerprint for source in ref.sources],
+        "bases": ref.bases.fingerprint,
+        **ref.parts,
+        **sources.model_dump(include=chosen),
+    }
+    root, name = StoreFolders(store).layers, fingerprint(parts)
+    layers = LayerStore.open(ref.bases).layers
+    with writer_lock(root / f"{name}-vectors"):
+        if not LayerStore.exists(root, name):
+            found = _found(sums, sources)
+            matrices = _by_layer(found, [layer.gradients.shape[1] for layer in sums.layers])
+            attributes = {**parts, "kind": KIND, "n_coalitions": found.n_coalitions, "exact": found.exact}
+            # With the corpus goes what was made of it, when one of its documents is withdrawn.
+            attributes["corpus"] = CorpusStore.open(ref.corpus).contents_fingerprint
+            LayerStore.write(root, name, layers, matrices, attributes)
+        else:
+            run_logger().info("the sources' values in parameters are there already: no coalition is asked for")
+    read = LayerStore(root / name)
+    samples, replicates = (
+        [read.matrix(layer["name"], kind) for layer in layers if kind in read.names(layer["name"])]
+        for kind in ("samples", "replicates")
+    )
+    whole = np.concatenate(samples, axis=2)
+    none = np.zeros((0, *whole.shape[1:]))
+    return VectorValues(
+        whole,
+        np.concatenate(replicates, axis=2) if replicates else none,
+        int(read.attributes["n_coalitions"]),
+        bool(read.attributes["exact"]),
+    )
+
+
+def _by_layer(found: VectorValues, sizes: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    ends = np.cumsum(sizes)
+    named = {"samples": found.samples} | ({"replicates": found.replicates} if len(found.replicates) else {})
+    return [
+        {name: vectors[..., end - size : end] for name, vectors in named.items()}
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def _found(sums: Sums, sources: SourcesConfig) -> VectorValues:
+    n_sources = len(sums.layers[0].gradients)
+    weights = size_weights(n_sources, sources.semivalue, sources.alpha, sources.beta)
+    try:
+        design = vector_design(n_sources, weights, sources.budget, np.random.default_rng(sources.seed))
+    except ValueError as error:
+        raise InputError(f"--sources.budget: {error}") from None
+    run_logger().info("finding the sources' values in parameters: %s coalitions", f"{design.n_coalitions:,}")
+    steps = NewtonSteps(sums.layers, sums.damping, sums.largest)
+    groups = sums.groups
+    if groups is None or groups.n_groups < 2 or _too_many(design, groups.n_groups):
+        return vector_values(steps, design)
+    left = (NewtonSteps(groups.replicate(n), sums.damping, sums.largest) for n in range(groups.n_groups))
+    return vector_values(steps, design, left)
+
+
+def _too_many(design: VectorDesign, n_groups: int) -> bool:
+    return n_groups * design.n_coalitions > MOST_REPLAYED
