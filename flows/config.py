@@ -67,6 +67,13 @@ class ValueConfig(CorpusRunConfig):
                 f"the game {self.sources.game} is over all sources and layers: leave --scoring.sources, "
                 "--scoring.without_sources and --scoring.layers out, or pass --game additive"
             )
+        if self.sources.projection_seeds > 1 and (self.projection.kind in ("pca", "identity") or self.projection.bases):
+            raise ValueError(
+                "--sources.projection_seeds: only random, mask and factgrass projections made here have a seed; leave "
+                "it out, or pass --projection.kind random"
+            )
+        if self.sources.game == "retrain" and self.sources.projection_seeds > 1:
+            raise ValueError("the game retrain has no projection: leave --sources.projection_seeds out")
         if self.sources.game == "retrain" and self.model.base is None:
             raise ValueError("the game retrain begins every training from the base: pass --model.base")
         return self

@@ -23,7 +23,7 @@ from flows.runs import announce, run_name, run_title
 from flows.turns import in_turn
 from storage.locations import check_writable
 from storage.ref import StoreRef
-from tasks.coalitions.task import GameParts, value_sources
+from tasks.coalitions.task import GameParts, average_values, value_sources
 from tasks.corpus.task import prepare_queries
 from tasks.curvature.task import fit_query_factors, fit_source_sums
 from tasks.gradients.config import GradientsConfig
@@ -103,21 +103,13 @@ def _valued(config: ValueConfig, store: str, results: str) -> dict[str, Any] | S
         return made
     prepared, queries, curvature, gradients = made.prepared, made.queries, made.curvature, made.gradients
     with seconds.step("queries"):
-        precise = GradientsConfig(dtype="float32", batch_tokens=config.gradients.batch_tokens)
-        query_gradients = index_gradients(store, config.model, queries, prepared.bases, precise, what="the queries")
+        query_gradients = _query_gradients(config, store, made)
     with seconds.step("score"):
         all_scores = _all_scores(config, store, made, query_gradients)
     with seconds.step("value"):
-        values, *further = [
-            value_sources(
-                store,
-                each,
-                config.sources,
-                _game_parts(config, prepared, gradients, queries, query_gradients, grouping),
-                config.cluster,
-            )
-            for each, grouping in zip(all_scores, config.sources.by, strict=True)
-        ]
+        values, *further = _all_values(config, store, made, query_gradients, all_scores)
+        if config.sources.projection_seeds > 1:
+            values, *further = _over_projections(config, store, [values, *further])
     scores = all_scores[0]
     parts = ValuationParts(
         title=run_title(config.model.name, config.corpus.files),
@@ -153,6 +145,37 @@ def _valued(config: ValueConfig, store: str, results: str) -> dict[str, Any] | S
     }
 
 
+def _query_gradients(config: ValueConfig, store: str, made: _Made) -> StoreRef:
+    precise = GradientsConfig(dtype="float32", batch_tokens=config.gradients.batch_tokens)
+    return index_gradients(store, config.model, made.queries, made.prepared.bases, precise, what="the queries")
+
+
+def _all_values(
+    config: ValueConfig, store: str, made: _Made, query_gradients: StoreRef, all_scores: list[StoreRef]
+) -> list[StoreRef]:
+    """Values of the sources for each grouping."""
+    return [
+        value_sources(
+            store, scores, config.sources, _game_parts(config, made, query_gradients, grouping), config.cluster
+        )
+        for scores, grouping in zip(all_scores, config.sources.by, strict=True)
+    ]
+
+
+def _over_projections(config: ValueConfig, store: str, values: list[StoreRef]) -> list[StoreRef]:
+    """Values for each grouping as the mean over projections of other seeds, too."""
+    by_seed = [values]
+    for number in range(1, config.sources.projection_seeds):
+        projection = config.projection.model_copy(update={"seed": config.projection.seed + number})
+        scoring = _sums_only(config.scoring)
+        seeded = config.model_copy(update={"projection": projection, "scoring": scoring})
+        made = _made(seeded, store, _Timings())
+        query_gradients = _query_gradients(seeded, store, made)
+        all_scores = _all_scores(seeded, store, made, query_gradients)
+        by_seed.append(_all_values(seeded, store, made, query_gradients, all_scores))
+    return [average_values(store, list(each), config.sources.confidence) for each in zip(*by_seed, strict=True)]
+
+
 def _all_scores(config: ValueConfig, store: str, made: _Made, query_gradients: StoreRef) -> list[StoreRef]:
     """A scoring pass for each grouping of the sources."""
     return [
@@ -172,21 +195,14 @@ def _all_scores(config: ValueConfig, store: str, made: _Made, query_gradients: S
     ]
 
 
-def _game_parts(
-    config: ValueConfig,
-    prepared: Prepared,
-    gradients: StoreRef,
-    queries: StoreRef,
-    query_gradients: StoreRef,
-    grouping: str,
-) -> GameParts | None:
+def _game_parts(config: ValueConfig, made: _Made, query_gradients: StoreRef, grouping: str) -> GameParts | None:
     """What a game other than the additive one needs, made where it is not there yet."""
     if config.sources.game == "additive":
         return None
-    store, curvature = store_folder(config), config.curvature
+    store, curvature, prepared = store_folder(config), config.curvature, made.prepared
     parts = GameParts(
         model=config.model,
-        queries=queries,
+        queries=made.queries,
         query_gradients=query_gradients,
         bases=prepared.bases,
         sums={},
@@ -201,13 +217,13 @@ def _game_parts(
         config.model,
         prepared.corpus,
         prepared.bases,
-        gradients,
+        made.gradients,
         curvature,
         config.gradients.batch_tokens,
         grouping,
         config.sources.document_groups,
     )
-    factors = fit_query_factors(store, config.model, queries, prepared.bases, curvature)
+    factors = fit_query_factors(store, config.model, made.queries, prepared.bases, curvature)
     return parts.model_copy(update={"sums": sums, "factors": factors})
 
 

@@ -256,6 +256,11 @@ def _remarks(found: Valued, splitting: bool) -> list[str]:
     lines = []
     if not (found.parts and found.parts.sums) and splitting:
         lines.append("for the other games value the corpus with one of them first: dataworth value … --game path")
+    if "projections" in found.notes:
+        lines.append(
+            f"shares now are the mean over {found.notes['projections']} projections; games are played here with the "
+            "first alone"
+        )
     if "fallback" in found.notes:
         lines.append(f"valued by the additive game, as the check failed: {found.notes['fallback']}")
     elif not found.notes.get("reliable", True):

@@ -152,6 +152,7 @@ VALUES = pa.schema(
         pa.field("error_coalitions", pa.float64()),  # of sampling coalitions
         pa.field("error_documents", pa.float64()),  # of the documents the source happened to contribute
         pa.field("error_queries", pa.float64()),  # of the queries asked
+        pa.field("error_projection", pa.float64()),  # of the projection's seed
     ]
 )
 

@@ -81,6 +81,13 @@ class SourcesConfig(Configuration):
         "happened to contribute (newton, path, interaction); the game is played, and its sums are stored, as many "
         "times; 1: no such error.",
     )
+    projection_seeds: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Projections, seeds in a row from --projection.seed, that the values are the mean over; the error "
+        "tells how far they move from one to the next. Everything but the documents' scores is made as many times.",
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
     payout: PayoutConfig = Field(default_factory=PayoutConfig, description="From values to payouts.")
 

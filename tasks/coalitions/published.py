@@ -9,7 +9,7 @@ from tasks.coalitions.payouts import payouts, published_names
 __all__ = ["published"]
 
 ADDED = ["value", "share", "payout", "n_documents", "n_tokens"]
-UNKNOWN = ["standard_error", "low", "high", "error_coalitions", "error_documents", "error_queries"]
+UNKNOWN = ["standard_error", "low", "high", "error_coalitions", "error_documents", "error_queries", "error_projection"]
 
 
 def published(values: pd.DataFrame, config: PayoutConfig) -> pd.DataFrame:

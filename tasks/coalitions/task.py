@@ -6,16 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 from storage.coalitions import CoalitionStore, UtilityStore
 from storage.corpus import CorpusStore
+from storage.errors import InputError
 from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
-from storage.schema import ALL_QUERIES
+from storage.schema import ALL_QUERIES, VALUES
 from storage.scores import ScoreStore
 from tasks.cluster import cluster_address, dask_client
+from tasks.coalitions.averages import averaged
 from tasks.coalitions.check import Check, RetrainedCheck
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.documents import with_document_errors
@@ -38,10 +41,11 @@ from tasks.model.loading import load
 from tasks.progress import progress, run_logger
 from tasks.retries import RETRIES, RETRY_DELAYS, may_help
 
-__all__ = ["GameParts", "game_fingerprint", "play_of", "value_sources"]
+__all__ = ["GameParts", "average_values", "game_fingerprint", "play_of", "value_sources"]
 
 ALGORITHM = 6
 GAMES = 2
+AVERAGES = 1
 LOCAL = ClusterConfig()
 
 
@@ -97,7 +101,11 @@ def value_sources(
         game: what other games than the additive one need.
         cluster: whose workers hold the layers of an expanded newton game, where it has an address or several workers.
     """
-    parts = {"values": ALGORITHM, "scores": scores.fingerprint, **sources.model_dump(exclude={"by", "payout"})}
+    parts = {
+        "values": ALGORITHM,
+        "scores": scores.fingerprint,
+        **sources.model_dump(exclude={"by", "payout", "projection_seeds"}),
+    }
     if game is not None:
         parts["game parts"] = game.model_dump(mode="json")
     root, name = StoreFolders(store).values, fingerprint(parts)
@@ -116,6 +124,38 @@ def value_sources(
     found = additive if game is None else _played(store, scores, sources, game, players, additive, cluster)
     attributes = {**parts, "game": found.game, "notes": found.notes}
     return CoalitionStore.write(root, name, value_rows(players, found, sources), attributes, found.overlap)
+
+
+@task(name="average-values", task_run_name="mean over the projections")
+def average_values(store: str, projections: list[StoreRef], confidence: float) -> StoreRef:
+    """The mean of values over projections with different seeds, with the error of the projection.
+
+    Args:
+        store: root of the stores.
+        projections: values of each, the first that of the configuration's own seed.
+        confidence: of the intervals.
+
+    Raises:
+        InputError: not all of them are of one game.
+    """
+    stores = [CoalitionStore.open(each) for each in projections]
+    parts = {"averaged": AVERAGES, "projections": [each.fingerprint for each in projections], "confidence": confidence}
+    root, name = StoreFolders(store).values, fingerprint(parts)
+    if CoalitionStore.exists(root, name):
+        run_logger().info("values %s are there already", name)
+        return StoreRef(kind="coalitions", location=str(root / name), fingerprint=name)
+    try:
+        table = averaged([each.values.to_pandas() for each in stores], confidence)
+    except ValueError as error:
+        raise InputError(f"--sources.projection_seeds: {error}; raise --projection.rank") from None
+    own = stores[0]
+    notes = own.attributes["notes"] | {
+        "projections": len(stores),
+        "errors": f"{own.attributes['notes']['errors']}; of the projection, by {len(stores)} seeds",
+    }
+    rows = pa.Table.from_pandas(table, VALUES, preserve_index=False).to_pylist()
+    overlap = None if own.overlap is None else own.overlap.to_pylist()
+    return CoalitionStore.write(root, name, rows, {**own.attributes, **parts, "notes": notes}, overlap)
 
 
 def play_of(game: GameParts, names: Sequence[str], pull: float | None) -> Play:

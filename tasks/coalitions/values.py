@@ -13,7 +13,10 @@ from tasks.coalitions.levels import Level, levels
 from tasks.coalitions.outcome import Outcome
 from tasks.coalitions.quadrature import in_quadrature
 
-__all__ = ["Players", "Values", "value_rows"]
+__all__ = ["CAUSES", "Players", "Values", "value_rows"]
+
+# Of errors, each a column `error_…` of VALUES.
+CAUSES = ("coalitions", "documents", "queries", "projection")
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def _level_rows(level: Level, players: Players, found: Values, sources: SourcesC
         found = _at_level(level, players, found, sources)
     values = found.values
     unknown = np.full(values.shape, np.nan)
-    causes = {f"error_{name}": found.causes.get(name, unknown) for name in ("coalitions", "documents", "queries")}
+    causes = {f"error_{name}": found.causes.get(name, unknown) for name in CAUSES}
     share = shares(values)
     return [
         {

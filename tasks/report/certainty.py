@@ -45,6 +45,8 @@ def _warning(notes: Mapping[str, Any]) -> str:
 
 
 def _check(notes: Mapping[str, Any]) -> str:
+    if "v(all), of the model" in notes:
+        return _retrained(notes)
     if "missed" not in notes:
         return (
             "The additive game was not checked against the model: it adds up scores, which are first-order estimates, "
@@ -60,6 +62,17 @@ def _check(notes: Mapping[str, Any]) -> str:
         said += f" The projected parameters cover {percent(float(notes['reach']), 0)} of the way back to the base."
     if "coalitions" in notes:
         said += f" Values come from {int(notes['coalitions']):,} coalitions ({notes.get('estimator', 'all of them')})."
+    return said
+
+
+def _retrained(notes: Mapping[str, Any]) -> str:
+    model, everybody, base = (number(-float(notes[key])) for key in ("v(all), of the model", "v(all)", "v(none)"))
+    said = (
+        f"The loss of all queries is {model} nats of the model, {everybody} after training again on every source and "
+        f"{base} of the base: training again goes {percent(float(notes['reach']), 0)} of the way."
+    )
+    if "coalitions" in notes:
+        said += f" Values come from {int(notes['coalitions']):,} trainings ({notes.get('estimator', 'all of them')})."
     return said
 
 

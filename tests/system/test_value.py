@@ -16,6 +16,7 @@ import zarr
 from mlflow.tracking import MlflowClient
 from transformers import AutoModelForCausalLM
 
+from tasks.model.training import SmallModel, train_language_model
 from tests.reference.checkpoints import TEXTS
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -51,6 +52,7 @@ def test_a_valuation_and_all_it_leaves(dataworth, prefect_server, checkpoints, c
     assert list(sources.columns) == [
         "query_id", "source", "value", "standard_error", "low", "high", "share", "n_documents", "n_tokens", "game",
         "semivalue", "grouping", "level", "error_coalitions", "error_documents", "error_queries",
+        "error_projection",
     ]  # fmt: skip
     assert set(sources["query_id"]) == {"q0", "q1", "*"}
     group = zarr.open_group(out / "scores.zarr", mode="r")
@@ -285,3 +287,39 @@ def test_two_runs_on_one_store_the_second_is_refused(
         refused = dataworth(*words, "--overlap", "refuse")
     assert refused.returncode == 1
     assert "another run is writing" in sentence(refused)
+
+
+def test_sources_are_trained_again_and_projections_averaged(dataworth, tmp_path, corpus_file, queries_file):
+    """The game retrain from the command line, on two workers; values over three projections; refusals."""
+    settings = {"epochs": 3, "batch_tokens": 128, "learning_rate": 6e-3, "weight_decay": 0.1}
+    small = SmallModel(vocabulary=300, hidden=16, layers=1, heads=2, intermediate=24, positions=32, **settings)
+    texts = [json.loads(line)["text"] for line in corpus_file.read_text().splitlines()]
+    train_language_model(texts, tmp_path / "model", small, lambda *_: None)
+    given = ("--model", tmp_path / "model", "--corpus", corpus_file, "--queries", queries_file, *OPTIONS)
+    given += ("--store", tmp_path / "store", "--results", tmp_path / "out")
+    refused = dataworth("value", *given, "--sources.game", "retrain")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "--model.base" in refused.stderr
+    training = [word for name, value in settings.items() for word in (f"--training.{name}", value)]
+    base = ("--model.base", tmp_path / "model" / "base", "--sources.game", "retrain", "--cluster.workers", "2")
+    trained = dataworth("value", *given, *base, *training)
+    assert trained.returncode == 0, trained.stderr
+    notes = json.loads((tmp_path / "out" / "valuation.json").read_text())["game"]
+    sources = pd.read_parquet(tmp_path / "out" / "sources.parquet")
+    assert set(sources["game"]) == {"retrain"}
+    whole = sources.loc[sources["query_id"] == "*", "value"].sum()
+    assert whole == pytest.approx(notes["v(all)"] - notes["v(none)"], rel=1e-6)
+    assert notes["reach"] == pytest.approx(1, abs=0.05)
+    assert "training again goes" in (tmp_path / "out" / "report.html").read_text()
+
+    seeds = dataworth("value", *given, "--sources.projection_seeds", "3")
+    assert seeds.returncode == 0, seeds.stderr
+    mean = pd.read_parquet(tmp_path / "out" / "sources.parquet").set_index(["query_id", "source"])
+    assert (mean["error_projection"] > 0).all()
+    single = []
+    for seed in range(3):
+        assert dataworth("value", *given, "--projection.seed", seed).returncode == 0
+        single.append(pd.read_parquet(tmp_path / "out" / "sources.parquet").set_index(["query_id", "source"])["value"])
+    np.testing.assert_allclose(mean["value"], np.mean(single, axis=0), rtol=1e-9)
+    pca = dataworth("value", *given, "--sources.projection_seeds", "3", "--projection.kind", "pca")
+    assert (pca.returncode, pca.stderr.count("\n")) == (2, 1)

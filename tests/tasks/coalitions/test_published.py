@@ -18,7 +18,7 @@ def values(*rows):
                 "query_id": query, "source": name, "value": value, "standard_error": 0.5, "low": value - 1,
                 "high": value + 1, "share": share, "n_documents": n, "n_tokens": tokens, "game": "additive",
                 "semivalue": "shapley", "grouping": "source", "level": 1,
-                "error_coalitions": np.nan, "error_documents": 0.4, "error_queries": 0.3,
+                "error_coalitions": np.nan, "error_documents": 0.4, "error_queries": 0.3, "error_projection": np.nan,
             }
             for query in ("q", "*") for name, value, share, n, tokens in rows
         ],
