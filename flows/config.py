@@ -72,6 +72,8 @@ class ValueConfig(CorpusRunConfig):
                 "--sources.projection_seeds: only random, mask and factgrass projections made here have a seed; leave "
                 "it out, or pass --projection.kind random"
             )
+        if self.sources.document_values and self.sources.projection_seeds > 1:
+            raise ValueError("--sources.document_values: are of one projection: leave --sources.projection_seeds out")
         if self.sources.game == "retrain" and self.sources.projection_seeds > 1:
             raise ValueError("the game retrain has no projection: leave --sources.projection_seeds out")
         if self.sources.game == "retrain" and self.model.base is None:

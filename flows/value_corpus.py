@@ -209,6 +209,8 @@ def _game_parts(config: ValueConfig, made: _Made, query_gradients: StoreRef, gro
         factors=None,
         damping=curvature.damping,
         corpus=prepared.corpus,
+        gradients=made.gradients,
+        curvature=curvature,
     )
     if config.sources.game == "retrain":
         return parts.model_copy(update={"training": config.training})

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from storage.locations import Location, Place
 from storage.manifest import Store, is_complete, new_store, write_manifest
 from storage.ref import StoreRef
-from storage.schema import OVERLAP, UTILITIES, VALUES
+from storage.schema import DOCUMENT_VALUES, OVERLAP, UTILITIES, VALUES
 
 __all__ = ["CoalitionStore", "UtilityStore"]
 
@@ -32,17 +32,22 @@ class CoalitionStore(Store):
         values: list[dict[str, Any]],
         attributes: Mapping[str, Any],
         overlap: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
     ) -> StoreRef:
-        """Write the tables VALUES and OVERLAP of storage.schema; the same fingerprint twice keeps the first."""
+        """Write VALUES, OVERLAP and DOCUMENT_VALUES of storage.schema; the same fingerprint twice keeps the first."""
         target = Location.of(root) / fingerprint
         if not is_complete(target):
             with new_store(target) as folder:
                 pq.write_table(
                     pa.Table.from_pylist(values, VALUES), folder / "values.parquet", write_page_checksum=True
                 )
-                if overlap is not None:
-                    table = pa.Table.from_pylist(overlap, OVERLAP)
-                    pq.write_table(table, folder / "overlap.parquet", write_page_checksum=True)
+                for name, rows, schema in (
+                    ("overlap", overlap, OVERLAP),
+                    ("documents", documents, DOCUMENT_VALUES),
+                ):
+                    if rows is not None:
+                        table = pa.Table.from_pylist(rows, schema)
+                        pq.write_table(table, folder / f"{name}.parquet", write_page_checksum=True)
                 write_manifest(folder, {"fingerprint": fingerprint, "attributes": dict(attributes)})
         return StoreRef(kind="coalitions", location=str(target), fingerprint=fingerprint)
 
@@ -59,7 +64,15 @@ class CoalitionStore(Store):
     @property
     def overlap(self) -> pa.Table | None:
         """Table OVERLAP of storage.schema, where the game tells."""
-        path = self.path / "overlap.parquet"
+        return self._optional("overlap.parquet")
+
+    @property
+    def documents(self) -> pa.Table | None:
+        """Table DOCUMENT_VALUES of storage.schema, where it was asked for."""
+        return self._optional("documents.parquet")
+
+    def _optional(self, name: str) -> pa.Table | None:
+        path = self.path / name
         return pq.read_table(path.table_source()) if path.is_file() else None
 
 

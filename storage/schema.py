@@ -23,6 +23,7 @@ scores/<fingerprint>/        a ScoreStore, written once
 values/<fingerprint>/        a CoalitionStore, written once
     values.parquet           VALUES
     overlap.parquet          optional: which sources stand in for each other: OVERLAP
+    documents.parquet        optional: what every document is worth to all queries together: DOCUMENT_VALUES
     manifest.json            `attributes` hold what is printed beside the values
 games/<fingerprint>/         a UtilityStore, grows by files that never change
     <sha-256>.parquet        worth of some coalitions: UTILITIES
@@ -47,6 +48,7 @@ import pyarrow as pa
 __all__ = [
     "ALL_QUERIES",
     "DOCUMENTS",
+    "DOCUMENT_VALUES",
     "EXAMPLE_COLUMNS",
     "FIELDS",
     "LAYER_SCORES",
@@ -162,6 +164,15 @@ OVERLAP = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("other", pa.string(), nullable=False),
         pa.field("overlap", pa.float64()),  # -1 … 1; null where a source has no interaction with itself
+    ]
+)
+
+# Nats, to all queries together; those of a source's documents add up to its value.
+DOCUMENT_VALUES = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
     ]
 )
 

@@ -81,6 +81,11 @@ class SourcesConfig(Configuration):
         "happened to contribute (newton, path, interaction); the game is played, and its sums are stored, as many "
         "times; 1: no such error.",
     )
+    document_values: bool = Field(
+        False,
+        description="In path, also what every document is worth: they add up to their source's value. Takes as long as "
+        "fitting the curvature.",
+    )
     projection_seeds: int = Field(
         1,
         ge=1,
@@ -100,6 +105,10 @@ class SourcesConfig(Configuration):
     def _playable(self) -> "SourcesConfig":
         if self.game == "path" and self.semivalue != "shapley":
             raise ValueError("path values are averages along a path, not a semivalue: leave --sources.semivalue out")
+        if self.document_values and self.game != "path":
+            raise ValueError(
+                "document_values: only values of the game path are of documents, too: pass --sources.game path"
+            )
         if self.game == "retrain" and self.document_groups > 1 and "document_groups" in self.model_fields_set:
             raise ValueError("retrain tells no errors of documents: leave --sources.document_groups out")
         return self

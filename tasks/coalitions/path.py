@@ -11,6 +11,8 @@ source changes nothing.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
@@ -18,7 +20,7 @@ from jaxtyping import Float
 from tasks.coalitions.games import QueryExpansion
 from tasks.coalitions.newton import LayerSums
 
-__all__ = ["NODES", "path_values"]
+__all__ = ["NODES", "PathPoints", "path_points", "path_values"]
 
 NODES = 16
 
@@ -78,3 +80,64 @@ def path_values(
             slopes = slopes + np.einsum("ql,qld->qd", along, expansion.factors)
         values += weight * slopes @ np.concatenate(moves, axis=1).T
     return values if portions is None else values @ portions.T
+
+
+@dataclass(frozen=True)
+class PathPoints:
+    """The path of all queries together, by which any part of a source is valued.
+
+    A part with gradient g and, in each layer, curvature f f^T is worth sum over t of u_t . g + sum over the layers of
+    (u_t . f)(f . D_t): the integrand of `path_values`, weighted.
+
+    Args:
+        slopes: (T, D) u = weight (t H + lambda I)^-1 (q + M D_t).
+        positions: (T, D) D_t.
+        columns: of each layer.
+    """
+
+    slopes: np.ndarray
+    positions: np.ndarray
+    columns: list[slice]
+
+    def of_gradients(self, gradients: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """What gradients are worth, nats."""
+        found: np.ndarray = gradients @ self.slopes.sum(axis=0)
+        return found
+
+    def of_factors(self, factors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """What curvatures f f^T are worth, nats; there is none between layers."""
+        found = np.zeros(len(factors))
+        for layer in self.columns:
+            along, across = factors[:, layer] @ self.slopes[:, layer].T, factors[:, layer] @ self.positions[:, layer].T
+            found += (along * across).sum(axis=1)
+        return found
+
+
+def path_points(
+    layers: Sequence[LayerSums], damping: float, expansion: QueryExpansion, n_nodes: int = NODES
+) -> PathPoints:
+    """Arguments as in `path_values`."""
+    spectra = [np.linalg.eigh(layer.curvatures.sum(axis=0)) for layer in layers]
+    largest = max((float(eigenvalues.max(initial=0.0)) for eigenvalues, _ in spectra), default=0.0)
+    sizes = np.cumsum([layer.gradients.shape[1] for layer in layers])[:-1]
+    slopes, positions = [], []
+    for t, weight in zip(*_nodes(largest / damping, n_nodes), strict=True):
+
+        def solved(rows: np.ndarray, t: float = t) -> np.ndarray:
+            """(t H + lambda I)^-1 applied to a row of all layers."""
+            parts = [
+                vectors @ ((part @ vectors) / (t * np.maximum(eigenvalues, 0.0) + damping))
+                for part, (eigenvalues, vectors) in zip(np.split(rows, sizes), spectra, strict=True)
+            ]
+            return np.concatenate(parts)
+
+        position = solved((1 - t) * np.concatenate([layer.gradients.sum(axis=0) for layer in layers]))
+        slope = expansion.gradients.sum(axis=0)
+        if expansion.factors is not None:
+            factors = expansion.factors.reshape(-1, expansion.factors.shape[-1])
+            slope = slope + (factors @ position) @ factors
+        slopes.append(weight * solved(slope))
+        positions.append(position)
+    ends = [0, *sizes.tolist(), len(slopes[0])]
+    columns = [slice(first, last) for first, last in pairwise(ends)]
+    return PathPoints(np.stack(slopes), np.stack(positions), columns)

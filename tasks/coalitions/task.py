@@ -21,6 +21,7 @@ from tasks.cluster import cluster_address, dask_client
 from tasks.coalitions.averages import averaged
 from tasks.coalitions.check import Check, RetrainedCheck
 from tasks.coalitions.config import SourcesConfig
+from tasks.coalitions.document_values import path_document_values
 from tasks.coalitions.documents import with_document_errors
 from tasks.coalitions.games import RetrainedGame
 from tasks.coalitions.groupings import SOURCE
@@ -31,11 +32,12 @@ from tasks.coalitions.spread import PARTS, SpreadGame, SpreadRows
 from tasks.coalitions.stored_vectors import SumsRef, stored_vectors
 from tasks.coalitions.values import Players, Values, value_rows
 from tasks.coalitions.vectors import VectorValues
-from tasks.coalitions.worth import MeasuredLosses, in_order, model_sums, query_expansion, query_losses
+from tasks.coalitions.worth import MeasuredLosses, ModelSums, in_order, model_sums, query_expansion, query_losses
 from tasks.configuration import ClusterConfig
 from tasks.counterfactual.config import TrainingConfig
 from tasks.counterfactual.retraining import Retrained
-from tasks.curvature.config import DampingConfig
+from tasks.curvature.config import CurvatureConfig, DampingConfig
+from tasks.curvature.source_sums import towards_base
 from tasks.model.config import ModelConfig
 from tasks.model.loading import load
 from tasks.progress import progress, run_logger
@@ -59,7 +61,8 @@ class GameParts(BaseModel):
         sums: source → its sums of gradient and curvature.
         factors: the queries' rows of curvature.
         damping: where no pull towards the base is known.
-        corpus: the documents.
+        corpus, gradients: the documents, and theirs.
+        curvature: by which the sums were made.
         training: of the game retrain, which needs neither sums nor factors.
     """
 
@@ -73,6 +76,8 @@ class GameParts(BaseModel):
     factors: StoreRef | None
     damping: DampingConfig
     corpus: StoreRef
+    gradients: StoreRef
+    curvature: CurvatureConfig
     training: TrainingConfig | None = None
 
 
@@ -123,7 +128,8 @@ def value_sources(
     additive = Values.of_sums(players, sources)
     found = additive if game is None else _played(store, scores, sources, game, players, additive, cluster)
     attributes = {**parts, "game": found.game, "notes": found.notes}
-    return CoalitionStore.write(root, name, value_rows(players, found, sources), attributes, found.overlap)
+    rows = value_rows(players, found, sources)
+    return CoalitionStore.write(root, name, rows, attributes, found.overlap, found.documents)
 
 
 @task(name="average-values", task_run_name="mean over the projections")
@@ -212,7 +218,28 @@ def _played(
     with _spread(played, sources, cluster) as playing:
         outcome = with_document_errors(playing, sources, playing.values(sources, kept))
     overlap = overlap_rows(players.names, played.interactions(), ALL_QUERIES)
-    return Values.of_outcome(outcome, sources.game, checked.facts(), overlap)
+    values = Values.of_outcome(outcome, sources.game, checked.facts(), overlap)
+    if not sources.document_values:
+        return values
+    return replace(values, documents=_documents(played, game, players))
+
+
+def _documents(play: Play, game: GameParts, players: Players) -> list[dict[str, Any]]:
+    """What every document is worth along the path."""
+    if not isinstance(play.sums, ModelSums):
+        raise TypeError("values of documents need the sums of a model")
+    between = load(game.model, towards_base(game.model))
+    return path_document_values(
+        play,
+        play.sums,
+        game.corpus,
+        game.gradients,
+        game.bases,
+        between,
+        game.curvature,
+        players.grouping,
+        players.names,
+    )
 
 
 def _vectors(store: str, game: GameParts, sources: SourcesConfig, names: Sequence[str], sums: Sums) -> VectorValues:

@@ -46,6 +46,7 @@ class Values:
     notes: dict[str, Any]
     overlap: list[dict[str, Any]] | None = None
     causes: dict[str, np.ndarray] = field(default_factory=dict)
+    documents: list[dict[str, Any]] | None = None
 
     @classmethod
     def of_sums(cls, players: Players, sources: SourcesConfig) -> "Values":

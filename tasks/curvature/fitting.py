@@ -37,7 +37,7 @@ from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import LayerProjection, layer_table, stored_projections
 
-__all__ = ["ACTIONS", "label_rows", "ordered_sums", "wide"]
+__all__ = ["ACTIONS", "label_passes", "label_rows", "ordered_sums", "wide"]
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
@@ -144,13 +144,24 @@ def label_rows(
 
     Their outer products add up to the Gauss-Newton matrix of a window: for a few queries, whose rows all fit in memory.
     """
+    alone = [np.array([window]) for window in range(corpus.n_examples)]
+    rows = label_passes(loaded, projections, corpus, alone, curvature)
+    return np.stack([np.concatenate(labels) for labels in rows])
+
+
+def label_passes(
+    loaded: LoadedModel,
+    projections: Sequence[LayerProjection],
+    corpus: CorpusStore,
+    batches: Sequence[np.ndarray],
+    curvature: CurvatureConfig,
+) -> Iterator[list[Float[np.ndarray, "n c"]]]:
+    """For each batch of windows, their rows under each of the curvature's labels, as in `label_rows`."""
     projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
-    found: list[np.ndarray] = [np.empty(0)] * corpus.n_examples
     with GradientCapture([layer.modules for layer in loaded.layers], projections) as capture:
-        for window in range(corpus.n_examples):
-            passes = _passes(loaded, capture, corpus, np.array([window]), curvature)
-            found[window] = np.concatenate([capture.rows().float().cpu().numpy() for _ in passes])
-    return np.stack(found)
+        for batch in batches:
+            passes = _passes(loaded, capture, corpus, batch, curvature)
+            yield [capture.rows().float().cpu().numpy() for _ in passes]
 
 
 def _row_sums(

@@ -10,8 +10,19 @@ from scipy.sparse import csr_matrix
 from storage.corpus import CorpusStore
 from storage.gradients import GradientStore
 from storage.ref import fingerprint
+from tasks.model.config import ModelConfig
 
-__all__ = ["SourceDocuments", "chosen_share", "gradient_sums", "grouped_gradient_sums", "source_documents"]
+__all__ = [
+    "SourceDocuments",
+    "chosen_share",
+    "gradient_sums",
+    "grouped_gradient_sums",
+    "source_documents",
+    "towards_base",
+]
+
+# Where between the checkpoint and its base the sources' curvature is taken.
+HALFWAY = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,11 @@ class SourceDocuments:
     def part(self, chosen: Bool[np.ndarray, " d"]) -> "SourceDocuments":
         """Some of the documents."""
         return SourceDocuments(self.name, self.documents[chosen], self.contents[chosen])
+
+
+def towards_base(model: ModelConfig) -> float:
+    """At which weights a source's curvature is taken (see `tasks.model.loading.load`)."""
+    return 0.0 if model.base is None else HALFWAY
 
 
 def source_documents(corpus: CorpusStore, sources: Sequence[str]) -> list[SourceDocuments]:

@@ -23,7 +23,13 @@ from tasks.curvature.config import CurvatureConfig
 from tasks.curvature.fitting import label_rows, ordered_sums, wide
 from tasks.curvature.lowrank import gaussian_matrix, low_rank_plus_diagonal
 from tasks.curvature.precondition import eigendecomposition
-from tasks.curvature.source_sums import SourceDocuments, chosen_share, grouped_gradient_sums, source_documents
+from tasks.curvature.source_sums import (
+    SourceDocuments,
+    chosen_share,
+    grouped_gradient_sums,
+    source_documents,
+    towards_base,
+)
 from tasks.curvature.sums import MOST_COLUMNS
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
@@ -38,8 +44,6 @@ __all__ = ["fit_covariances", "fit_matrices", "fit_query_factors", "fit_source_s
 ALGORITHM = 2
 # Of the sums by source and group of documents.
 SOURCE_SUMS = 3
-# Where between the checkpoint and its base the sources' curvature is taken.
-HALFWAY = 0.5
 
 Matrices = list[dict[str, np.ndarray]]
 
@@ -193,7 +197,7 @@ def fit_source_sums(
             f"a layer keeps more than {MOST_COLUMNS} columns, too many for a curvature of every source: lower "
             "--projection.rank, or pass --game additive"
         )
-    halfway = 0.0 if model.base is None else HALFWAY
+    halfway = towards_base(model)
     loaded = load(model, halfway)
     shared = _parts(loaded, documents, curvature) | {SOURCE_SUMS_KIND: SOURCE_SUMS, "bases": bases.fingerprint}
     shared |= {"gradients": gradients.fingerprint, "halfway": halfway, "document_groups": n_groups}

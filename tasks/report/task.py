@@ -166,7 +166,10 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
             by_layer[by_layer["rank"] > 0].to_parquet(staging / "layers.parquet", index=False)
         gathered = valuation_summary(parts)
         run_logger().info("clipped mass, all queries together: %s", percent(gathered.clipped) or "unknown")
-        overlap = CoalitionStore.open(parts.values).overlap
+        valued = CoalitionStore.open(parts.values)
+        overlap, of_documents = valued.overlap, valued.documents
+        if of_documents is not None:
+            of_documents.to_pandas().to_parquet(staging / "document_values.parquet", index=False)
         if overlap is not None:
             overlap.to_pandas().to_parquet(staging / "overlap.parquet", index=False)
         _draw(staging / "figures", values, scores, None if overlap is None else overlap.to_pandas())
@@ -177,7 +180,7 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         (folder / "valuation.json").unlink(missing_ok=True)
         for name in ("scores.zarr", "figures"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("layers.parquet", "overlap.parquet"):
+        for name in ("layers.parquet", "overlap.parquet", "document_values.parquet"):
             (folder / name).unlink(missing_ok=True)
         for path in sorted(staging.iterdir()):
             os.replace(path, folder / path.name)

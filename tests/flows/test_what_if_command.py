@@ -64,6 +64,8 @@ def parts(run, checkpoints, tmp_path_factory):
         factors=fit_query_factors.fn(run.store, config, run.queries, run.bases, SAMPLED),
         damping=DampingConfig(),
         corpus=run.corpus,
+        gradients=run.gradients,
+        curvature=run.curvature_config,
     )
 
 

@@ -74,6 +74,8 @@ def parts_of(run, model, n_groups=5):
         sums=sums_of(run, model, n_groups=n_groups),
         factors=factors,
         corpus=run.corpus,
+        gradients=run.gradients,
+        curvature=run.curvature_config,
         damping=DampingConfig(),
     )
 
@@ -337,3 +339,22 @@ def test_values_in_parameters_are_found_once_for_all_queries(made, base, monkeyp
     compact(later.store)
     kinds = [LayerStore(path).attributes.get("kind") for path in StoreFolders(later.store).layers.folders()]
     assert stored_vectors.KIND not in kinds
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_values_of_documents_along_the_path_add_up_to_their_sources(made, base, with_base):
+    run = made({"kind": "pca", "rank": 3})
+    model = run.model.model_copy(update={"base": base if with_base else None})
+    config = SourcesConfig(game="path", fallback=False, document_values=True, pull=None if with_base else 1.0)
+    found = CoalitionStore.open(value_sources.fn(run.store, run.scores(), config, parts_of(run, model)))
+    documents, table = found.documents.to_pandas(), found.values.to_pandas()
+    assert sorted(documents["document_id"]) == sorted(CorpusStore.open(run.corpus).column("document_id").to_pylist())
+    assert documents["value"].is_monotonic_decreasing
+    whole = table[table["query_id"] == "*"].set_index("source")["value"]
+    added = documents.groupby("source")["value"].sum()
+    # Label gradients of other batches differ in the last digits of float32.
+    np.testing.assert_allclose(added[whole.index], whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
+    by_id = documents.set_index("document_id")["value"]
+    assert by_id["copy"] == pytest.approx(by_id["d0"], rel=1e-4)
+    with pytest.raises(ValueError, match="document_values"):
+        SourcesConfig(game="newton", document_values=True)

@@ -62,6 +62,8 @@ def parts_of(run, training=TRAINING):
         factors=None,
         damping=DampingConfig(),
         corpus=run.corpus,
+        gradients=run.gradients,
+        curvature=run.curvature_config,
         training=training,
     )
 

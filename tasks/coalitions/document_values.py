@@ -1,0 +1,89 @@
+"""What every document is worth along the path, to all queries together: values that add up to those of the sources."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from storage.corpus import CorpusStore
+from storage.errors import InputError
+from storage.gradients import GradientStore
+from storage.layers import LayerStore
+from storage.ref import StoreRef
+from tasks.coalitions.path import path_points
+from tasks.coalitions.play import Play
+from tasks.coalitions.players import document_groups
+from tasks.coalitions.worth import ModelSums
+from tasks.corpus.batches import batches_by_length
+from tasks.curvature.config import CurvatureConfig
+from tasks.curvature.fitting import label_passes
+from tasks.model.loading import LoadedModel
+from tasks.progress import progress
+from tasks.projection.logra import stored_projections
+
+__all__ = ["path_document_values"]
+
+BATCH_TOKENS = 2048
+ROWS_AT_ONCE = 4096
+
+
+def path_document_values(
+    play: Play,
+    sums: ModelSums,
+    corpus: StoreRef,
+    gradients: StoreRef,
+    bases: StoreRef,
+    between: LoadedModel,
+    curvature: CurvatureConfig,
+    grouping: str,
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Rows of DOCUMENT_VALUES (storage.schema), most valuable first.
+
+    A document's curvature is that of its windows under the labels by which the sources' sums were made, so that the
+    values of a source's documents add up to its own. Time: that of fitting the curvature.
+
+    Args:
+        play: of the sources.
+        sums: of the same.
+        corpus, gradients, bases: stores.
+        between: the model at whose weights the sums' curvature was taken.
+        curvature: by which it was made.
+        grouping, names: of the documents into players.
+
+    Raises:
+        InputError: the curvature was fitted on a share of the documents.
+    """
+    if curvature.fraction < 1:
+        raise InputError(
+            "--sources.document_values: each document needs its own curvature, leave --curvature.fraction out"
+        )
+    documents = CorpusStore.open(corpus)
+    points = path_points(sums.layers, sums.damping, play.expansion)
+    of_window = documents.windows["document"]
+    values = np.zeros(len(documents.contents))
+    for first in range(0, len(values), ROWS_AT_ONCE):
+        part = documents.contents[first : first + ROWS_AT_ONCE]
+        for number, rows in enumerate(GradientStore.open(gradients).rows_of(part), first):
+            values[number] = points.of_gradients(sums.turned(rows)).sum()
+    # What endpoint matching takes off all gradients, each document bears by its number of windows.
+    n_windows = np.bincount(of_window, minlength=len(values))
+    matched = np.concatenate([layer.gradients.sum(axis=0) for layer in sums.layers])
+    values -= n_windows / n_windows.sum() * (values.sum() - points.of_gradients(matched[None])[0])
+    batches = batches_by_length(documents.windows["n_tokens"], BATCH_TOKENS)
+    projections = stored_projections(LayerStore.open(bases))
+    with progress("document values", len(batches), "batch") as bar:
+        for batch, labels in zip(
+            batches, label_passes(between, projections, documents, batches, curvature), strict=True
+        ):
+            for rows in labels:
+                np.add.at(values, of_window[batch], points.of_factors(sums.turned(rows)))
+            bar.advance()
+    players = np.asarray(document_groups(documents, grouping), dtype=object)
+    ids, known = documents.column("document_id").to_pylist(), set(names)
+    order = np.argsort(-values, kind="stable")
+    return [
+        {"document_id": ids[number], "source": players[number], "value": float(values[number])}
+        for number in order
+        if players[number] in known and n_windows[number]
+    ]
