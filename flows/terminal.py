@@ -8,12 +8,17 @@ from typing import Any
 from storage.errors import DataworthError
 from tasks.report.numbers import number
 
-__all__ = ["passages", "say", "sentences_for_known_errors", "table"]
+__all__ = ["mlflow_place", "passages", "say", "sentences_for_known_errors", "table"]
 
 
 def say(text: str = "") -> None:
     """One line on standard output."""
     print(text, flush=True)
+
+
+def mlflow_place(url: str | None, run_id: str | None) -> str:
+    """Where a valuation's MLflow run is."""
+    return url or (f"{run_id} (dataworth ui shows it)" if run_id else "not logged; `dataworth publish` does it later")
 
 
 class _NoTraceback(logging.Filter):
