@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from flows.config import CorpusRunConfig, DemoConfig, SearchConfig, ValueConfig
+from flows.config import CorpusRunConfig, DemoConfig, PublishConfig, SearchConfig, ValueConfig
 from flows.options import ConfiguredCommand, configuration, options
-from flows.terminal import passages, say, sentences_for_known_errors, table
+from flows.terminal import mlflow_place, passages, say, sentences_for_known_errors, table
 from storage.errors import DataworthError, InputError, StoreUnreachableError
 from tasks.report.numbers import interval, number, percent
 from tasks.visible import visible, without_password
@@ -132,6 +132,14 @@ def _demo(config: DemoConfig) -> None:
     from flows.demo import demo, demo_report
 
     say(demo_report(demo(config)))
+
+
+@_command("publish", PublishConfig, "Log a valuation to MLflow, where that failed; done twice, it leaves one run.")
+def _publish(config: PublishConfig) -> None:
+    from flows.publish import publish
+
+    logged = publish(config)
+    say(f"MLflow   {mlflow_place(logged.url, logged.run_id)}")
 
 
 @cli.command(help="The most valuable passages of one query of a valuation.")
@@ -291,7 +299,7 @@ def say_valuation(valuation: dict[str, Any]) -> None:
         say(sources_table(rows, level_title(*key)))
         say()
     say(f"report   {valuation['results']}/report.html")
-    say(f"MLflow   {valuation['mlflow_url'] or valuation['mlflow_run_id'] + ' (dataworth ui shows it)'}")
+    say(f"MLflow   {mlflow_place(valuation['mlflow_url'], valuation['mlflow_run_id'])}")
 
 
 def sources_table(values: Any, title: str = "source") -> str:

@@ -16,7 +16,7 @@ from tasks.projection.config import ProjectionConfig
 from tasks.report.config import TrackingConfig
 from tasks.scoring.config import ScoringConfig
 
-__all__ = ["CorpusRunConfig", "DemoConfig", "EventsConfig", "SearchConfig", "ValueConfig"]
+__all__ = ["CorpusRunConfig", "DemoConfig", "EventsConfig", "PublishConfig", "SearchConfig", "ValueConfig"]
 
 STORE = (
     "Folder of the stores, or s3://bucket/prefix, reused by later runs; "
@@ -111,6 +111,13 @@ class SearchConfig(CorpusRunConfig):
     max_new_tokens: int = Field(64, ge=1, le=4096, description="Most tokens the model may say.")
     count: int = Field(10, ge=1, le=1000, description="Documents to find.")
     sketch: int = Field(1024, ge=16, le=1024, description="Columns of the sketch that is searched first.")
+
+
+class PublishConfig(Configuration):
+    """Parameters of logging a valuation once more; what is not given is as the valuation had it."""
+
+    results: str = Field(min_length=1, description="Folder of a valuation.")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
 
 
 class DemoConfig(Configuration):

@@ -8,7 +8,7 @@ from prefect import flow, task
 
 from flows.config import DemoConfig, ValueConfig
 from flows.runs import announce
-from flows.terminal import passages, table
+from flows.terminal import mlflow_place, passages, table
 from flows.value_corpus import value_corpus
 from storage.manifest import replace_file
 from tasks.corpus.config import CorpusConfig, QueriesConfig
@@ -112,7 +112,7 @@ def demo_report(outcome: dict[str, Any]) -> str:
     blocks += [
         "",
         f"report   {outcome['results']}/report.html",
-        f"MLflow   {outcome['mlflow_url'] or outcome['mlflow_run_id'] + ' (dataworth ui shows it)'}",
+        f"MLflow   {mlflow_place(outcome['mlflow_url'], outcome['mlflow_run_id'])}",
         f"store    {folder / 'store'}",
     ]
     return "\n".join(blocks)

@@ -10,6 +10,7 @@ from prefect.events import emit_event
 
 from storage.schema import ALL_QUERIES
 from tasks.progress import run_logger
+from tasks.report.tracking import LoggedRun
 from tasks.visible import visible
 
 __all__ = ["FINISHED", "MOVED", "Shares", "emit_finished", "emit_moved", "published_shares"]
@@ -34,9 +35,10 @@ def published_shares(results: str) -> Shares:
     return {(str(grouping), int(level), str(source)): share for grouping, level, source, share in named}
 
 
-def emit_finished(results: str, title: str, logged: Mapping[str, str | None]) -> None:
-    """Say that a valuation is there."""
-    payload = {"results": results, "mlflow_run_id": logged["run_id"], "mlflow_url": logged["url"]}
+def emit_finished(results: str, title: str, logged: LoggedRun | None) -> None:
+    """Say that a valuation is there, and where MLflow has it, if it took it."""
+    run_id, url = (None, None) if logged is None else (logged.run_id, logged.url)
+    payload = {"results": results, "mlflow_run_id": run_id, "mlflow_url": url}
     emit_event(FINISHED, resource=_resource(results, title), payload=payload)
 
 

@@ -9,12 +9,17 @@ from storage.errors import DataworthError
 from tasks.report.numbers import number
 from tasks.visible import visible, without_password
 
-__all__ = ["passages", "say", "sentences_for_known_errors", "table"]
+__all__ = ["mlflow_place", "passages", "say", "sentences_for_known_errors", "table"]
 
 
 def say(text: str = "") -> None:
     """Lines on standard output, which no text of strangers can write over."""
     print("\n".join(visible(without_password(line)) for line in text.split("\n")), flush=True)
+
+
+def mlflow_place(url: str | None, run_id: str | None) -> str:
+    """Where a valuation's MLflow run is."""
+    return url or (f"{run_id} (dataworth ui shows it)" if run_id else "not logged; `dataworth publish` does it later")
 
 
 class _NoTraceback(logging.Filter):

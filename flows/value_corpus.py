@@ -12,6 +12,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from flows.cancelling import unless_cancelled
 from flows.config import CorpusRunConfig, ValueConfig
@@ -29,8 +30,13 @@ from tasks.curvature.task import fit_query_factors, fit_source_sums
 from tasks.gradients.config import GradientsConfig
 from tasks.gradients.task import index_gradients
 from tasks.model.loading import load
+from tasks.progress import run_logger
+from tasks.report.config import TrackingConfig
+from tasks.report.machine import MachineSamples
 from tasks.report.summary import inert, markdown_table
-from tasks.report.task import ValuationParts, log_valuation, publish_valuation, valuation_summary
+from tasks.report.task import NotLoggedError, log_valuation, publish_valuation
+from tasks.report.tracking import LoggedRun
+from tasks.report.valuation import ValuationParts, valuation_summary
 from tasks.scoring.config import ScoringConfig
 from tasks.scoring.task import score_corpus
 from tasks.visible import without_password
@@ -41,12 +47,18 @@ ARTIFACT_ROWS = 200
 
 
 class _Timings(dict[str, float]):
-    """Seconds of each step."""
+    """Seconds of each step, when it started, and what the machine did meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: dict[str, float] = {}
+        self.machine = MachineSamples()
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
+        start, self.started[name] = time.monotonic(), time.time()
+        with self.machine.watching():
+            yield
         self[name] = round(time.monotonic() - start, 3)
 
 
@@ -62,8 +74,8 @@ def value_corpus(config: ValueConfig) -> dict[str, Any] | State[Any]:
         config: everything.
 
     Returns:
-        `results` (folder), `scores` and `values` (StoreRef as JSON), `mlflow_run_id`, `mlflow_url`; `skipped` alone,
-        the reason, where another run was under way and `overlap` is `skip`.
+        `results` (folder), `scores` and `values` (StoreRef as JSON), `mlflow_run_id`, `mlflow_url` (None where MLflow
+        did not take it); `skipped` alone, the reason, where another run was under way and `overlap` is `skip`.
     """
     announce(config)
     results = str(Path(config.results).absolute())
@@ -127,22 +139,37 @@ def _valued(config: ValueConfig, store: str, results: str) -> dict[str, Any] | S
         query_gradients=query_gradients,
         command=_command(config.model_copy(update={"store": store})),
         timings=dict(seconds),
+        started=seconds.started,
+        machine=tuple(seconds.machine.rows),
         prefect_run=str(flow_run.id),
         prefect_url=_page(flow_run.ui_url),
     )
+    if seconds.machine.missing:
+        run_logger().warning(seconds.machine.missing)
     before = published_shares(results)
     publish_valuation(results, parts, config.sources.confidence)
-    logged = log_valuation(results, parts, config.tracking)
-    _artifact(results, parts, logged)
     emit_moved(results, parts.title, before, published_shares(results), config.events.share_moved)
+    return _logged(results, parts, config.tracking)
+
+
+def _logged(results: str, parts: ValuationParts, tracking: TrackingConfig) -> dict[str, Any] | State[Any]:
+    """Log the valuation; where MLflow does not take it, the flow run is completed under a name that says so."""
+    logged, problem = None, ""
+    try:
+        logged = log_valuation(results, tracking)
+    except NotLoggedError as error:
+        problem = str(error)
+        run_logger().warning(problem)
+    _artifact(results, parts, logged, problem)
     emit_finished(results, parts.title, logged)
-    return {
+    outcome = {
         "results": results,
-        "scores": scores.model_dump(),
-        "values": values.model_dump(),
-        "mlflow_run_id": logged["run_id"],
-        "mlflow_url": logged["url"],
+        "scores": parts.scores.model_dump(),
+        "values": parts.values.model_dump(),
+        "mlflow_run_id": logged.run_id if logged else None,
+        "mlflow_url": logged.url if logged else None,
     }
+    return outcome if logged else Completed(name="Not logged", message=problem, data=outcome)
 
 
 def _query_gradients(config: ValueConfig, store: str, made: _Made) -> StoreRef:
@@ -249,9 +276,11 @@ def _page(url: str | None) -> str | None:
     return without_password(url) if url and url.startswith("http") else None
 
 
-def _artifact(results: str, parts: ValuationParts, logged: dict[str, str | None]) -> None:
+def _artifact(results: str, parts: ValuationParts, logged: LoggedRun | None, problem: str) -> None:
     """The headline in Prefect: the sources' table and where everything is."""
-    run = f"[{logged['run_id']}]({logged['url']})" if logged["url"] else f"`{logged['run_id']}`"
+    run = problem
+    if logged is not None:
+        run = f"[{logged.run_id}]({logged.url})" if logged.url else f"`{logged.run_id}`"
     sources = markdown_table(valuation_summary(parts).sources, ARTIFACT_ROWS)
     create_markdown_artifact(
         key="sources",

@@ -9,7 +9,7 @@ import pandas as pd
 from storage.schema import ALL_QUERIES
 from tasks.report.bars import Bar, Chart, chart
 from tasks.report.parameters import flat
-from tasks.report.results import Results
+from tasks.report.results import Results, whole_values
 
 __all__ = ["Comparison", "SourcePair", "compared", "overlapping", "rank_correlation"]
 
@@ -94,7 +94,7 @@ def rank_correlation(one: Sequence[float], two: Sequence[float]) -> float | None
 
 def compared(first: Results, second: Results) -> Comparison:
     """Compare two valuations, all queries together, by the finest level of each one's first grouping."""
-    tables = _whole(first.sources), _whole(second.sources)
+    tables = whole_values(first.sources), whole_values(second.sources)
     charts = [chart(table.to_dict("records")) for table in tables]
     bars = [{bar.name: bar for bar in drawn.bars} for drawn in charts]
     names = list(dict.fromkeys([*bars[0], *bars[1]]))
@@ -116,15 +116,6 @@ def compared(first: Results, second: Results) -> Comparison:
         n_documents=(len(scores[0]), len(scores[1]), len(both)),
         document_correlation=rank_correlation([scores[0][n] for n in both], [scores[1][n] for n in both]),
     )
-
-
-def _whole(sources: pd.DataFrame) -> pd.DataFrame:
-    """Rows of all queries together, first grouping and its finest level, largest value first, NaN as None."""
-    whole = sources[sources["query_id"] == ALL_QUERIES]
-    key = ["grouping", "level"]
-    chosen = whole[(whole[key] == whole[key].iloc[0]).all(axis=1)] if len(whole) else whole
-    ordered = chosen.sort_values("value", ascending=False, kind="stable").astype(object)
-    return ordered.where(ordered.notna(), None)
 
 
 def _top(documents: pd.DataFrame) -> dict[str, float]:

@@ -15,6 +15,12 @@ class TrackingConfig(Configuration):
         None, description="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else SQLite in $DATAWORTH_HOME/mlflow."
     )
     experiment: str = Field("dataworth", min_length=1, max_length=250, description="Name of the MLflow experiment.")
+    series: str | None = Field(
+        None,
+        min_length=1,
+        max_length=250,
+        description="Valuations whose shares over time are one chart; default: those of the same model and corpus.",
+    )
 
     @field_validator("uri")
     @classmethod

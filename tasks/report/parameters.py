@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["flat"]
+__all__ = ["flat", "of_the_valuation"]
 
 # What MLflow holds.
 MOST_PARAM_CHARACTERS = 6000
@@ -19,3 +19,8 @@ def flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             items[f"{prefix}{key}"] = text[:MOST_PARAM_CHARACTERS]
     return items
+
+
+def of_the_valuation(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters without where the valuation is written and logged, which changes nothing about it."""
+    return {name: value for name, value in parameters.items() if name not in ("results", "tracking")}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import InputError
-from storage.schema import PASSAGES, VALUES
+from storage.schema import ALL_QUERIES, PASSAGES, VALUES
 
-__all__ = ["Results", "read_results"]
+__all__ = ["Results", "read_results", "whole_values"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Results:
         fingerprints: of model, corpus, queries and what was made of them.
         sources: rows of VALUES.
         documents: rows of PASSAGES, the best of each query.
+        record: the whole content of `valuation.json`.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Results:
     fingerprints: Mapping[str, str | None]
     sources: pd.DataFrame
     documents: pd.DataFrame
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_results(name: str) -> Results:
@@ -62,7 +64,17 @@ def read_results(name: str) -> Results:
         fingerprints=made["fingerprints"],
         sources=_table(folder / "sources.parquet", VALUES),
         documents=_table(folder / "documents.parquet", PASSAGES),
+        record=made,
     )
+
+
+def whole_values(sources: pd.DataFrame) -> pd.DataFrame:
+    """Rows of all queries together, first grouping and its finest level, largest value first, NaN as None."""
+    whole = sources[sources["query_id"] == ALL_QUERIES]
+    key = ["grouping", "level"]
+    chosen = whole[(whole[key] == whole[key].iloc[0]).all(axis=1)] if len(whole) else whole
+    ordered = chosen.sort_values("value", ascending=False, kind="stable").astype(object)
+    return ordered.where(ordered.notna(), None)
 
 
 def _table(path: Path, schema: pa.Schema) -> pd.DataFrame:

@@ -1,56 +1,44 @@
-"""A valuation as an MLflow run: parameters, metrics, data sets, tables and the report."""
+"""A valuation in MLflow: its run, a run below it for each step, and a run of its series that draws shares over time.
+
+Logging twice leaves what logging once leaves: runs are found again by their tags, and every point of a metric has
+the time and step of the valuation, not of the logging.
+"""
 
 import contextlib
 import getpass
-import hashlib
+import json
 import logging
 import os
-import re
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made while importing
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from storage.errors import DataworthError
 from storage.locations import home
+from storage.ref import fingerprint
+from tasks.report.runs import TrackedStep, TrackedValuation, metric_name
 from tasks.visible import without_password
 
-__all__ = ["LoggedRun", "TrackedValuation", "log_run", "metric_name", "tracking_uri"]
+__all__ = ["LoggedRun", "log_run", "tracking_uri"]
 
+# A server that does not answer is given up after about a minute; MLflow's own patience is 16.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
-@dataclass(frozen=True)
-class TrackedValuation:
-    """What is logged.
+BATCH = 100
 
-    Args:
-        name: of the run.
-        params: flat parameters.
-        metrics: by name.
-        datasets: context → (name, folder, fingerprint).
-        tags: of the run.
-        note: Markdown, shown on top of the run.
-        files: artifacts.
-        folders: of artifacts, each under its own name.
-        tables: artifact name → columns.
-    """
+SERIES_NOTE = """\
+What each source was worth, valuation by valuation: {name}
 
-    name: str
-    params: Mapping[str, str]
-    metrics: Mapping[str, float]
-    datasets: Mapping[str, tuple[str, str, str]]
-    tags: Mapping[str, str]
-    note: str
-    files: tuple[Path, ...]
-    tables: Mapping[str, dict[str, list[Any]]]
-    folders: tuple[Path, ...] = ()
+Under *Model metrics* every `share/…` and `value/…` is a chart over time. Its steps are days since 1970; choose
+*Time (wall)* as the x-axis to read dates.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,14 +48,18 @@ class LoggedRun:
     run_id: str
     experiment_id: str
     tracking_uri: str
+    series_run_id: str | None = None
 
     @property
     def url(self) -> str | None:
         if not self.tracking_uri.startswith(("http://", "https://")):
             return None
-        # Without the workflow type MLflow opens its empty GenAI side.
-        page = f"#/experiments/{self.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
-        return f"{self.tracking_uri.rstrip('/')}/{page}"
+        return f"{self.tracking_uri.rstrip('/')}/{run_page(self.experiment_id, self.run_id)}"
+
+
+def run_page(experiment_id: str, run_id: str) -> str:
+    """Of a server: without the workflow type MLflow opens its empty GenAI side."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def tracking_uri(uri: str | None) -> str:
@@ -75,43 +67,108 @@ def tracking_uri(uri: str | None) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
 
 
-def metric_name(text: str) -> str:
-    """Text as MLflow accepts it in a metric's name; what had to be changed gets a mark that keeps names apart."""
-    name = re.sub(r"[^\w\-. ]", "_", text, flags=re.ASCII).strip(". ")[:200]
-    return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-
-
 def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> LoggedRun:
-    """Log a valuation as one MLflow run.
+    """Log a valuation; one that is there already gets no second run, but what is missing of its own.
 
     Raises:
         DataworthError: MLflow does not answer or refuses.
     """
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     address = tracking_uri(uri)
-    if address.startswith("sqlite:///"):
-        Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
+        if address.startswith("sqlite:///"):
+            Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri=address)
-        experiment_id = _experiment(client, address, experiment)
-        run = client.create_run(experiment_id, run_name=valuation.name, tags=_origin())
-        run_id: str = run.info.run_id
-        try:
-            _log(client, run_id, address, valuation)
-        except BaseException:
-            client.set_terminated(run_id, "FAILED")
-            raise
-        client.set_terminated(run_id, "FINISHED")
-    except MlflowException as error:
-        raise DataworthError(
-            f"MLflow at {without_password(address)} did not take the run ({_reason(error)})"
-        ) from error
-    return LoggedRun(run_id, experiment_id, without_password(address))
+        series = _Runs(client, _experiment(client, address, experiment))
+        series_run_id = series.written(
+            {"dataworth.kind": "series", "dataworth.series_fingerprint": fingerprint(valuation.series)},
+            f"series: {valuation.series}"[:250],
+            valuation.made,
+            lambda run_id: _log_series(client, run_id, valuation),
+        )
+        run_id = series.written(
+            {"dataworth.kind": "valuation", "dataworth.valuation": valuation.fingerprint},
+            valuation.name,
+            valuation.started,
+            lambda run_id: _log_valuation(series, run_id, series_run_id, valuation),
+        )
+    except Exception as error:  # whatever MLflow, its database's driver or the disk have to say, the valuation is kept
+        said = without_password((str(error).splitlines() or [type(error).__name__])[0])
+        raise DataworthError(f"MLflow at {without_password(address)} did not take the run ({said})") from error
+    return LoggedRun(run_id, series.experiment_id, without_password(address), series_run_id)
 
 
-def _reason(error: MlflowException) -> str:
-    return without_password((str(error) or type(error).__name__).splitlines()[0])
+def _experiment(client: MlflowClient, address: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = None
+        if address.startswith("sqlite:///"):
+            location = (Path(address.removeprefix("sqlite:///")).parent / "artifacts" / metric_name(name)).as_uri()
+        with contextlib.suppress(MlflowException):  # another process may just have made it
+            return str(client.create_experiment(name, artifact_location=location))
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise DataworthError(f"the experiment {name!r} cannot be made")
+    if found.lifecycle_stage != "active":
+        raise DataworthError(f"the experiment {name!r} was deleted: restore it or pass --tracking.experiment")
+    return str(found.experiment_id)
+
+
+class _Runs:
+    """Runs of one experiment that are found again by their tags."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str) -> None:
+        self.client = client
+        self.experiment_id = experiment_id
+
+    def written(self, tags: Mapping[str, str], name: str, started: int, write: Callable[[str], None]) -> str:
+        """The one run with these tags, written.
+
+        Processes that make it at the same moment agree afterwards on the oldest: each removes its own where that is
+        another, and writes to the oldest what it wrote to its own.
+
+        Args:
+            tags: no two runs may have the same.
+            name, started: of a run that is not there yet.
+            write: fills the run of an id; done twice it must leave what doing it once leaves.
+        """
+        own = None
+        run_id = self._oldest(tags)
+        if run_id is None:
+            run_id = own = str(
+                self.client.create_run(
+                    self.experiment_id, start_time=started, run_name=name, tags={**tags, **_origin()}
+                ).info.run_id
+            )
+        while True:
+            try:
+                write(run_id)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self.client.set_terminated(run_id, "FAILED")
+                raise
+            oldest = self._oldest(tags)
+            if oldest is None or oldest == run_id:
+                return run_id
+            if own == run_id:
+                self._remove(run_id)
+            run_id = oldest
+
+    def _oldest(self, tags: Mapping[str, str]) -> str | None:
+        found = self._with(tags)
+        return min(found, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id if found else None
+
+    def _with(self, tags: Mapping[str, str]) -> list[Any]:
+        condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        return list(self.client.search_runs([self.experiment_id], condition, max_results=1000))
+
+    def _remove(self, run_id: str) -> None:
+        for run in self._with({"mlflow.parentRunId": run_id}):
+            self.client.delete_run(run.info.run_id)
+        self.client.delete_run(run_id)
 
 
 def _origin() -> dict[str, str]:
@@ -122,35 +179,74 @@ def _origin() -> dict[str, str]:
     return origin
 
 
-def _experiment(client: MlflowClient, address: str, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    location = None
-    if address.startswith("sqlite:///"):
-        location = (Path(address.removeprefix("sqlite:///")).parent / "artifacts" / metric_name(name)).as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
+def _log_series(client: MlflowClient, run_id: str, valuation: TrackedValuation) -> None:
+    tags = {"dataworth.series": valuation.series, "mlflow.note.content": SERIES_NOTE.format(name=valuation.series)}
+    _log_batches(client, run_id, _points(valuation.values, valuation), {}, tags)
+    client.set_terminated(run_id, "FINISHED")
 
 
-def _log(client: MlflowClient, run_id: str, address: str, valuation: TrackedValuation) -> None:
-    params = [Param(key, value) for key, value in valuation.params.items()]
-    metrics = [Metric(key, value, int(time.time() * 1000), 0) for key, value in valuation.metrics.items()]
-    tags = [RunTag(key, value) for key, value in {**valuation.tags, "mlflow.note.content": valuation.note}.items()]
-    for start in range(0, max(len(params), len(metrics), len(tags)), 100):
-        batch = slice(start, start + 100)
-        client.log_batch(run_id, metrics=metrics[batch], params=params[batch], tags=tags[batch])
+def _log_valuation(runs: _Runs, run_id: str, series_run_id: str, valuation: TrackedValuation) -> None:
+    client = runs.client
+    listed = [{"path": f"tables/{name}.json", "type": "table"} for name in valuation.tables]
+    tags = {
+        **valuation.tags,
+        "dataworth.series": valuation.series,
+        "dataworth.series_run_id": series_run_id,
+        "mlflow.note.content": f"Shares over time: [{_inert(valuation.series)}]"
+        f"({run_page(runs.experiment_id, series_run_id)})\n\n{valuation.note}",
+        "mlflow.loggedArtifacts": json.dumps(listed),
+    }
+    metrics = _points({**valuation.metrics, **valuation.values}, valuation)
+    for number, sample in enumerate(valuation.machine):
+        metrics += [Metric(f"system/{name}", value, sample.time, number) for name, value in sample.metrics.items()]
+    _log_batches(client, run_id, metrics, valuation.params, tags)
     for path in valuation.files:
         client.log_artifact(run_id, str(path))
-    for folder_path in valuation.folders:
-        client.log_artifacts(run_id, str(folder_path), folder_path.name)
+    for folder in valuation.folders:
+        client.log_artifacts(run_id, str(folder), folder.name)
     for name, columns in valuation.tables.items():
-        client.log_table(run_id, data=columns, artifact_file=f"tables/{name}.json")
-    previous = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(address)
-    try:
-        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
-            for context, (name, folder, digest) in valuation.datasets.items():
-                dataset = MetaDataset(LocalArtifactDatasetSource(folder), name, digest)  # type: ignore[abstract]
-                mlflow.log_input(dataset, context=context)
-    finally:
-        mlflow.set_tracking_uri(previous)
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        client.log_dict(run_id, {"columns": list(columns), "data": rows}, f"tables/{name}.json")
+    client.log_inputs(run_id, _datasets(valuation.datasets))
+    for step in valuation.steps:
+        runs.written(
+            {"mlflow.parentRunId": run_id, "dataworth.kind": "step", "dataworth.step": step.name},
+            step.name,
+            step.started,
+            lambda child, step=step: _log_step(client, child, step, valuation),  # type: ignore[misc]
+        )
+    client.set_terminated(run_id, "FINISHED", valuation.made)
+
+
+def _log_step(client: MlflowClient, run_id: str, step: TrackedStep, valuation: TrackedValuation) -> None:
+    metrics = _points({**step.metrics, "seconds": step.seconds}, valuation)
+    _log_batches(client, run_id, metrics, step.params, {"dataworth.series": valuation.series})
+    client.set_terminated(run_id, "FINISHED", step.started + int(1000 * step.seconds))
+
+
+def _inert(text: str) -> str:
+    """Text that cannot end a Markdown link nor hold another."""
+    return "".join(letter if letter.isalnum() or letter in " -_.,/" else " " for letter in text)
+
+
+def _points(metrics: Mapping[str, float], valuation: TrackedValuation) -> list[Metric]:
+    return [Metric(name, value, valuation.made, valuation.day) for name, value in metrics.items()]
+
+
+def _log_batches(
+    client: MlflowClient, run_id: str, metrics: list[Metric], params: Mapping[str, str], tags: Mapping[str, str]
+) -> None:
+    every_param = [Param(key, value) for key, value in params.items()]
+    every_tag = [RunTag(key, value) for key, value in tags.items()]
+    for start in range(0, max(len(metrics), len(every_param), len(every_tag)), BATCH):
+        batch = slice(start, start + BATCH)
+        client.log_batch(run_id, metrics=metrics[batch], params=every_param[batch], tags=every_tag[batch])
+
+
+def _datasets(datasets: Mapping[str, tuple[str, str, str]]) -> list[DatasetInput]:
+    found = []
+    for context, (name, folder, digest) in datasets.items():
+        dataset = MetaDataset(LocalArtifactDatasetSource(folder), name, digest)  # type: ignore[abstract]
+        tag = InputTag("mlflow.data.context", context)
+        found.append(DatasetInput(dataset._to_mlflow_entity(), [tag]))
+    return found

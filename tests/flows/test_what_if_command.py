@@ -17,7 +17,8 @@ from tasks.coalitions.task import GameParts, value_sources
 from tasks.curvature.config import CurvatureConfig, DampingConfig
 from tasks.curvature.task import fit_query_factors, fit_source_sums
 from tasks.model.loading import load
-from tasks.report.task import ValuationParts, publish_valuation
+from tasks.report.task import publish_valuation
+from tasks.report.valuation import ValuationParts
 from tests.reference.checkpoints import TEXTS
 from tests.reference.pipeline import Pipeline
 

@@ -13,7 +13,8 @@ from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.task import value_sources
 from tasks.curvature.config import CurvatureConfig
 from tasks.report.losses import query_losses
-from tasks.report.task import ValuationParts, publish_valuation
+from tasks.report.task import publish_valuation
+from tasks.report.valuation import ValuationParts
 from tests.reference.pipeline import Pipeline, matrix_by_id, tokens_of
 
 

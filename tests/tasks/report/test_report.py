@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import pandas as pd
 import pytest
-from mlflow.tracking import MlflowClient
 
 from tasks.report.certainty import certainty
 from tasks.report.html import report_html
@@ -16,8 +15,6 @@ from tasks.report.numbers import interval, number, percent
 from tasks.report.parameters import flat
 from tasks.report.summary import QuerySummary, Summary, markdown_table
 from tasks.report.tables import safe_csv
-from tasks.report.task import NOTE_ROWS
-from tasks.report.tracking import LoggedRun, TrackedValuation, log_run, metric_name
 
 EVIL = "<script>alert(1)</script> \"&' | [x](http://x) `y` {{ 7 * 7 }}"
 
@@ -160,45 +157,12 @@ def test_a_long_table_of_long_names_is_cut():
     assert table.endswith("and 975 more in sources.csv")
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:For backward compatibility, 'str' dtypes")  # MLflow's log_table, under pandas 3
-def test_mlflow_takes_whatever_sources_are_called(tmp_path):
-    names = [EVIL, "..", "a//b", "a/../b", "=1+1", "x" * 9000, "new\nline", "\x00", "é", ".", " ", "-"]
-    sources = [source(name, 1.0, None, None) for name in names * 40]
-    (tmp_path / "report.html").write_text("x")
-    tracked = TrackedValuation(
-        name=EVIL,
-        params={"a.b": EVIL, "long": "y" * 6000},
-        metrics={f"value/{metric_name(name)}": 1.0 for name in names},
-        datasets={"corpus": ("corpus", str(tmp_path), "0" * 32)},
-        tags={"model": EVIL},
-        note=markdown_table(sources, NOTE_ROWS),
-        files=(tmp_path / "report.html",),
-        tables={"sources": {"source": names}},
-    )
-    uri = f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"
-    logged = log_run(uri, EVIL, tracked)
-    run = MlflowClient(uri).get_run(logged.run_id)
-    assert run.info.status == "FINISHED"
-    assert len([name for name in run.data.metrics if name.startswith("value/")]) == len(names)
-    assert logged.url is None
-    assert LoggedRun("r", "1", "http://h/").url == "http://h/#/experiments/1/runs/r?workflowType=machine_learning"
-
-
 @pytest.mark.parametrize("cell", ["=1+1", "+x", "-x", "@x", "\tx"])
 def test_no_cell_starts_a_formula(cell):
     table = pd.DataFrame({"source": [cell, "fine"], "value": [-1.0, 2.0]})
     back = pd.read_csv(io.StringIO(safe_csv(table)), dtype={"source": str}, keep_default_na=False)
     assert back["source"].tolist() == [f"'{cell}", "fine"]
     assert back["value"].tolist() == [-1.0, 2.0]
-
-
-def test_metric_names_are_allowed_and_kept_apart():
-    names = ["a b", "a:b", "a?b", "é", "../../x", "a//b", "a/b", "..", "x" * 400]
-    found = [metric_name(name) for name in names]
-    assert found[0] == "a b"
-    assert len(set(found)) == len(found)
-    assert all(re.fullmatch(r"[\w\-. ]{1,250}", name, re.ASCII) and not name.startswith(".") for name in found)
 
 
 def test_numbers_as_people_read_them():

@@ -1,0 +1,112 @@
+"""`valuation.json`: what declares a results folder whole, and all that an MLflow run needs beside its tables."""
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from storage.coalitions import CoalitionStore
+from storage.corpus import CorpusStore
+from storage.gradients import GradientStore
+from storage.manifest import replace_file
+from storage.ref import StoreRef, fingerprint
+from tasks.report.parameters import of_the_valuation
+from tasks.report.summary import Summary
+from tasks.report.tracking import LoggedRun
+from tasks.report.valuation import ValuationParts, game_notes, versions
+
+__all__ = ["record", "valuation_fingerprint", "with_run", "write_record"]
+
+
+def record(parts: ValuationParts, gathered: Summary) -> dict[str, Any]:
+    """The content of `valuation.json` of a valuation that is not logged yet."""
+    fingerprints = {
+        "model": parts.model_fingerprint,
+        "corpus": parts.corpus.fingerprint,
+        "queries": parts.queries.fingerprint,
+        "gradients": parts.gradients.fingerprint,
+        "curvature": parts.curvature.fingerprint if parts.curvature else None,
+        "scores": parts.scores.fingerprint,
+        "values": parts.values.fingerprint,
+    }
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "title": parts.title,
+        "fingerprint": valuation_fingerprint(fingerprints, parts.parameters, parts.prefect_run),
+        "model": parts.model_name,
+        "fingerprints": fingerprints,
+        "stores": {
+            "corpus": parts.corpus.location,
+            "queries": parts.queries.location,
+            "gradients": parts.gradients.location,
+            "scores": parts.scores.location,
+            "values": {_grouping(ref): ref.location for ref in (parts.values, *parts.further_values)},
+        },
+        "counts": _counts(parts, gathered),
+        "parameters": parts.parameters,
+        "game": game_notes(parts),
+        "standard_errors": {  # of all queries together
+            row["source"]: {
+                cause: _finite(row[f"error_{cause}"]) for cause in ("coalitions", "documents", "queries", "projection")
+            }
+            for row in gathered.sources
+        },
+        "versions": versions(),
+        "seconds": parts.timings,
+        "started": {
+            step: datetime.fromtimestamp(start, UTC).isoformat(timespec="milliseconds")
+            for step, start in parts.started.items()
+        },
+        "prefect": {"flow_run_id": parts.prefect_run, "url": parts.prefect_url},
+        "mlflow": None,
+    }
+
+
+def valuation_fingerprint(
+    fingerprints: Mapping[str, str | None], parameters: Mapping[str, Any], prefect_run: str
+) -> str:
+    """Of one valuation: the same in a copy of its folder and after a retry of its flow run, another next week."""
+    kept = of_the_valuation(parameters)
+    return fingerprint({"fingerprints": dict(fingerprints), "parameters": kept, "prefect_run": prefect_run})
+
+
+def with_run(content: Mapping[str, Any], logged: LoggedRun) -> dict[str, Any]:
+    """The same record, with the MLflow run that it was logged as."""
+    run = {
+        "run_id": logged.run_id,
+        "experiment_id": logged.experiment_id,
+        "series_run_id": logged.series_run_id,
+        "tracking_uri": logged.tracking_uri,
+        "url": logged.url,
+    }
+    return {**content, "mlflow": run}
+
+
+def write_record(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write `valuation.json`, at once or not at all."""
+    replace_file(folder / "valuation.json", json.dumps(content, indent=2).encode())
+
+
+def _counts(parts: ValuationParts, gathered: Summary) -> dict[str, int]:
+    corpus, gradients = CorpusStore.open(parts.corpus), GradientStore.open(parts.gradients)
+    return {
+        "n_documents": corpus.n_documents,
+        "n_examples": corpus.n_examples,
+        "n_tokens": corpus.n_tokens,
+        "n_queries": len(gathered.queries),
+        "n_sources": len(gathered.sources),
+        "n_layers": len(gradients.layers),
+        "n_columns": gradients.n_columns,
+    }
+
+
+def _grouping(values: StoreRef) -> str:
+    """Who is valued: `source`, `publisher>section`."""
+    return str(CoalitionStore.open(values).values.column("grouping")[0].as_py())
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity, which an error is where too few coalitions were sampled to tell."""
+    return value if value is not None and math.isfinite(value) else None

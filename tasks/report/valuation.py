@@ -1,0 +1,115 @@
+"""What one valuation was made from, and what it says."""
+
+import platform
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from storage.coalitions import CoalitionStore
+from storage.corpus import CorpusStore
+from storage.gradients import GradientStore
+from storage.ref import StoreRef
+from storage.scores import ScoreStore
+from tasks.coalitions.config import PayoutConfig
+from tasks.coalitions.published import published
+from tasks.report.losses import query_losses
+from tasks.report.parameters import flat
+from tasks.report.summary import Summary, strongest_overlaps, summary
+
+__all__ = ["ValuationParts", "game_notes", "published_values", "valuation_summary", "versions"]
+
+PACKAGES = ("dataworth", "torch", "transformers", "numpy", "zarr", "dask", "prefect", "mlflow")
+
+MOST_PAIRS = 10
+
+
+class ValuationParts(BaseModel):
+    """Everything one valuation was made from.
+
+    Args:
+        title: of the report and the MLflow run.
+        parameters: the whole configuration, as JSON.
+        corpus, queries, gradients, scores, values: the stores.
+        further_values: of the same sources grouped in other ways.
+        payout: from values to payouts, and what is published of small sources.
+        curvature: None for `none`.
+        model_name: as given.
+        model_fingerprint: of the weights.
+        query_gradients: of the queries, whose losses they hold.
+        command: that makes the valuation again, and the folder to run it in.
+        timings: step → seconds.
+        started: step → when, in seconds since 1970.
+        machine: what the machine did meanwhile, rows of `MachineSamples`.
+        prefect_run: id of the flow run.
+        prefect_url: its page, where a server shows it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    title: str
+    parameters: dict[str, Any]
+    corpus: StoreRef
+    queries: StoreRef
+    gradients: StoreRef
+    curvature: StoreRef | None
+    scores: StoreRef
+    values: StoreRef
+    further_values: tuple[StoreRef, ...] = ()
+    payout: PayoutConfig = PayoutConfig()
+    model_name: str
+    model_fingerprint: str
+    query_gradients: StoreRef
+    command: str
+    timings: dict[str, float]
+    started: dict[str, float] = {}
+    machine: tuple[dict[str, float], ...] = ()
+    prefect_run: str
+    prefect_url: str | None
+
+
+def valuation_summary(parts: ValuationParts) -> Summary:
+    """A valuation as a person reads it."""
+    corpus = CorpusStore.open(parts.corpus)
+    settings = flat(parts.parameters)
+    facts = {
+        "model": f"{parts.model_name} ({parts.model_fingerprint})",
+        "corpus": f"{corpus.n_documents:,} documents, {corpus.n_examples:,} windows, {corpus.n_tokens:,} tokens "
+        f"({parts.corpus.fingerprint})",
+        "store": parts.gradients.location,
+        "Prefect flow run": parts.prefect_run,
+        **{key: value for key, value in settings.items() if not key.startswith(("model.name", "store"))},
+        **{f"game: {name}": _said(value) for name, value in game_notes(parts).items()},
+        **{f"seconds: {step}": f"{seconds:.1f}" for step, seconds in parts.timings.items()},
+        **{f"version: {name}": number for name, number in versions().items()},
+    }
+    queries = CorpusStore.open(parts.queries)
+    losses = query_losses(queries, GradientStore.open(parts.query_gradients))
+    found = summary(queries, ScoreStore.open(parts.scores), published_values(parts), facts, losses)
+    overlap = CoalitionStore.open(parts.values).overlap
+    names = [row["source"] for row in found.sources]
+    pairs = None if overlap is None else strongest_overlaps(overlap.to_pandas(), names, MOST_PAIRS)
+    return replace(found, notes=game_notes(parts), overlaps=pairs, command=parts.command)
+
+
+def game_notes(parts: ValuationParts) -> dict[str, Any]:
+    """What is to be known beside the values: the worth of everybody and of nobody, damping, checks."""
+    found: dict[str, Any] = CoalitionStore.open(parts.values).attributes.get("notes", {})
+    return found
+
+
+def _said(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def published_values(parts: ValuationParts) -> pd.DataFrame:
+    """What is published of the values of every grouping and level: see `published`."""
+    refs = (parts.values, *parts.further_values)
+    return published(pa.concat_tables([CoalitionStore.open(ref).values for ref in refs]).to_pandas(), parts.payout)
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

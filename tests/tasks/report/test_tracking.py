@@ -1,0 +1,307 @@
+"""Valuations in MLflow: what a run holds, once however often it is logged, and what happens where MLflow is away."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from storage.errors import InputError
+from tasks.report.config import TrackingConfig
+from tasks.report.machine import MOST_SAMPLES, SECONDS_BETWEEN_SAMPLES, MachineSamples
+from tasks.report.runs import metric_name
+from tasks.report.task import NotLoggedError, log_results
+from tasks.report.tracking import LoggedRun
+from tests.reference.results import results_folder
+
+EVIL = "<script>alert(1)</script> \"&' | [x](http://x) `y` {{ 7 * 7 }}"
+NAMES = [EVIL, "..", "a//b", "a/../b", "=1+1", "x" * 9000, "new\nline", "\x00", "é", ".", " ", "-", "a b", "a:b", "a?b"]
+
+
+@pytest.fixture
+def uri(tmp_path):
+    return f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"
+
+
+def runs_of(uri, kind, experiment="dataworth"):
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id], f"tags.`dataworth.kind` = '{kind}'"))
+
+
+def history(uri, run_id, name):
+    return [(point.step, point.value) for point in MlflowClient(uri).get_metric_history(run_id, name)]
+
+
+def record(folder):
+    return json.loads((folder / "valuation.json").read_text())
+
+
+@contextmanager
+def silent_server():
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def refused_address():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_run_and_its_steps(uri, tmp_path):
+    folder = results_folder(tmp_path / "out", {"news": 3.0, "books": 1.0, "harm": -1.0})
+    logged = log_results(str(folder), TrackingConfig(uri=uri))
+    client = MlflowClient(uri)
+    run = client.get_run(logged.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "m on c"
+    assert run.data.params["projection.rank"] == "4"
+    assert not {name for name in run.data.params if name.startswith(("results", "tracking"))}
+    assert run.data.metrics["share/news"] == 0.75
+    assert run.data.metrics["value/harm"] == -1.0
+    assert run.data.metrics["n_documents"] == 6
+    assert run.data.tags["dataworth.model_fingerprint"] == "0" * 32
+    assert {(entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs} == {
+        ("corpus", "1" * 32), ("queries", "2" * 32),
+    }  # fmt: skip
+    assert {entry.tags[0].value for entry in run.inputs.dataset_inputs} == {"corpus", "queries"}
+    assert {entry.path for entry in client.list_artifacts(logged.run_id)} == {
+        "report.html", "sources.csv", "sources.parquet", "documents.parquet", "tables", "figures",
+    }  # fmt: skip
+    table = json.loads(Path(client.download_artifacts(logged.run_id, "tables/sources.json")).read_text())
+    assert table["columns"][:3] == ["query_id", "source", "value"]
+    assert [row[1:3] for row in table["data"]] == [["news", 3.0], ["books", 1.0], ["harm", -1.0]]
+    assert history(uri, logged.run_id, "system/cpu_utilization_percentage") == [(0, 10.0), (1, 90.0)]
+    assert record(folder)["mlflow"]["run_id"] == logged.run_id
+
+    steps = {run.info.run_name: run for run in runs_of(uri, "step")}
+    assert steps.keys() == {"fit", "index", "score", "value"}
+    assert {step.data.tags["mlflow.parentRunId"] for step in steps.values()} == {logged.run_id}
+    assert steps["index"].data.params == {
+        "corpus.files": "c", "projection.rank": "4", "gradients.dtype": "float16",
+    }  # fmt: skip
+    assert steps["index"].data.metrics == {
+        "seconds": 40.0, "n_documents": 6, "n_examples": 8, "n_tokens": 90, "n_layers": 3, "n_columns": 48,
+    }  # fmt: skip
+    assert steps["index"].info.end_time - steps["index"].info.start_time == 40_000
+    assert steps["value"].data.metrics["game/missed"] == 0.25
+    assert "game/reliable" not in steps["value"].data.metrics
+
+
+def test_a_series_draws_shares_over_days(uri, tmp_path):
+    days = {"2026-11-02": 3.0, "2026-11-09": 1.0, "2026-11-16": 7.0}
+    for day, value in days.items():
+        log_results(str(results_folder(tmp_path / day, {"news": value, "books": 1.0}, day)), TrackingConfig(uri=uri))
+    log_results(
+        str(results_folder(tmp_path / "x", {"news": 1.0}, flow_run="x", title="other")), TrackingConfig(uri=uri)
+    )
+    series = {run.data.tags["dataworth.series"]: run for run in runs_of(uri, "series")}
+    assert series.keys() == {"m on c", "other"}
+    expected = [
+        (date.fromisoformat(day).toordinal() - date(1970, 1, 1).toordinal(), value / (value + 1))
+        for day, value in days.items()
+    ]
+    assert history(uri, series["m on c"].info.run_id, "share/news") == expected
+    runs = [run for run in runs_of(uri, "valuation") if run.data.tags["dataworth.series"] == "m on c"]
+    found = [point for run in runs for point in history(uri, run.info.run_id, "share/news")]
+    assert sorted(found) == expected
+    assert {run.data.tags["dataworth.series_run_id"] for run in runs} == {series["m on c"].info.run_id}
+    assert series["m on c"].info.run_id in runs[0].data.tags["mlflow.note.content"]
+
+
+def everything(uri):
+    """All runs with their tags, points and inputs, without what is written at the time of logging."""
+    client = MlflowClient(uri)
+    found = {}
+    for kind in ("series", "valuation", "step"):
+        for run in runs_of(uri, kind):
+            points = {name: history(uri, run.info.run_id, name) for name in run.data.metrics}
+            inputs = sorted(entry.dataset.digest for entry in run.inputs.dataset_inputs)
+            files = sorted(entry.path for entry in client.list_artifacts(run.info.run_id))
+            found[run.info.run_id] = (run.info.status, run.data.params, run.data.tags, points, inputs, files)
+    return found
+
+
+def test_logged_twice_is_logged_once(uri, tmp_path):
+    folder = results_folder(tmp_path / "out", {"news": 3.0, "books": 1.0})
+    first = log_results(str(folder), TrackingConfig(uri=uri))
+    before = everything(uri)
+    again = log_results(str(folder), TrackingConfig(uri=uri))
+    assert (again, everything(uri)) == (first, before)
+    shutil.copytree(folder, tmp_path / "copy")
+    assert log_results(str(tmp_path / "copy"), TrackingConfig(uri=uri)) == first
+    assert len(everything(uri)) == len(before) == 6
+
+
+def test_a_run_that_broke_off_is_completed(uri, tmp_path, monkeypatch):
+    folder = results_folder(tmp_path / "out", {"news": 3.0, "books": 1.0})
+    original = MlflowClient.log_artifact
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", full)
+    with pytest.raises(NotLoggedError, match="No space left on device"):
+        log_results(str(folder), TrackingConfig(uri=uri))
+    (broken,) = runs_of(uri, "valuation")
+    assert broken.info.status == "FAILED"
+    monkeypatch.setattr(MlflowClient, "log_artifact", original)
+    logged = log_results(str(folder), TrackingConfig(uri=uri))
+    assert logged.run_id == broken.info.run_id
+    assert {run.info.status for kind in ("valuation", "step", "series") for run in runs_of(uri, kind)} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("address", ["refused", "hangs", "no such scheme", "not a folder"])
+def test_away_and_published_later(address, uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder = results_folder(tmp_path / "the out", {"news": 3.0, "books": 1.0})
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    (tmp_path / "file").write_text("")
+    start = time.monotonic()
+    with silent_server() as hanging:
+        wrong = {
+            "refused": refused_address(), "hangs": hanging, "no such scheme": "htp://127.0.0.1:1",
+            "not a folder": f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}",
+        }[address]  # fmt: skip
+        with pytest.raises(NotLoggedError) as caught:
+            log_results(str(folder), TrackingConfig(uri=wrong))
+    assert time.monotonic() - start < 15
+    sentence = str(caught.value)
+    assert sentence.startswith(f"MLflow at {wrong} did not take the run (")
+    assert f"`dataworth publish --results '{folder}'` logs it later" in sentence
+    assert "\n" not in sentence
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    logged = log_results(str(folder), TrackingConfig(uri=uri))
+    (run,) = runs_of(uri, "valuation")
+    assert run.info.run_id == logged.run_id
+    assert run.data.metrics["share/news"] == 0.75
+
+
+def test_processes_at_once_leave_one_run(uri, tmp_path):
+    folders = [results_folder(tmp_path / "one", {"news": 3.0, "books": 1.0})]
+    folders += [shutil.copytree(folders[0], tmp_path / "two")]
+    MlflowClient(uri)  # the database is there
+    script = (
+        "import sys; from tasks.report.task import log_results; from tasks.report.config import TrackingConfig; "
+        "print(log_results(sys.argv[1], TrackingConfig(uri=sys.argv[2])).run_id)"
+    )
+    commands = [[sys.executable, "-c", script, str(folder), uri] for folder in folders]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    printed = [process.communicate(timeout=120)[0].split()[-1] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert len(set(printed)) == 1
+    assert [run.info.run_id for run in runs_of(uri, "valuation")] == printed[:1]
+    assert sorted(run.data.tags["dataworth.step"] for run in runs_of(uri, "step")) == ["fit", "index", "score", "value"]
+    (series,) = runs_of(uri, "series")
+    assert len(history(uri, series.info.run_id, "share/news")) == 1
+
+
+def test_runs_made_at_the_same_moment_become_one(uri, tmp_path, monkeypatch):
+    """Both look before either has made a run: the barrier is the worst moment."""
+    folder = results_folder(tmp_path / "out", {"news": 3.0, "books": 1.0})
+    made, barrier = MlflowClient.create_run, threading.Barrier(2)
+    waited = threading.local()
+
+    def create_run(self, experiment_id, *args, **kwargs):
+        kind = kwargs["tags"]["dataworth.kind"]
+        if kind in ("series", "valuation") and kind not in waited.__dict__:
+            setattr(waited, kind, True)
+            barrier.wait(30)
+        return made(self, experiment_id, *args, **kwargs)
+
+    MlflowClient(uri).create_experiment("dataworth", artifact_location=(tmp_path / "artifacts").as_uri())
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(log_results(str(folder), TrackingConfig(uri=uri))))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 2
+    assert found[0].run_id == found[1].run_id
+    assert [len(runs_of(uri, kind)) for kind in ("series", "valuation", "step")] == [1, 1, 4]
+
+
+def test_names_of_sources_are_valid_and_kept_apart(uri, tmp_path):
+    values = {name: float(number + 1) for number, name in enumerate([*NAMES, metric_name(EVIL)])}
+    folder = results_folder(tmp_path / "out", values, title=EVIL)
+    logged = log_results(str(folder), TrackingConfig(uri=uri, experiment=EVIL))
+    run = MlflowClient(uri).get_run(logged.run_id)
+    assert run.info.status == "FINISHED"
+    assert sorted(v for name, v in run.data.metrics.items() if name.startswith("value/")) == sorted(values.values())
+    assert run.data.metrics["value/a b"] == values["a b"]
+    names = [metric_name(name) for name in values]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[\w\-. ]{1,250}", name, re.ASCII) and not name.startswith(".") for name in names)
+    assert len(runs_of(uri, "series", EVIL)) == 1
+
+
+def test_pages_and_addresses():
+    page = "http://h/#/experiments/1/runs/r?workflowType=machine_learning"
+    assert LoggedRun("r", "1", "http://h/").url == page
+    assert LoggedRun("r", "1", "sqlite:///x.db").url is None
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD"):
+        TrackingConfig(uri="https://me:secret@host")
+
+
+def test_a_password_in_the_environment_is_not_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    address = refused_address().replace("http://", "http://me:secret@")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    folder = results_folder(tmp_path / "out", {"news": 3.0})
+    with pytest.raises(NotLoggedError) as caught:
+        log_results(str(folder), TrackingConfig())
+    assert "secret" not in str(caught.value)
+
+
+def test_folders_of_older_versions_and_damaged_ones(uri, tmp_path):
+    folder = results_folder(tmp_path / "out", {"news": 3.0})
+    known = record(folder)
+    (folder / "valuation.json").write_text(json.dumps({k: v for k, v in known.items() if k != "fingerprint"}))
+    with pytest.raises(InputError, match="written by an older version"):
+        log_results(str(folder), TrackingConfig(uri=uri))
+    (folder / "valuation.json").write_text(json.dumps({**known, "counts": {"n_documents": "many"}}))
+    with pytest.raises(InputError, match=r"field 'counts.n_documents': is damaged"):
+        log_results(str(folder), TrackingConfig(uri=uri))
+    assert not (tmp_path / "mlflow").exists()
+
+
+def test_samples_of_the_machine(monkeypatch):
+    samples = MachineSamples(seconds=0.01)
+    with samples.watching():
+        time.sleep(0.1)
+    assert samples.missing == ""
+    assert 3 <= len(samples.rows) <= MOST_SAMPLES
+    assert all(0 <= row["cpu_utilization_percentage"] <= 100 for row in samples.rows)
+    times = [row["time"] for row in samples.rows]
+    assert times == sorted(times)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    for name in [name for name in sys.modules if name.startswith("mlflow.system_metrics.metrics.")]:
+        monkeypatch.delitem(sys.modules, name)
+    without = MachineSamples()
+    with without.watching():
+        pass
+    assert (without.rows, without.missing) == ([], "no system metrics of this run: psutil is not installed")
+
+
+def test_samples_stay_few():
+    samples = MachineSamples()
+    samples._monitors = samples._monitors[:1]
+    for _ in range(2 * MOST_SAMPLES):
+        samples._take()
+    assert MOST_SAMPLES // 2 <= len(samples.rows) <= MOST_SAMPLES
+    assert samples._seconds == 4 * SECONDS_BETWEEN_SAMPLES
