@@ -6,6 +6,7 @@ storage.objects know.
 
 import os
 import shutil
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -232,8 +233,11 @@ Place = str | Path | Location
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a local file so that a reader sees the old bytes or all the new ones, also after a crash."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a local file so that a reader sees the old bytes or all the new ones, also after a crash.
+
+    Of two that write it at once, the later one's bytes stay.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with partial.open("wb") as file:
         file.write(content)
         file.flush()

@@ -75,6 +75,7 @@ def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> Lo
     """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each try of a server that is away
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     address = tracking_uri(uri)

@@ -1,0 +1,74 @@
+"""A valuation whose MLflow server is away: kept, said in a sentence, logged later by `publish`, also without stores."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+
+@pytest.fixture
+def nobody():
+    """An address on which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def command(*words, cwd):
+    return subprocess.run(
+        [Path(sys.executable).with_name("dataworth"), *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
+        check=False,
+    )
+
+
+@pytest.mark.system
+def test_kept_and_published_later(checkpoints, corpus_file, queries_file, tmp_path, nobody):
+    given = ("--model", checkpoints["llama"], "--corpus", corpus_file, "--queries", queries_file)
+    given += (
+        "--projection.rank",
+        "2",
+        "--corpus.max_length",
+        "32",
+        "--curvature.draws",
+        "1",
+        "--store",
+        tmp_path / "store",
+        "--results",
+        tmp_path / "out",
+    )
+    start = time.monotonic()
+    valued = command("value", *given, "--tracking.uri", nobody, cwd=tmp_path)
+    assert time.monotonic() - start < 150
+    assert valued.returncode == 0, valued.stderr
+    assert "Traceback" not in valued.stderr
+    assert f"dataworth publish --results {tmp_path / 'out'}" in valued.stderr
+    assert "not logged" in valued.stdout
+    out = tmp_path / "out"
+    assert {"report.html", "sources.parquet", "machine.csv"} <= {path.name for path in out.iterdir()}
+    assert json.loads((out / "valuation.json").read_text())["mlflow"] is None
+
+    shutil.rmtree(tmp_path / "store")
+    uri = f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    for _ in range(2):
+        published = command("publish", "--results", out, "--tracking.uri", uri, cwd=tmp_path)
+        assert published.returncode == 0, published.stderr
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("dataworth")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`dataworth.kind` = 'valuation'")
+    assert json.loads((out / "valuation.json").read_text())["mlflow"]["run_id"] == run.info.run_id
+    assert any(name.startswith("share/") for name in run.data.metrics)
+    steps = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    assert {"fit", "index", "score"} <= {step.data.tags["dataworth.step"] for step in steps}
+    refused = command("publish", "--results", out, "--tracking.uri", nobody, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.strip().count("\n") == 0
