@@ -197,7 +197,6 @@ def test_everything_a_user_can_get_wrong_is_a_sentence(dataworth, checkpoints, c
         ("--cluster.address", "tcp://127.0.0.1:9"): (1, "dataworth: no Dask scheduler answers at tcp://127.0.0.1:9"),
         ("--results", tmp_path / "file"): (2, f"dataworth: --results {tmp_path / 'file'}: {tmp_path / 'file'} is not"),
         ("--store", tmp_path / "file" / "x"): (2, f"dataworth: --store {tmp_path / 'file' / 'x'}: {tmp_path / 'file'}"),
-        ("--tracking.uri", "http://127.0.0.1:9"): (1, "dataworth: MLflow at http://127.0.0.1:9 did not take the run"),
     }
 
     def refused(entry):
@@ -212,10 +211,6 @@ def test_everything_a_user_can_get_wrong_is_a_sentence(dataworth, checkpoints, c
         list(pool.map(refused, (entry for entry in wrong.items() if entry[1][0] == 2)))
     refused((("--cluster.address", "tcp://127.0.0.1:9"), wrong["--cluster.address", "tcp://127.0.0.1:9"]))
     assert not (tmp_path / "out").exists()
-    result = refused((("--tracking.uri", "http://127.0.0.1:9"), wrong["--tracking.uri", "http://127.0.0.1:9"]))
-    # Only MLflow was away, and that came last: the valuation is there.
-    assert "the valuation itself is kept in" in sentence(result)
-    assert (tmp_path / "out" / "valuation.json").is_file()
 
 
 @pytest.fixture
