@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+from click.shell_completion import get_completion_class
+from httpx import TransportError
 
 from flows.config import CorpusRunConfig, DemoConfig, PublishConfig, SearchConfig, ValueConfig
+from flows.examples import BY_COMMAND, WHOLE
 from flows.options import ConfiguredCommand, configuration, options
 from flows.terminal import mlflow_place, passages, say, sentences_for_known_errors, table
 from storage.errors import DataworthError, InputError, StoreUnreachableError
@@ -23,17 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-EXAMPLES = """\
-What is each document, and each source of documents, worth to a language model?
 
-\b
-  dataworth demo
-  dataworth value --model ./checkpoint --corpus docs.jsonl --queries q.jsonl --results out
-  dataworth top --results out --query ID
-"""
-
-
-@click.group(help=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(help=WHOLE, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="dataworth")
 def cli() -> None:
     """The command group."""
@@ -288,6 +282,19 @@ def doctor() -> None:
         raise DataworthError("; ".join(f"{row.what}: {row.remedy}" for row in rows if not row.ok))
 
 
+@cli.command(help="A script that lets a shell complete commands and options.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    found = get_completion_class(shell)
+    if found is None:
+        raise InputError(f"{shell}: no completion for this shell")
+    click.echo(found(cli, {}, "dataworth", "_DATAWORTH_COMPLETE").source())
+
+
+for _name, _examples in BY_COMMAND.items():
+    cli.commands[_name].epilog = _examples
+
+
 def say_valuation(valuation: dict[str, Any]) -> None:
     """The sources' table and where everything is."""
     import pandas as pd
@@ -333,6 +340,14 @@ def main() -> None:
     sys.exit(_exit_code())
 
 
+def _server_away(error: TransportError) -> str:
+    address = os.environ.get("PREFECT_API_URL") or "the address of your Prefect profile"
+    return (
+        f"the Prefect server at {without_password(address)} does not answer ({error}); what was finished is kept, and "
+        "the same command goes on from there once it is back"
+    )
+
+
 def _exit_code() -> int:
     try:
         code = cli.main(standalone_mode=False)
@@ -340,6 +355,8 @@ def _exit_code() -> int:
         return _complain(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
     except DataworthError as error:
         return _complain(str(error), 1)
+    except TransportError as error:
+        return _complain(_server_away(error), 1)
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted; what was finished is kept, the same command goes on from there", 130)
     except OSError as error:

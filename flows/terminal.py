@@ -5,6 +5,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from httpx import TransportError
+
 from storage.errors import DataworthError
 from tasks.report.numbers import number
 from tasks.visible import visible, without_password
@@ -27,12 +29,17 @@ class _NoTraceback(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if isinstance(error, DataworthError | OSError | KeyboardInterrupt):
+        if isinstance(error, DataworthError | OSError | KeyboardInterrupt | TransportError):
             said = visible(without_password(str(error))) or type(error).__name__
             record.msg, record.args = "stopped: %s", (said,)
             record.exc_info = None
             record.exc_text = None
         return True
+
+
+def _nothing_but_critical(record: logging.LogRecord) -> bool:
+    """Levels of Prefect's own loggers are set again whenever it sets its logging up."""
+    return record.levelno >= logging.CRITICAL
 
 
 def sentences_for_known_errors() -> None:
@@ -41,8 +48,12 @@ def sentences_for_known_errors() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(entry, _NoTraceback) for entry in logger.filters):
             logger.addFilter(_NoTraceback())
-    # At the end of a run it warns of events that it then sends all the same.
-    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
+    # At the end of a run it warns of events that it then sends all the same. Of a server that is away they tell
+    # again and again, with tracebacks, what the run itself says once.
+    for name in ("EventsWorker", "prefect.events.clients", "prefect._internal.concurrency"):
+        logger = logging.getLogger(name)
+        if _nothing_but_critical not in logger.filters:
+            logger.addFilter(_nothing_but_critical)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], n_text: int = 1) -> str:

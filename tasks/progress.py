@@ -9,15 +9,19 @@ from logging import LoggerAdapter
 from typing import Any
 from uuid import UUID
 
+from httpx import TransportError
 from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import MissingContextError
+from prefect.exceptions import MissingContextError, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from tqdm import tqdm
 
 __all__ = ["DEVICE_TAG", "Progress", "progress", "run_logger", "show_link"]
 
 SECONDS_BETWEEN_UPDATES = 2.0
+# Where the server did not answer.
+SECONDS_UNTIL_ANOTHER_TRY = 30.0
 
 # Of the tasks that compute on a device: a limit `tag:gpu` of the Prefect server lets one run on each.
 DEVICE_TAG = "gpu"
@@ -37,7 +41,8 @@ class Progress:
     def __init__(self, bar: "tqdm[Any]", artifact: UUID | None) -> None:
         self._bar = bar
         self._artifact = artifact
-        self._last_update = time.monotonic()
+        self._next_update = time.monotonic() + SECONDS_BETWEEN_UPDATES
+        self._away = False
 
     def expect(self, total: int) -> None:
         """How much there is in all, where that is known only once the work is under way."""
@@ -46,9 +51,23 @@ class Progress:
     def advance(self, units: int = 1) -> None:
         """Some more units are done."""
         self._bar.update(units)
-        if self._artifact is not None and time.monotonic() - self._last_update > SECONDS_BETWEEN_UPDATES:
-            self._last_update = time.monotonic()
-            update_progress_artifact(self._artifact, 100.0 * self._bar.n / max(1, self._bar.total))
+        if time.monotonic() > self._next_update:
+            self.tell(100.0 * self._bar.n / max(1, self._bar.total))
+
+    def tell(self, percent: float) -> None:
+        """Let Prefect show it; a server that is away is left alone for a while, and the work goes on."""
+        if self._artifact is None:
+            return
+        wait = SECONDS_BETWEEN_UPDATES
+        try:
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+                update_progress_artifact(self._artifact, percent)
+        except (TransportError, PrefectHTTPStatusError) as error:
+            wait = SECONDS_UNTIL_ANOTHER_TRY
+            if not self._away:
+                run_logger().warning("the Prefect server shows no progress now (%s); the work goes on", error)
+            self._away = True
+        self._next_update = time.monotonic() + wait
 
 
 def show_link(key: str, link: str, description: str) -> None:
@@ -65,6 +84,6 @@ def progress(description: str, total: int, unit: str) -> Iterator[Progress]:
     artifact = create_progress_artifact(0.0, description=description) if inside else None
     artifact_id = artifact if isinstance(artifact, UUID) else None
     with tqdm(total=total, desc=description, unit=unit, file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
-        yield Progress(bar, artifact_id)
-        if artifact_id is not None:
-            update_progress_artifact(artifact_id, 100.0)
+        shown = Progress(bar, artifact_id)
+        yield shown
+        shown.tell(100.0)

@@ -5,6 +5,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tests.bench.machine import machine
 
@@ -44,9 +45,22 @@ def main() -> None:
             print("  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     if chosen.keep:
         RESULTS.mkdir(exist_ok=True)
-        name = f"{found['date']}-{found['machine']['device'].replace(' ', '-')}.json"
-        (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
-        print(f"\nwritten to {RESULTS / name}", file=sys.stderr)
+        path = RESULTS / f"{found['date']}-{found['machine']['device'].replace(' ', '-')}.json"
+        print(f"\nwritten to {_kept(path, found)}", file=sys.stderr)
+
+
+def _kept(path: Path, found: dict[str, Any]) -> Path:
+    """Written beside the other benches of the same day and machine; a file of another machine stays as it is."""
+    number = 1
+    while path.exists():
+        before = json.loads(path.read_text())
+        if before["machine"] == found["machine"]:
+            found = before | found
+            break
+        number += 1
+        path = path.with_name(f"{path.stem.removesuffix(f'-{number - 1}')}-{number}.json")
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    return path
 
 
 if __name__ == "__main__":
