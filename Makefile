@@ -9,10 +9,10 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/dataworth demo
 
-# Whole systems one at a time, since they start servers and take both cores; everything else on two processes.
+# On two processes, file by file: whole systems wait more than they compute.
 test: $(READY)
 	$(BIN)/python -m pytest -m "not gpu and not system" --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m "system and not gpu"
+	$(BIN)/python -m pytest -m "system and not gpu" --numprocesses 2 --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench

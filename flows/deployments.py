@@ -53,7 +53,7 @@ def apply_deployments(api: str, environment: Mapping[str, str]) -> None:
             client.create_automation(_crashed_without_heartbeat())
     deployed = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(_definitions())],
-        env={**os.environ, **environment},
+        env={**os.environ, "DATAWORTH_POOL": POOL, **environment},
         capture_output=True,
         text=True,
         check=False,
