@@ -37,8 +37,8 @@ def is_loss(error: BaseException | None) -> TypeGuard[BaseException]:
 def loss(error: BaseException) -> ServerLostError:
     """The sentence of an error that `is_loss`."""
     return ServerLostError(
-        f"the Prefect server at {server_address()} does not answer ({error or type(error).__name__}); what was finished "
-        "is kept, and once the server is back the same command goes on from there"
+        f"the Prefect server at {server_address()} does not answer ({error or type(error).__name__}); "
+        "what was finished is kept, and once the server is back the same command goes on from there"
     )
 
 

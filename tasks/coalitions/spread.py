@@ -124,7 +124,7 @@ class SpreadRows:
         Raises:
             DataworthError: the cluster was lost.
         """
-        with named_losses("asking for the worth of coalitions"):
+        with named_losses("asking for the worth of coalitions", self.client):
             futures = [self.client.submit(_alone, self.work, row[None], pure=False) for row in rows]
             try:
                 return np.concatenate(self.client.gather(futures))

@@ -33,7 +33,7 @@ class Api:
         return answer.json() if answer.content else None
 
     def deployment(self, flow):
-        return self._asked("GET", f"/deployments/name/{flow}/local")
+        return self._asked("GET", f"/deployments/name/{flow}/dataworth")
 
     def start(self, flow, config):
         path = f"/deployments/{self.deployment(flow)['id']}/create_flow_run"

@@ -1,4 +1,4 @@
-"""kill -9 of everything a run depends on, in the middle of it: nothing is lost, and what is said tells what happened."""
+"""kill -9 of what a run depends on, in the middle of it: nothing is lost, and what is said tells what happened."""
 
 import contextlib
 import json
