@@ -22,6 +22,8 @@ from tasks.progress import run_logger
 __all__ = ["announce", "run_name", "run_title"]
 
 FLOWS = ["value-corpus", "index-corpus", "fit-curvature", "demo"]
+# Prefect's lease of a task's places is of 60 s.
+PLACE = "; if it held a place on a device, that is free again within a minute"
 NODE, SPACE, PROCESS = "dataworth.node", "dataworth.processes", "dataworth.process"
 
 
@@ -75,7 +77,7 @@ def _mark_dead_runs(client: SyncPrefectClient) -> None:
         cancelling = run.state is not None and run.state.type == StateType.CANCELLING
         state: State[Any] = Cancelled(message=message) if cancelling else Crashed(message=message)
         client.set_flow_run_state(run.id, state, force=True)
-        run_logger().warning("run %s (%s) is marked %s: %s", repr(run.name), run.id, state.name, message)
+        run_logger().warning("run %s (%s) is marked %s: %s%s", repr(run.name), run.id, state.name, message, PLACE)
 
 
 def _is_dead(labels: Mapping[str, Any]) -> bool:

@@ -52,7 +52,7 @@ def sentences_for_known_errors() -> None:
             logger.addFilter(_NoTraceback())
     # At the end of a run it warns of events that it then sends all the same. Of a server that is away they tell
     # again and again, with all that is in an event, what the run itself says once.
-    for name in ("EventsWorker", "prefect.events.clients", "prefect._internal.concurrency"):
+    for name in ("EventsWorker", "prefect.events.clients", "prefect.concurrency", "prefect._internal.concurrency"):
         logger = logging.getLogger(name)
         if _nothing_but_critical not in logger.filters:
             logger.addFilter(_nothing_but_critical)

@@ -39,6 +39,8 @@ def dask_client(config: ClusterConfig, n_parts: int) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     logging.getLogger("distributed").setLevel(logging.WARNING)  # after the import, which sets its own level
+    # Where the scheduler is gone it writes tracebacks of its attempts to find it; `named_losses` says it in a sentence.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
 
     address = cluster_address(config)
     if address:

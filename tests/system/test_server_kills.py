@@ -30,7 +30,7 @@ def given(checkpoints, tmp_path_factory):
     """Options of a valuation, but for its folders, that takes long enough to be met in the middle."""
     folder, generator = tmp_path_factory.mktemp("given"), np.random.default_rng(0)
     words = " ".join(TEXTS).split()
-    rows = [{"id": f"d{n}", "source": f"s{n % 4}", "text": " ".join(generator.choice(words, 24))} for n in range(2_400)]
+    rows = [{"id": f"d{n}", "source": f"s{n % 4}", "text": " ".join(generator.choice(words, 24))} for n in range(1_600)]
     (folder / "long.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     query = {"id": "q0", "prompt": "The river runs", "completion": " down to the sea."}
     (folder / "queries.jsonl").write_text(f"{json.dumps(query)}\n")
@@ -109,7 +109,7 @@ def test_a_killed_worker_and_its_run(prefect_server, given, straight, tmp_path):
         with contextlib.suppress(ProcessLookupError):  # where it is of the worker's group
             os.kill(process, signal.SIGKILL)
     assert api.run(run["id"])["state"]["type"] == "RUNNING"  # nobody told the server
-    with worker(prefect_server):
+    with worker(prefect_server):  # which waits up to a minute for the place of the run that is dead
         again = api.start("index-corpus", config)
         assert wait_until(lambda: api.ended(again["id"]), 120, "the run does not end")["type"] == "COMPLETED"
     assert api.run(run["id"])["state"]["type"] == "CRASHED"
@@ -216,7 +216,7 @@ def test_a_killed_dask_scheduler(started_dataworth, dataworth, given, straight, 
     words = ("value", *given, *in_folder(tmp_path), "--cluster.address", address)
     with cluster_of_processes(port, scored) as scheduler:
         process, log, left = started_dataworth(*words)
-        wait_until(lambda: len(list(scored.glob("[0-9]*"))) >= 2 or process.poll() is not None, 120, "no shard")
+        wait_until(lambda: len(list(scored.glob("[0-9]*"))) >= 1 or process.poll() is not None, 120, "no shard")
         kill(scheduler)
         sentence = said_by(process, log, 120)
     assert sentence.startswith(f"dataworth: no Dask scheduler answers at {address}"), sentence

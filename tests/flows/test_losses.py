@@ -1,0 +1,44 @@
+"""Which errors mean that the Prefect server is away, and what is said then."""
+
+import httpx
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.losses import is_loss, named_loss
+from storage.errors import ServerLostError
+
+ADDRESS = "http://prefect.example:4200/api"
+
+
+def refused(url):
+    return httpx.ConnectError("refused", request=httpx.Request("GET", url))
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (refused(f"{ADDRESS}/flow_runs"), True),
+        (RuntimeError(f"Failed to reach API at {ADDRESS}/"), True),
+        (refused("https://models.example/llama"), False),
+        (httpx.ConnectError("of no request"), False),
+        (RuntimeError("something else"), False),
+        (None, False),
+    ],
+)
+def test_only_an_unanswered_request_to_the_server_is_its_loss(error, lost):
+    with temporary_settings({PREFECT_API_URL: ADDRESS}):
+        assert is_loss(error) is lost
+
+
+def test_a_loss_is_a_sentence_with_the_address():
+    with (
+        temporary_settings({PREFECT_API_URL: ADDRESS}),
+        pytest.raises(ServerLostError, match=f"server at {ADDRESS} does not answer \\(refused\\); what was"),
+        named_loss(),
+    ):
+        raise refused(f"{ADDRESS}/flow_runs")
+
+
+def test_other_errors_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="something else"), named_loss():
+        raise RuntimeError("something else")
