@@ -17,13 +17,18 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
+
+from flows.losses import is_loss, server_address
+from tasks.progress import run_logger
 
 __all__ = ["unless_cancelled"]
 
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LOOKS = 3.0
+AWAY = "the Prefect server at %s does not answer (%s): the step under way goes on, and the run if the server comes back"
 MESSAGE = "cancelled; what was finished is kept, the next run goes on from there"
 
 
@@ -74,13 +79,22 @@ def _watched(run: FlowRun) -> Iterator[threading.Event]:
         yield asked
         return
 
+    logger = run_logger()
+
     def look() -> None:
-        with get_client(sync_client=True) as client:
+        away = False
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
             while not ended.wait(SECONDS_BETWEEN_LOOKS):
                 try:
                     state = client.read_flow_run(run.id).state
-                except Exception:  # a server that is away for a moment is asked again
+                except Exception as error:  # a server that is away for a moment is asked again
+                    if is_loss(error) and not away:
+                        away = True
+                        logger.warning(AWAY, server_address(), error or type(error).__name__)
                     continue
+                if away:
+                    away = False
+                    logger.warning("the Prefect server at %s answers again", server_address())
                 if state is not None and state.type == StateType.CANCELLING and not ended.is_set():
                     asked.set()
                     os.kill(os.getpid(), signal.SIGINT)

@@ -6,17 +6,16 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 from click.shell_completion import get_completion_class
-from httpx import TransportError
 
 from flows.config import CorpusRunConfig, DemoConfig, PublishConfig, SearchConfig, ValueConfig
 from flows.examples import BY_COMMAND, WHOLE
 from flows.options import ConfiguredCommand, configuration, options
 from flows.terminal import mlflow_place, passages, say, sentences_for_known_errors, table
-from storage.errors import DataworthError, InputError, StoreUnreachableError
+from storage.errors import DataworthError, InputError, ServerLostError, StoreUnreachableError
 from tasks.report.numbers import interval, number, percent
 from tasks.visible import visible, without_password
 
@@ -43,7 +42,10 @@ def _command(
             config = configuration(kind, given)
             _check_address(getattr(config, "store", None))
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-                run(config)
+                from flows.losses import named_loss
+
+                with named_loss():
+                    run(config)
             elif together:
                 _run_together(run, config)
             else:
@@ -340,12 +342,11 @@ def main() -> None:
     sys.exit(_exit_code())
 
 
-def _server_away(error: TransportError) -> str:
-    address = os.environ.get("PREFECT_API_URL") or "the address of your Prefect profile"
-    return (
-        f"the Prefect server at {without_password(address)} does not answer ({error}); what was finished is kept, and "
-        "the same command goes on from there once it is back"
-    )
+def _end_at_once(code: int) -> NoReturn:
+    """Without Prefect's attempts, minutes long, to send its last events and lines to a server that is away."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _exit_code() -> int:
@@ -353,10 +354,10 @@ def _exit_code() -> int:
         code = cli.main(standalone_mode=False)
     except (click.ClickException, InputError) as error:
         return _complain(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
+    except ServerLostError as error:
+        _end_at_once(_complain(str(error), 1))
     except DataworthError as error:
         return _complain(str(error), 1)
-    except TransportError as error:
-        return _complain(_server_away(error), 1)
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted; what was finished is kept, the same command goes on from there", 130)
     except OSError as error:

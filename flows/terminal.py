@@ -5,8 +5,6 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from httpx import TransportError
-
 from storage.errors import DataworthError
 from tasks.report.numbers import number
 from tasks.visible import visible, without_password
@@ -28,8 +26,12 @@ class _NoTraceback(logging.Filter):
     """Errors that are a sentence are logged as that sentence."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        from flows.losses import is_loss, loss
+
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if isinstance(error, DataworthError | OSError | KeyboardInterrupt | TransportError):
+        if is_loss(error):
+            error = loss(error)
+        if isinstance(error, DataworthError | OSError | KeyboardInterrupt):
             said = visible(without_password(str(error))) or type(error).__name__
             record.msg, record.args = "stopped: %s", (said,)
             record.exc_info = None
@@ -49,11 +51,13 @@ def sentences_for_known_errors() -> None:
         if not any(isinstance(entry, _NoTraceback) for entry in logger.filters):
             logger.addFilter(_NoTraceback())
     # At the end of a run it warns of events that it then sends all the same. Of a server that is away they tell
-    # again and again, with tracebacks, what the run itself says once.
+    # again and again, with all that is in an event, what the run itself says once.
     for name in ("EventsWorker", "prefect.events.clients", "prefect._internal.concurrency"):
         logger = logging.getLogger(name)
         if _nothing_but_critical not in logger.filters:
             logger.addFilter(_nothing_but_critical)
+    # What could not be sent to the server is in the terminal; Python and Prefect would write of each such line there.
+    logging.raiseExceptions = False
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], n_text: int = 1) -> str:

@@ -3,6 +3,7 @@
 DataworthError
 ├── InputError            (ValueError)   bad input or options: exit code 2
 ├── WorkersLostError                     Dask workers died, or their scheduler went away
+├── ServerLostError                      the Prefect server went away
 └── StoreError            (RuntimeError)
     ├── StoreBusyError                   another run is writing here
     ├── StoreIncompleteError             a run stopped before it was done
@@ -17,6 +18,7 @@ __all__ = [
     "InputError",
     "RowRangeError",
     "SchemaVersionError",
+    "ServerLostError",
     "StoreBusyError",
     "StoreDamagedError",
     "StoreError",
@@ -36,6 +38,10 @@ class InputError(DataworthError, ValueError):
 
 class WorkersLostError(DataworthError):
     """The workers that computed, or what hands them their work, are gone; the work can be begun again."""
+
+
+class ServerLostError(DataworthError):
+    """The Prefect server does not answer any more, or never did."""
 
 
 class StoreError(DataworthError, RuntimeError):

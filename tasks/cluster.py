@@ -89,11 +89,12 @@ def _security(config: ClusterConfig, address: str) -> Any:
 
 
 @contextmanager
-def named_losses(doing: str) -> Iterator[None]:
+def named_losses(doing: str, client: Any) -> Iterator[None]:
     """Dask's errors about lost workers and schedulers as one sentence each.
 
     Args:
         doing: what was going on, as in "scoring".
+        client: of the scheduler.
 
     Raises:
         WorkersLostError: workers or scheduler were lost in the block.
@@ -101,9 +102,12 @@ def named_losses(doing: str) -> Iterator[None]:
     from distributed import CancelledError, KilledWorker
     from distributed.comm.core import CommClosedError
 
+    address = without_password(client.scheduler.addr)
     try:
         yield
     except KilledWorker as error:
         raise WorkersLostError(f"the Dask workers died while {doing}, out of memory or killed ({error})") from error
     except (CancelledError, CommClosedError, TimeoutError) as error:
-        raise WorkersLostError(f"the Dask scheduler went away while {doing}: run again once it is back") from error
+        raise WorkersLostError(
+            f"the Dask scheduler at {address} went away while {doing}: run again once it is back"
+        ) from error

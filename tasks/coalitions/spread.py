@@ -66,7 +66,7 @@ class SpreadGame:
         """
         expansion, steps = self._game.expansion, self._game.steps
         worth = np.empty((len(masks), len(expansion.losses)))
-        with named_losses("asking for the worth of coalitions"):
+        with named_losses("asking for the worth of coalitions", self._client):
             for first in range(0, len(masks), COALITIONS_AT_ONCE):
                 rows = slice(first, first + COALITIONS_AT_ONCE)
                 told = self._asked(masks[rows])
@@ -124,7 +124,7 @@ class SpreadRows:
         Raises:
             DataworthError: the cluster was lost.
         """
-        with named_losses("asking for the worth of coalitions"):
+        with named_losses("asking for the worth of coalitions", self.client):
             futures = [self.client.submit(_alone, self.work, row[None], pure=False) for row in rows]
             try:
                 return np.concatenate(self.client.gather(futures))

@@ -156,7 +156,7 @@ def _shard_results(
     todo = deque(works)
     shared: list[Any] = []
     n_lost = 0
-    with named_losses("scoring"):
+    with named_losses("scoring", client):
         while todo or waiting:
             if not shared:
                 shared = [

@@ -7,7 +7,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
 import psutil
 import pytest
@@ -16,81 +15,12 @@ from flows.deployments import apply_deployments, worker_command
 from flows.servers import child
 from storage.locations import StoreFolders
 from storage.manifest import writer_lock
+from tests.reference.api import Api, wait_until
 from tests.reference.checkpoints import TEXTS
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 SECONDS_TO_CANCEL = 15.0
-
-
-def wait_until(condition, seconds, what):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.2)
-    raise AssertionError(what)
-
-
-class Api:
-    """What the tests ask a Prefect server, which answers 503 while another process writes to SQLite."""
-
-    def __init__(self, address):
-        self.address = address
-
-    def _asked(self, method, path, content=None):
-        def answered():
-            answer = httpx.request(method, f"{self.address}{path}", json=content, timeout=60)
-            return None if answer.status_code == 503 else answer
-
-        answer = wait_until(answered, 60, "the server is busy all the time")
-        assert answer.is_success, answer.text
-        return answer.json() if answer.content else None
-
-    def deployment(self, flow):
-        return self._asked("GET", f"/deployments/name/{flow}/dataworth")
-
-    def start(self, flow, config):
-        path = f"/deployments/{self.deployment(flow)['id']}/create_flow_run"
-        return self._asked("POST", path, {"parameters": {"config": config}, "state": {"type": "SCHEDULED"}})
-
-    def run(self, run_id):
-        return self._asked("GET", f"/flow_runs/{run_id}")
-
-    def runs(self, **conditions):
-        return self._asked("POST", "/flow_runs/filter", {"sort": "START_TIME_ASC", **conditions})
-
-    def running(self, process):
-        """The run that the server takes for running in a process."""
-        states = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
-        (run,) = [run for run in self.runs(**states) if run["labels"].get("dataworth.process") == process.pid]
-        return run
-
-    def ended(self, run_id):
-        state = self.run(run_id)["state"]
-        return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
-
-    def log(self, run_id):
-        found = self._asked("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200})
-        return "\n".join(line["message"] for line in found)
-
-    def log_of_all(self, run_id):
-        """Of a run and its subflows."""
-        children = {"flow_runs": {"parent_flow_run_id": {"any_": [run_id]}}}
-        return "\n".join(self.log(name) for name in [run_id, *(run["id"] for run in self.runs(**children))])
-
-    def set_state(self, run_id, kind):
-        self._asked("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": kind}})
-
-    def schedule(self, flow, seconds, config):
-        path = f"/deployments/{self.deployment(flow)['id']}/schedules"
-        every = {"interval": seconds, "anchor_date": "2026-01-01T00:00:00Z"}
-        content = {"schedule": every, "active": True, "parameters": {"config": config}}
-        return path, self._asked("POST", path, [content])[0]["id"]
-
-    def unschedule(self, path, schedule):
-        self._asked("DELETE", f"{path}/{schedule}")
 
 
 @pytest.fixture(scope="module")

@@ -1,186 +1,231 @@
-"""SIGKILL of a worker, the Prefect server, MLflow and the Dask scheduler in the middle of a run: nothing is lost.
+"""kill -9 of what a run depends on, in the middle of it: nothing is lost, and what is said tells what happened."""
 
-Each with processes of its own; what ran on has an end and a sentence, and the next run says what happened and goes on.
-"""
-
+import contextlib
 import json
 import os
-import re
 import signal
+import subprocess
 import sys
-import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import psutil
 import pytest
 
 from flows.deployments import apply_deployments, worker_command
 from flows.servers import child, free_port, mlflow_command, wait_for
+from tests.reference.api import Api, wait_until
 from tests.reference.checkpoints import TEXTS
-from tests.system.test_operations import Api, wait_until
+from tests.reference.kills import stored_files
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
-# Of a command whose server is gone.
-SECONDS_TO_GIVE_UP = 120.0
+INDEXING = "examples to compute"
+# Enough to find a server that is back; the default, five, are those of a minute.
+FEW_RETRIES = {"PREFECT_CLIENT_MAX_RETRIES": "2"}
 
 
-@pytest.fixture
-def given(checkpoints, queries_file, tmp_path):
-    """Options of a valuation that takes long enough to be met in the middle."""
-    path, generator = tmp_path / "long.jsonl", np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def given(checkpoints, tmp_path_factory):
+    """Options of a valuation, but for its folders, that takes long enough to be met in the middle."""
+    folder, generator = tmp_path_factory.mktemp("given"), np.random.default_rng(0)
     words = " ".join(TEXTS).split()
-    rows = [{"id": f"d{n}", "source": f"s{n % 4}", "text": " ".join(generator.choice(words, 24))} for n in range(4_000)]
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    rows = [{"id": f"d{n}", "source": f"s{n % 4}", "text": " ".join(generator.choice(words, 24))} for n in range(2_400)]
+    (folder / "long.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    query = {"id": "q0", "prompt": "The river runs", "completion": " down to the sea."}
+    (folder / "queries.jsonl").write_text(f"{json.dumps(query)}\n")
     return (
-        *("--model", checkpoints["llama"], "--corpus", path, "--corpus.max_length", 32, "--queries", queries_file),
-        *("--projection.rank", 16, "--curvature", "none", "--store", tmp_path / "store", "--results", tmp_path / "out"),
+        *("--model", checkpoints["llama"], "--corpus", folder / "long.jsonl", "--queries", folder / "queries.jsonl"),
+        *("--corpus.max_length", "32", "--projection.rank", "16", "--curvature", "none"),
     )
 
 
-def killed(process):
-    """SIGKILL of a process and of all it started."""
-    family = [process, *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        member.kill()
-    process.wait(20)
+def in_folder(folder):
+    return ("--store", folder / "store", "--results", folder / "out")
 
 
-def prefect_server(folder, port):
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    own = {"PREFECT_HOME": str(folder), "PREFECT_API_URL": "", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    return child(command, own)
+@pytest.fixture(scope="module")
+def straight(prefect_server, given, tmp_path_factory):
+    """Folder of the store and the results of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    made = subprocess.run(
+        [Path(sys.executable).with_name("dataworth"), "value", *map(str, (*given, *in_folder(folder)))],
+        env={**os.environ, "PREFECT_API_URL": prefect_server},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    return folder
 
 
-def met(process, log, line):
-    wait_until(lambda: line in log.read_text() or process.poll() is not None, 120, f"no {line!r}")
-    assert line in log.read_text(), log.read_text()
+def assert_same_values(results, expected):
+    for name in ("sources.csv", "documents.parquet"):
+        assert (results / name).read_bytes() == (expected / name).read_bytes()
 
 
-def values(folder):
-    return pd.read_parquet(folder / "sources.parquet").set_index(["query_id", "source"])["value"]
+def assert_nothing_partial(results):
+    """No valuation, and nothing that looks like one."""
+    assert not results.exists() or list(results.iterdir()) == []
 
 
-def last_line(text):
-    return [line for line in text.splitlines() if line.startswith("dataworth: ")][-1]
+def kill(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
 
 
-def test_a_worker_and_what_it_ran(given, started_dataworth, dataworth, tmp_path):
-    port = free_port()
-    address = f"http://127.0.0.1:{port}/api"
-    own = {"PREFECT_API_URL": address, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    names = iter(given)
-    options = dict(zip(names, names, strict=True))
+def said_by(process, log, seconds):
+    """The last line of a command that must end by itself, without a traceback before it."""
+    assert process.wait(seconds) == 1, log.read_text()
+    assert "Traceback" not in log.read_text(), log.read_text()
+    return log.read_text().strip().splitlines()[-1]
+
+
+def until_said(process, log, words):
+    wait_until(lambda: words in log.read_text() or process.poll() is not None, 90, f"never: {words}")
+    assert process.poll() is None, log.read_text()
+
+
+def worker(server):
+    return child(worker_command(), {"PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "2"})
+
+
+def test_a_killed_worker_and_its_run(prefect_server, given, straight, tmp_path):
+    options = dict(zip(given[::2], map(str, given[1::2]), strict=True))
     config = {
-        "model": {"name": str(options["--model"])},
-        "corpus": {"files": [str(options["--corpus"])], "max_length": 32},
+        "model": {"name": options["--model"]},
+        "corpus": {"files": [options["--corpus"]], "max_length": 32},
         "projection": {"rank": 16},
         "curvature": {"kind": "none"},
-        "store": str(options["--store"]),
+        "store": str(tmp_path / "store"),
     }
-    with prefect_server(tmp_path / "prefect", port) as server:
-        wait_for(server, f"{address}/health", "the Prefect server")
-        apply_deployments(address, own)
-        api = Api(address)
-        with child(worker_command(), own) as worker:
-            run = api.start("index-corpus", config)
-            wait_until(lambda: "examples to compute" in api.log(run["id"]), 90, "the run does not begin")
-            killed(worker)
-        with child(worker_command(), own):
-            again = api.start("index-corpus", config)
-            state = wait_until(lambda: api.ended(again["id"]), 180, "the run does not end")
-            assert state["type"] == "COMPLETED", state
-        assert api.run(run["id"])["state"]["type"] == "CRASHED"
-        assert f"({run['id']}) is marked Crashed" in api.log(again["id"])
-    verified = dataworth("verify", "--store", config["store"])
-    assert verified.returncode == 0, verified.stdout
-    assert " 0 damaged" in verified.stdout
+    apply_deployments(prefect_server, {"PREFECT_API_URL": prefect_server})
+    api = Api(prefect_server)
+    with worker(prefect_server) as first:
+        run = api.start("index-corpus", config)
+        wait_until(lambda: INDEXING in api.log(run["id"]), 90, "the run does not begin")
+        process = api.run(run["id"])["labels"]["dataworth.process"]
+        kill(first)
+        with contextlib.suppress(ProcessLookupError):  # where it is of the worker's group
+            os.kill(process, signal.SIGKILL)
+    assert api.run(run["id"])["state"]["type"] == "RUNNING"  # nobody told the server
+    with worker(prefect_server):
+        again = api.start("index-corpus", config)
+        assert wait_until(lambda: api.ended(again["id"]), 120, "the run does not end")["type"] == "COMPLETED"
+    assert api.run(run["id"])["state"]["type"] == "CRASHED"
+    said = f"({run['id']}) is marked Crashed: its process {process} on"
+    wait_until(lambda: said in api.log(again["id"]), 20, "the next run does not say what happened")
+    resumed, expected = (stored_files(folder / "store" / "gradients") for folder in (tmp_path, straight))
+    assert resumed
+    assert resumed.items() <= expected.items()  # there, gradients of the queries are, too
 
 
-def test_the_prefect_server(given, started_dataworth, dataworth, tmp_path):
-    port = free_port()
+@contextmanager
+def prefect_server_of_its_own(port, home):
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with child(command, {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}) as process:
+        wait_for(process, f"http://127.0.0.1:{port}/api/health", "the Prefect server")
+        yield process
+
+
+def test_a_killed_prefect_server(started_dataworth, dataworth, given, straight, tmp_path):
+    port, words = free_port(), ("value", *given, *in_folder(tmp_path))
     address = f"http://127.0.0.1:{port}/api"
-    own = {"PREFECT_API_URL": address}
-    with prefect_server(tmp_path / "prefect", port) as server:
-        wait_for(server, f"{address}/health", "the Prefect server")
-        process, log, left = started_dataworth("value", *given, environment=own)
-        met(process, log, "examples to compute")
-        killed(server)
-        start = time.monotonic()
-        code = process.wait(2 * SECONDS_TO_GIVE_UP)
-        assert time.monotonic() - start < SECONDS_TO_GIVE_UP
-    assert code == 1, log.read_text()
-    said = last_line(log.read_text())
-    assert f"127.0.0.1:{port}" in said, log.read_text()
+    there = {**FEW_RETRIES, "PREFECT_API_URL": address}
+    with prefect_server_of_its_own(port, tmp_path / "prefect") as server:
+        process, log, left = started_dataworth(*words, environment=there)
+        until_said(process, log, INDEXING)
+        kill(server)
+    sentence = said_by(process, log, 90)
+    assert sentence.startswith(f"dataworth: the Prefect server at {address} does not answer"), sentence
+    assert "the same command goes on from there" in sentence
+    assert left() == []
+    assert_nothing_partial(tmp_path / "out")
+    away = dataworth(*words, environment=there)
+    assert away.returncode == 1
+    assert "Traceback" not in away.stderr
+    assert away.stderr.startswith(f"dataworth: the Prefect server at {address} does not answer"), away.stderr
+    with prefect_server_of_its_own(port, tmp_path / "prefect"):
+        again = dataworth(*words, environment=there)
+    assert again.returncode == 0, again.stderr
+    assert f"is marked Crashed: its process {process.pid} on" in again.stderr
+    assert_same_values(tmp_path / "out", straight / "out")
+
+
+@contextmanager
+def mlflow_server(port):
+    command = mlflow_command(port)
+    with child(command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}) as process:
+        wait_for(process, f"http://127.0.0.1:{port}/health", "the MLflow server")
+        yield process
+
+
+def test_a_killed_mlflow_server(started_dataworth, dataworth, given, straight, tmp_path):
+    port, out = free_port(), tmp_path / "out"
+    address = f"http://127.0.0.1:{port}"
+    with mlflow_server(port) as server:
+        process, log, left = started_dataworth("value", *given, *in_folder(tmp_path), "--tracking.uri", address)
+        until_said(process, log, INDEXING)
+        kill(server)
+    assert process.wait(120) == 0, log.read_text()
     assert "Traceback" not in log.read_text(), log.read_text()
     assert left() == []
-    assert not (tmp_path / "out").exists()
-    with prefect_server(tmp_path / "prefect", port) as server:
-        wait_for(server, f"{address}/health", "the Prefect server")
-        again = dataworth("value", *given, environment=own)
-        assert again.returncode == 0, again.stderr
-        assert "is marked Crashed" in again.stderr
-    straight = dataworth("value", *given, "--store", tmp_path / "other", "--results", tmp_path / "straight")
-    assert straight.returncode == 0, straight.stderr
-    pd.testing.assert_series_equal(values(tmp_path / "out"), values(tmp_path / "straight"))
-
-
-def test_mlflow(given, started_dataworth, dataworth, tmp_path):
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    with child(mlflow_command(port), {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}) as server:
-        wait_for(server, f"{address}/health", "MLflow")
-        process, log, _ = started_dataworth("value", *given, "--tracking.uri", address)
-        met(process, log, "examples to compute")
-        killed(server)
-        assert process.wait(2 * SECONDS_TO_GIVE_UP) == 0, log.read_text()
-    out = tmp_path / "out"
-    assert "Traceback" not in log.read_text()
+    assert f"MLflow at {address} did not take" in log.read_text()
     assert f"dataworth publish --results {out}" in log.read_text()
     assert json.loads((out / "valuation.json").read_text())["mlflow"] is None
-    with child(mlflow_command(port), {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}) as server:
-        wait_for(server, f"{address}/health", "MLflow")
+    assert_same_values(out, straight / "out")
+    with mlflow_server(port):
         published = dataworth("publish", "--results", out)
-        assert published.returncode == 0, published.stderr
+    assert published.returncode == 0, published.stderr
     assert json.loads((out / "valuation.json").read_text())["mlflow"]["tracking_uri"] == address
 
 
-def dask(kind, *words):
-    return child([sys.executable, "-m", f"distributed.cli.dask_{kind}", *map(str, words)], {})
+# A worker that takes its time, and tells what it has done.
+SLOW = """
+import os, time
+from pathlib import Path
+from tasks.scoring import shards
+
+real = shards.score_shard
+
+def slow(*arguments, **named):
+    time.sleep(0.5)
+    (Path(os.environ["SCORED"]) / str(time.monotonic_ns())).touch()
+    return real(*arguments, **named)
+
+shards.score_shard = slow
+"""
 
 
-def test_the_dask_scheduler(given, started_dataworth, dataworth, tmp_path):
-    port = free_port()
+@contextmanager
+def cluster_of_processes(port, folder):
+    """A scheduler and a slow worker; gives the scheduler's process."""
+    (folder / "slow.py").write_text(SLOW)
+    dask = [sys.executable, "-m", "dask"]
+    scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0"]
+    to = [*dask, "worker", f"tcp://127.0.0.1:{port}", "--host", "127.0.0.1", "--nthreads", "1"]
+    to += ["--dashboard-address", "127.0.0.1:0", "--preload", str(folder / "slow.py"), "--death-timeout", "30"]
+    with child(scheduler, {}) as process, child(to, {"SCORED": str(folder)}):
+        yield process
+
+
+def test_a_killed_dask_scheduler(started_dataworth, dataworth, given, straight, tmp_path):
+    port, scored = free_port(), tmp_path / "scored"
+    scored.mkdir()
     address = f"tcp://127.0.0.1:{port}"
-    scheduler = ("--host", "127.0.0.1", "--port", port, "--no-dashboard")
-    worker = (address, "--nthreads", 1, "--nworkers", 1, "--no-dashboard", "--local-directory", tmp_path)
-    indexed = dataworth("index", *index_words(given))
-    assert indexed.returncode == 0, indexed.stderr
-    with dask("scheduler", *scheduler) as process, dask("worker", *worker):
-        started, log, left = started_dataworth("value", *given, "--cluster.address", address)
-        met(started, log, "score every document for every query")
-        os.kill(process.pid, signal.SIGKILL)
-        start = time.monotonic()
-        code = started.wait(2 * SECONDS_TO_GIVE_UP)
-        assert time.monotonic() - start < SECONDS_TO_GIVE_UP
-    assert code == 1, log.read_text()
-    assert re.search(r"Dask scheduler", last_line(log.read_text())), log.read_text()
-    assert "Traceback" not in log.read_text(), log.read_text()
+    words = ("value", *given, *in_folder(tmp_path), "--cluster.address", address)
+    with cluster_of_processes(port, scored) as scheduler:
+        process, log, left = started_dataworth(*words)
+        wait_until(lambda: len(list(scored.glob("[0-9]*"))) >= 2 or process.poll() is not None, 120, "no shard")
+        kill(scheduler)
+        sentence = said_by(process, log, 120)
+    assert sentence.startswith(f"dataworth: no Dask scheduler answers at {address}"), sentence
+    assert f"the Dask scheduler at {address} went away while scoring" in log.read_text()
     assert left() == []
-    assert not (tmp_path / "out" / "valuation.json").exists()
-    with dask("scheduler", *scheduler), dask("worker", *worker):
-        again = dataworth("value", *given, "--cluster.address", address)
-        assert again.returncode == 0, again.stderr
-    own = dataworth(
-        "value", *given, "--store", tmp_path / "store", "--results", tmp_path / "own", "--cluster.workers", 1
-    )
-    assert own.returncode == 0, own.stderr
-    pd.testing.assert_series_equal(values(tmp_path / "out"), values(tmp_path / "own"))
-
-
-def index_words(given):
-    """Those of the options that `index` takes."""
-    names = iter(given)
-    pairs = zip(names, names, strict=True)
-    return [word for name, value in pairs if name not in ("--queries", "--results") for word in (name, value)]
+    assert_nothing_partial(tmp_path / "out")
+    assert list((tmp_path / "store" / "scores").glob("[0-9a-f]*")) == []
+    with cluster_of_processes(port, scored):
+        again = dataworth(*words)
+    assert again.returncode == 0, again.stderr
+    assert "the corpus: 0 of to compute" in again.stderr
+    assert_same_values(tmp_path / "out", straight / "out")

@@ -236,7 +236,7 @@ def test_a_scheduler_that_goes_away_is_one_sentence(small, tmp_path, monkeypatch
             main.kill()
 
         monkeypatch.setattr(module.Combination, "add", dying)
-        with pytest.raises(DataworthError, match="the Dask scheduler went away while scoring: run again"):
+        with pytest.raises(DataworthError, match=f"the Dask scheduler at {address} went away while scoring: run again"):
             fresh_scores(small, ClusterConfig(address=address))
     assert not ScoreStore.exists(StoreFolders(small.corpus.path.parents[1]).scores, "x")
     assert not list(StoreFolders(small.corpus.path.parents[1]).scores.glob("[0-9a-f]*"))

@@ -1,0 +1,57 @@
+"""The Prefect server's going away, told as one sentence that names its address."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeGuard
+
+import httpx
+from prefect.settings import PREFECT_API_URL
+
+from storage.errors import ServerLostError
+from tasks.visible import without_password
+
+__all__ = ["is_loss", "loss", "named_loss", "server_address"]
+
+# What Prefect's client says where nobody answers the first request.
+UNREACHED = "Failed to reach API at"
+
+
+def server_address() -> str:
+    """Of the Prefect API."""
+    return without_password(PREFECT_API_URL.value() or "the embedded server's address")
+
+
+def is_loss(error: BaseException | None) -> TypeGuard[BaseException]:
+    """A request to the Prefect server was not answered, after all of Prefect's own retries."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(UNREACHED)
+    if not isinstance(error, httpx.TransportError):
+        return False
+    try:
+        asked = str(error.request.url)
+    except RuntimeError:  # raised by no request
+        return False
+    return asked.startswith(PREFECT_API_URL.value() or "http://127.0.0.1")
+
+
+def loss(error: BaseException) -> ServerLostError:
+    """The sentence of an error that `is_loss`."""
+    return ServerLostError(
+        f"the Prefect server at {server_address()} does not answer ({error or type(error).__name__}); "
+        "what was finished is kept, and once the server is back the same command goes on from there"
+    )
+
+
+@contextmanager
+def named_loss() -> Iterator[None]:
+    """Flows may run in the block.
+
+    Raises:
+        ServerLostError: the Prefect server went away in the block.
+    """
+    try:
+        yield
+    except (httpx.TransportError, RuntimeError) as error:
+        if not is_loss(error):
+            raise
+        raise loss(error) from error
