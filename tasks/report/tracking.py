@@ -5,14 +5,12 @@ the time and step of the valuation, not of the logging.
 """
 
 import contextlib
-import getpass
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made while importing
@@ -24,6 +22,7 @@ from storage.errors import DataworthError
 from storage.locations import home
 from storage.ref import fingerprint
 from tasks.report.runs import TrackedStep, TrackedValuation, metric_name
+from tasks.report.single_runs import SingleRuns
 from tasks.visible import without_password
 
 __all__ = ["LoggedRun", "log_run", "tracking_uri"]
@@ -32,6 +31,9 @@ __all__ = ["LoggedRun", "log_run", "tracking_uri"]
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 BATCH = 100
+
+# What MLflow calls a violated constraint of its database.
+COLLISION = "BAD_REQUEST"
 
 SERIES_NOTE = """\
 What each source was worth, valuation by valuation: {name}
@@ -83,23 +85,23 @@ def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> Lo
         if address.startswith("sqlite:///"):
             Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri=address)
-        series = _Runs(client, _experiment(client, address, experiment))
-        series_run_id = series.written(
+        runs = SingleRuns(client, _experiment(client, address, experiment))
+        series_run_id = runs.written(
             {"dataworth.kind": "series", "dataworth.series_fingerprint": fingerprint(valuation.series)},
             f"series: {valuation.series}"[:250],
             valuation.made,
             lambda run_id: _log_series(client, run_id, valuation),
         )
-        run_id = series.written(
+        run_id = runs.written(
             {"dataworth.kind": "valuation", "dataworth.valuation": valuation.fingerprint},
             valuation.name,
             valuation.started,
-            lambda run_id: _log_valuation(series, run_id, series_run_id, valuation),
+            lambda run_id: _log_valuation(runs, run_id, series_run_id, valuation),
         )
     except Exception as error:  # whatever MLflow, its database's driver or the disk have to say, the valuation is kept
         said = without_password((str(error).splitlines() or [type(error).__name__])[0])
         raise DataworthError(f"MLflow at {without_password(address)} did not take the run ({said})") from error
-    return LoggedRun(run_id, series.experiment_id, without_password(address), series_run_id)
+    return LoggedRun(run_id, runs.experiment_id, without_password(address), series_run_id)
 
 
 def _experiment(client: MlflowClient, address: str, name: str) -> str:
@@ -118,75 +120,13 @@ def _experiment(client: MlflowClient, address: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-class _Runs:
-    """Runs of one experiment that are found again by their tags."""
-
-    def __init__(self, client: MlflowClient, experiment_id: str) -> None:
-        self.client = client
-        self.experiment_id = experiment_id
-
-    def written(self, tags: Mapping[str, str], name: str, started: int, write: Callable[[str], None]) -> str:
-        """The one run with these tags, written.
-
-        Processes that make it at the same moment agree afterwards on the oldest: each removes its own where that is
-        another, and writes to the oldest what it wrote to its own.
-
-        Args:
-            tags: no two runs may have the same.
-            name, started: of a run that is not there yet.
-            write: fills the run of an id; done twice it must leave what doing it once leaves.
-        """
-        own = None
-        run_id = self._oldest(tags)
-        if run_id is None:
-            run_id = own = str(
-                self.client.create_run(
-                    self.experiment_id, start_time=started, run_name=name, tags={**tags, **_origin()}
-                ).info.run_id
-            )
-        while True:
-            try:
-                write(run_id)
-            except BaseException:
-                with contextlib.suppress(Exception):
-                    self.client.set_terminated(run_id, "FAILED")
-                raise
-            oldest = self._oldest(tags)
-            if oldest is None or oldest == run_id:
-                return run_id
-            if own == run_id:
-                self._remove(run_id)
-            run_id = oldest
-
-    def _oldest(self, tags: Mapping[str, str]) -> str | None:
-        found = self._with(tags)
-        return min(found, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id if found else None
-
-    def _with(self, tags: Mapping[str, str]) -> list[Any]:
-        condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        return list(self.client.search_runs([self.experiment_id], condition, max_results=1000))
-
-    def _remove(self, run_id: str) -> None:
-        for run in self._with({"mlflow.parentRunId": run_id}):
-            self.client.delete_run(run.info.run_id)
-        self.client.delete_run(run_id)
-
-
-def _origin() -> dict[str, str]:
-    """Where a run comes from, in the tags that MLflow shows on top."""
-    origin = {"mlflow.source.type": "JOB", "mlflow.source.name": "dataworth value-corpus"}
-    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
-        origin["mlflow.user"] = getpass.getuser()
-    return origin
-
-
 def _log_series(client: MlflowClient, run_id: str, valuation: TrackedValuation) -> None:
     tags = {"dataworth.series": valuation.series, "mlflow.note.content": SERIES_NOTE.format(name=valuation.series)}
     _log_batches(client, run_id, _points(valuation.values, valuation), {}, tags)
     client.set_terminated(run_id, "FINISHED")
 
 
-def _log_valuation(runs: _Runs, run_id: str, series_run_id: str, valuation: TrackedValuation) -> None:
+def _log_valuation(runs: SingleRuns, run_id: str, series_run_id: str, valuation: TrackedValuation) -> None:
     client = runs.client
     listed = [{"path": f"tables/{name}.json", "type": "table"} for name in valuation.tables]
     tags = {
@@ -208,7 +148,7 @@ def _log_valuation(runs: _Runs, run_id: str, series_run_id: str, valuation: Trac
     for name, columns in valuation.tables.items():
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         client.log_dict(run_id, {"columns": list(columns), "data": rows}, f"tables/{name}.json")
-    client.log_inputs(run_id, _datasets(valuation.datasets))
+    _log_datasets(client, run_id, valuation.datasets)
     for step in valuation.steps:
         runs.written(
             {"mlflow.parentRunId": run_id, "dataworth.kind": "step", "dataworth.step": step.name},
@@ -244,10 +184,19 @@ def _log_batches(
         client.log_batch(run_id, metrics=metrics[batch], params=every_param[batch], tags=every_tag[batch])
 
 
-def _datasets(datasets: Mapping[str, tuple[str, str, str]]) -> list[DatasetInput]:
-    found = []
+def _log_datasets(client: MlflowClient, run_id: str, datasets: Mapping[str, tuple[str, str, str]]) -> None:
+    """MLflow looks for a dataset, then inserts it: where another process did so in between, it refuses.
+
+    Each refusal means that one of the datasets, or its link to the run, is there by now and will be found.
+    """
+    inputs = []
     for context, (name, folder, digest) in datasets.items():
         dataset = MetaDataset(LocalArtifactDatasetSource(folder), name, digest)  # type: ignore[abstract]
-        tag = InputTag("mlflow.data.context", context)
-        found.append(DatasetInput(dataset._to_mlflow_entity(), [tag]))
-    return found
+        inputs.append(DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]))
+    for refusals_left in reversed(range(2 * len(inputs) + 1)):
+        try:
+            client.log_inputs(run_id, inputs)
+            return
+        except MlflowException as error:
+            if error.error_code != COLLISION or not refusals_left:
+                raise

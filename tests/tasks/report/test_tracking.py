@@ -8,11 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 from mlflow.tracking import MlflowClient
 
 from storage.errors import InputError
@@ -234,6 +237,64 @@ def test_runs_made_at_the_same_moment_become_one(uri, tmp_path, monkeypatch):
     assert len(found) == 2
     assert found[0].run_id == found[1].run_id
     assert [len(runs_of(uri, kind)) for kind in ("series", "valuation", "step")] == [1, 1, 4]
+
+
+@pytest.mark.parametrize("later", [-1, 1])
+def test_what_a_failed_process_left_goes_with_the_next(uri, tmp_path, later):
+    """A second run of the same valuation, made before or after the first, whose process could not remove it."""
+    folder = results_folder(tmp_path / "out", {"news": 3.0, "books": 1.0})
+    client, first = MlflowClient(uri), log_results(str(folder), TrackingConfig(uri=uri))
+    known = client.get_run(first.run_id)
+    names = ("dataworth.kind", "dataworth.valuation")
+    left = client.create_run(
+        known.info.experiment_id, known.info.start_time + later, {name: known.data.tags[name] for name in names}
+    )
+    client.set_terminated(left.info.run_id, "FAILED")
+    logged = log_results(str(folder), TrackingConfig(uri=uri))
+    (run,) = runs_of(uri, "valuation")
+    assert run.info.run_id == logged.run_id == record(folder)["mlflow"]["run_id"]
+    assert run.info.status == "FINISHED"
+    assert {step.data.tags["mlflow.parentRunId"] for step in runs_of(uri, "step")} == {logged.run_id}
+
+
+def test_valuations_of_one_corpus_at_the_same_moment(uri, tmp_path, monkeypatch):
+    """Both look for the corpus among MLflow's datasets before either has inserted it."""
+    folders = [results_folder(tmp_path / day, {"news": 1.0}, day) for day in ("2026-11-02", "2026-11-09")]
+    MlflowClient(uri).create_experiment("dataworth", artifact_location=(tmp_path / "artifacts").as_uri())
+    log_inputs, barrier = MlflowClient.log_inputs, threading.Barrier(2)
+    waited = threading.local()
+
+    def at_once(self, *args, **kwargs):
+        if not hasattr(waited, "already"):
+            waited.already = True
+            barrier.wait(30)
+        return log_inputs(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", at_once)
+    with ThreadPoolExecutor(2) as pool:
+        logged = list(pool.map(lambda folder: log_results(str(folder), TrackingConfig(uri=uri)), folders))
+    for run in logged:
+        digests = {entry.dataset.digest for entry in MlflowClient(uri).get_run(run.run_id).inputs.dataset_inputs}
+        assert digests == {"1" * 32, "2" * 32}
+    (series,) = runs_of(uri, "series")
+    assert len(history(uri, series.info.run_id, "share/news")) == 2
+
+
+def test_a_refused_dataset_is_no_collision_for_good(uri, tmp_path, monkeypatch):
+    folder, tried = results_folder(tmp_path / "out", {"news": 1.0}), []
+
+    def refuse(code):
+        def log_inputs(*_, **__):
+            tried.append(code)
+            raise MlflowException("no", error_code=code)
+
+        monkeypatch.setattr(MlflowClient, "log_inputs", log_inputs)
+        with pytest.raises(NotLoggedError, match="no"):
+            log_results(str(folder), TrackingConfig(uri=uri))
+
+    refuse(BAD_REQUEST)
+    refuse(INTERNAL_ERROR)
+    assert tried == [BAD_REQUEST] * 5 + [INTERNAL_ERROR]
 
 
 def test_names_of_sources_are_valid_and_kept_apart(uri, tmp_path):
