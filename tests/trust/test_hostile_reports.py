@@ -18,10 +18,11 @@ from tasks.report.comparison import compared
 from tasks.report.config import TrackingConfig
 from tasks.report.html import comparison_html, report_html
 from tasks.report.results import Results
+from tasks.report.runs import TrackedValuation
 from tasks.report.summary import QuerySummary, Summary, inert, markdown_table
 from tasks.report.tables import safe_csv
-from tasks.report.task import NOTE_ROWS
-from tasks.report.tracking import TrackedValuation, log_run
+from tasks.report.tracked import NOTE_ROWS
+from tasks.report.tracking import log_run
 from tasks.visible import visible, without_password
 from tests.reference.hostile import NAMES
 
@@ -179,7 +180,7 @@ def test_an_address_with_a_password_is_refused_before_it_is_recorded(address):
 def test_a_password_in_the_environment_is_not_told(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracked = TrackedValuation("t", {}, {}, {}, {}, "", (), {})
+    tracked = TrackedValuation("f", "t", "series", 0, 0, {}, {}, {}, {}, {}, "", (), {})
     with pytest.raises(Exception, match="did not take the run") as caught:
         log_run(None, "e", tracked)
     assert "secret" not in str(caught.value)
