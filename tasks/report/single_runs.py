@@ -7,7 +7,10 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-__all__ = ["SingleRuns"]
+__all__ = ["BATCH", "SingleRuns"]
+
+# The most parameters, tags, that MLflow takes at once.
+BATCH = 100
 
 
 class SingleRuns:
@@ -26,8 +29,8 @@ class SingleRuns:
         """The id of the one run with these tags, written.
 
         Processes that make it at the same moment agree afterwards on the oldest: each removes its own where that is
-        another, and writes to the oldest what it wrote to its own. What a process that failed could not remove goes
-        with the next that succeeds.
+        another, and writes to the oldest what it wrote to its own. Where one had ended before another began, or
+        failed, two are left; the next that succeeds gives the points of the later to the oldest and removes it.
 
         Args:
             tags: no two runs may have the same.
@@ -63,6 +66,7 @@ class SingleRuns:
             run_id = str(found[0].info.run_id)
         for run in found[1:]:
             if run.info.status != "RUNNING":
+                self._give_points(run, run_id)
                 self._remove(run.info.run_id)
         return run_id
 
@@ -70,6 +74,11 @@ class SingleRuns:
         condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         found = self.client.search_runs([self.experiment_id], condition, max_results=1000)
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+    def _give_points(self, run: Any, to: str) -> None:
+        points = [point for name in run.data.metrics for point in self.client.get_metric_history(run.info.run_id, name)]
+        for start in range(0, len(points), BATCH):
+            self.client.log_batch(to, metrics=points[start : start + BATCH])
 
     def _remove(self, run_id: str) -> None:
         for run in self._oldest_first({"mlflow.parentRunId": run_id}):

@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +23,13 @@ from storage.errors import DataworthError
 from storage.locations import home
 from storage.ref import fingerprint
 from tasks.report.runs import TrackedStep, TrackedValuation, metric_name
-from tasks.report.single_runs import SingleRuns
+from tasks.report.single_runs import BATCH, SingleRuns
 from tasks.visible import without_password
 
 __all__ = ["LoggedRun", "log_run", "tracking_uri"]
 
 # A server that does not answer is given up after about a minute; MLflow's own patience is 16.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-
-BATCH = 100
 
 # What MLflow calls a violated constraint of its database.
 COLLISION = "BAD_REQUEST"
@@ -89,7 +88,7 @@ def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> Lo
         series_run_id = runs.written(
             {"dataworth.kind": "series", "dataworth.series_fingerprint": fingerprint(valuation.series)},
             f"series: {valuation.series}"[:250],
-            valuation.made,
+            int(1000 * time.time()),
             lambda run_id: _log_series(client, run_id, valuation),
         )
         run_id = runs.written(

@@ -280,6 +280,29 @@ def test_valuations_of_one_corpus_at_the_same_moment(uri, tmp_path, monkeypatch)
     assert len(history(uri, series.info.run_id, "share/news")) == 2
 
 
+@pytest.mark.parametrize("clock", [-3_600_000, 3_600_000])
+def test_a_series_made_by_another_between_looking_and_making_loses_no_point(uri, tmp_path, monkeypatch, clock):
+    """The second process looked before the first had made the series; its clock is an hour off."""
+    folders = [results_folder(tmp_path / day, {"news": 1.0}, day) for day in ("2026-11-02", "2026-11-09")]
+    log_results(str(folders[0]), TrackingConfig(uri=uri))
+    search, looked, make = MlflowClient.search_runs, [], MlflowClient.create_run
+
+    def looked_before(self, ids, condition, **kwargs):
+        looked.append(condition)
+        return [] if len(looked) == 1 else search(self, ids, condition, **kwargs)
+
+    def create_run(self, experiment_id, start_time, **kwargs):
+        return make(self, experiment_id, start_time=start_time + clock, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "search_runs", looked_before)
+        patched.setattr(MlflowClient, "create_run", create_run)
+        log_results(str(folders[1]), TrackingConfig(uri=uri))
+    assert "'series'" in looked[0]
+    (series,) = runs_of(uri, "series")
+    assert len(history(uri, series.info.run_id, "share/news")) == 2
+
+
 def test_a_refused_dataset_is_no_collision_for_good(uri, tmp_path, monkeypatch):
     folder, tried = results_folder(tmp_path / "out", {"news": 1.0}), []
 
