@@ -186,13 +186,14 @@ import os, time
 from pathlib import Path
 from tasks.scoring import shards
 
-real = shards.score_shard
+real = getattr(shards.score_shard, "__wrapped__", shards.score_shard)  # a preload is imported twice
 
 def slow(*arguments, **named):
     time.sleep(0.5)
     (Path(os.environ["SCORED"]) / str(time.monotonic_ns())).touch()
     return real(*arguments, **named)
 
+slow.__wrapped__ = real
 shards.score_shard = slow
 """
 
