@@ -160,7 +160,10 @@ def scored_shards(here: OnLoopback) -> float:
 
 def check_mlflow(stack, given, tmp_path) -> None:
     """The run is in MLflow's PostgreSQL, its artifacts in MLflow's volume, and they come back through the server."""
-    query = "SELECT run_uuid, artifact_uri, status FROM runs"
+    query = (
+        "SELECT runs.run_uuid, artifact_uri, status FROM runs JOIN tags ON tags.run_uuid = runs.run_uuid "
+        "WHERE tags.key = 'dataworth.kind' AND tags.value = 'valuation'"
+    )
     ((run_id, address, status),) = rows(stack, given, "mlflow", query)
     assert (status, address.partition(":")[0]) == ("FINISHED", "mlflow-artifacts")
     client = MlflowClient(stack.environment("prefect-worker")["MLFLOW_TRACKING_URI"])

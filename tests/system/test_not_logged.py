@@ -3,13 +3,12 @@
 import json
 import shutil
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 
 @pytest.fixture
@@ -20,19 +19,7 @@ def nobody():
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-def command(*words, cwd):
-    return subprocess.run(
-        [Path(sys.executable).with_name("dataworth"), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=cwd,
-        check=False,
-    )
-
-
-@pytest.mark.system
-def test_kept_and_published_later(checkpoints, corpus_file, queries_file, tmp_path, nobody):
+def test_kept_and_published_later(dataworth, checkpoints, corpus_file, queries_file, tmp_path, nobody):
     given = ("--model", checkpoints["llama"], "--corpus", corpus_file, "--queries", queries_file)
     given += (
         "--projection.rank",
@@ -47,7 +34,7 @@ def test_kept_and_published_later(checkpoints, corpus_file, queries_file, tmp_pa
         tmp_path / "out",
     )
     start = time.monotonic()
-    valued = command("value", *given, "--tracking.uri", nobody, cwd=tmp_path)
+    valued = dataworth("value", *given, "--tracking.uri", nobody)
     assert time.monotonic() - start < 150
     assert valued.returncode == 0, valued.stderr
     assert "Traceback" not in valued.stderr
@@ -60,7 +47,7 @@ def test_kept_and_published_later(checkpoints, corpus_file, queries_file, tmp_pa
     shutil.rmtree(tmp_path / "store")
     uri = f"sqlite:///{tmp_path}/mlflow/mlflow.db"
     for _ in range(2):
-        published = command("publish", "--results", out, "--tracking.uri", uri, cwd=tmp_path)
+        published = dataworth("publish", "--results", out, "--tracking.uri", uri)
         assert published.returncode == 0, published.stderr
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("dataworth")
@@ -69,6 +56,6 @@ def test_kept_and_published_later(checkpoints, corpus_file, queries_file, tmp_pa
     assert any(name.startswith("share/") for name in run.data.metrics)
     steps = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     assert {"fit", "index", "score"} <= {step.data.tags["dataworth.step"] for step in steps}
-    refused = command("publish", "--results", out, "--tracking.uri", nobody, cwd=tmp_path)
+    refused = dataworth("publish", "--results", out, "--tracking.uri", nobody)
     assert refused.returncode == 1
     assert refused.stderr.strip().count("\n") == 0

@@ -151,7 +151,8 @@ def test_a_game_in_which_copies_share(dataworth, checkpoints, corpus_file, queri
     assert set(sources["game"]) == {"newton"}
     made = json.loads((tmp_path / "out" / "valuation.json").read_text())
     notes = made["game"]
-    assert all(set(errors) == {"coalitions", "documents", "queries"} for errors in made["standard_errors"].values())
+    causes = {"coalitions", "documents", "queries", "projection"}
+    assert all(set(errors) == causes for errors in made["standard_errors"].values())
     assert (notes["ended by"], notes["utility"], notes["coalitions evaluated now"]) == ("exact", "evaluated", 8)
     whole = sources[sources["query_id"] == "*"]
     assert whole["value"].sum() == pytest.approx(notes["v(all)"] - notes["v(none)"], rel=1e-4)
