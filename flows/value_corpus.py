@@ -24,7 +24,8 @@ from flows.runs import announce, run_name, run_title
 from flows.turns import in_turn
 from storage.locations import check_writable
 from storage.ref import StoreRef
-from tasks.coalitions.task import GameParts, average_values, value_sources
+from tasks.coalitions.parts import GameParts
+from tasks.coalitions.task import average_values, value_sources
 from tasks.corpus.task import prepare_queries
 from tasks.curvature.task import fit_query_factors, fit_source_sums
 from tasks.gradients.config import GradientsConfig

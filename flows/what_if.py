@@ -21,10 +21,11 @@ from storage.scores import ScoreStore
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.estimators import Estimate
 from tasks.coalitions.groupings import grouping_fields
+from tasks.coalitions.parts import GameParts
 from tasks.coalitions.play import MOST_EVALUATED, Play
 from tasks.coalitions.portions import all_but, divided
 from tasks.coalitions.sampling import MOST_ENUMERATED
-from tasks.coalitions.task import GameParts, game_fingerprint, play_of
+from tasks.coalitions.task import game_fingerprint, play_of
 from tasks.coalitions.what_if import shares_without, split_gain
 from tasks.model.loading import load
 from tasks.report.numbers import interval, number, percent

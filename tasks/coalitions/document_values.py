@@ -9,15 +9,15 @@ from storage.corpus import CorpusStore
 from storage.errors import InputError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
-from storage.ref import StoreRef
+from tasks.coalitions.parts import GameParts
 from tasks.coalitions.path import path_points
 from tasks.coalitions.play import Play
 from tasks.coalitions.players import document_groups
 from tasks.coalitions.worth import ModelSums
 from tasks.corpus.batches import batches_by_length
-from tasks.curvature.config import CurvatureConfig
 from tasks.curvature.fitting import label_passes
-from tasks.model.loading import LoadedModel
+from tasks.curvature.source_sums import towards_base
+from tasks.model.loading import load
 from tasks.progress import progress
 from tasks.projection.logra import stored_projections
 
@@ -28,15 +28,7 @@ ROWS_AT_ONCE = 4096
 
 
 def path_document_values(
-    play: Play,
-    sums: ModelSums,
-    corpus: StoreRef,
-    gradients: StoreRef,
-    bases: StoreRef,
-    between: LoadedModel,
-    curvature: CurvatureConfig,
-    grouping: str,
-    names: Sequence[str],
+    play: Play, sums: ModelSums, game: GameParts, grouping: str, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Rows of DOCUMENT_VALUES (storage.schema), most valuable first.
 
@@ -46,35 +38,34 @@ def path_document_values(
     Args:
         play: of the sources.
         sums: of the same.
-        corpus, gradients, bases: stores.
-        between: the model at whose weights the sums' curvature was taken.
-        curvature: by which it was made.
+        game: what it is made of.
         grouping, names: of the documents into players.
 
     Raises:
         InputError: the curvature was fitted on a share of the documents.
     """
-    if curvature.fraction < 1:
+    if game.curvature.fraction < 1:
         raise InputError(
             "--sources.document_values: each document needs its own curvature, leave --curvature.fraction out"
         )
-    documents = CorpusStore.open(corpus)
+    documents = CorpusStore.open(game.corpus)
     points = path_points(sums.layers, sums.damping, play.expansion)
     of_window = documents.windows["document"]
     values = np.zeros(len(documents.contents))
     for first in range(0, len(values), ROWS_AT_ONCE):
         part = documents.contents[first : first + ROWS_AT_ONCE]
-        for number, rows in enumerate(GradientStore.open(gradients).rows_of(part), first):
+        for number, rows in enumerate(GradientStore.open(game.gradients).rows_of(part), first):
             values[number] = points.of_gradients(sums.turned(rows)).sum()
     # What endpoint matching takes off all gradients, each document bears by its number of windows.
     n_windows = np.bincount(of_window, minlength=len(values))
     matched = np.concatenate([layer.gradients.sum(axis=0) for layer in sums.layers])
     values -= n_windows / n_windows.sum() * (values.sum() - points.of_gradients(matched[None])[0])
     batches = batches_by_length(documents.windows["n_tokens"], BATCH_TOKENS)
-    projections = stored_projections(LayerStore.open(bases))
+    between = load(game.model, towards_base(game.model))
+    projections = stored_projections(LayerStore.open(game.bases))
     with progress("document values", len(batches), "batch") as bar:
         for batch, labels in zip(
-            batches, label_passes(between, projections, documents, batches, curvature), strict=True
+            batches, label_passes(between, projections, documents, batches, game.curvature), strict=True
         ):
             for rows in labels:
                 np.add.at(values, of_window[batch], points.of_factors(sums.turned(rows)))

@@ -126,10 +126,7 @@ class SpreadRows:
         """
         with named_losses("asking for the worth of coalitions", self.client):
             futures = [self.client.submit(_alone, self.work, row[None], pure=False) for row in rows]
-            try:
-                return np.concatenate(self.client.gather(futures))
-            finally:
-                self.client.cancel(futures)
+            return np.concatenate(self.client.gather(futures))
 
 
 def _alone(work: Callable[[np.ndarray], np.ndarray], row: np.ndarray) -> np.ndarray:

@@ -1,8 +1,6 @@
 """What sources are worth in parameters, found once and read by every later run with other queries."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,45 +9,33 @@ from storage.errors import InputError
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.manifest import writer_lock
-from storage.ref import StoreRef, fingerprint
+from storage.ref import fingerprint
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.documents import MOST_REPLAYED
 from tasks.coalitions.newton import NewtonSteps
+from tasks.coalitions.parts import GameParts
 from tasks.coalitions.play import Sums
 from tasks.coalitions.semivalues import size_weights
 from tasks.coalitions.vectors import VectorDesign, VectorValues, vector_design, vector_values
+from tasks.coalitions.worth import in_order
 from tasks.progress import run_logger
 
-__all__ = ["SumsRef", "stored_vectors"]
+__all__ = ["stored_vectors"]
 
 ALGORITHM = 1
 KIND = "values in parameters"
 
 
-@dataclass(frozen=True)
-class SumsRef:
-    """Where a model's sums are from, which is what decides the steps.
-
-    Args:
-        sources: stores of the sources, in the order of the players.
-        bases: of the projection.
-        corpus: the documents.
-        parts: what else decides them, JSON-serialisable: model, base, damping.
-    """
-
-    sources: Sequence[StoreRef]
-    bases: StoreRef
-    corpus: StoreRef
-    parts: Mapping[str, Any]
-
-
-def stored_vectors(store: str, ref: SumsRef, sums: Sums, sources: SourcesConfig) -> VectorValues:
+def stored_vectors(
+    store: str, game: GameParts, names: Sequence[str], sums: Sums, sources: SourcesConfig
+) -> VectorValues:
     """Read the values in parameters, found and stored first where they are not there yet.
 
     Args:
         store: root of the stores.
-        ref: of the sums.
-        sums: themselves.
+        game: whose sums they are.
+        names: of the players, in their order.
+        sums: of the players.
         sources: semivalue, budget, seed.
 
     Raises:
@@ -58,20 +44,21 @@ def stored_vectors(store: str, ref: SumsRef, sums: Sums, sources: SourcesConfig)
     chosen = {"semivalue", "alpha", "beta", "pull", "budget", "seed"}
     parts = {
         KIND: ALGORITHM,
-        "sums": [source.fingerprint for source in ref.sources],
-        "bases": ref.bases.fingerprint,
-        **ref.parts,
+        "sums": [source.fingerprint for source in in_order(game.sums, names)],
+        "bases": game.bases.fingerprint,
+        "model": game.model.model_dump(mode="json"),
+        "damping": game.damping.model_dump(mode="json"),
         **sources.model_dump(include=chosen),
     }
     root, name = StoreFolders(store).layers, fingerprint(parts)
-    layers = LayerStore.open(ref.bases).layers
+    layers = LayerStore.open(game.bases).layers
     with writer_lock(root / f"{name}-vectors"):
         if not LayerStore.exists(root, name):
             found = _found(sums, sources)
             matrices = _by_layer(found, [layer.gradients.shape[1] for layer in sums.layers])
             attributes = {**parts, "kind": KIND, "n_coalitions": found.n_coalitions, "exact": found.exact}
             # With the corpus goes what was made of it, when one of its documents is withdrawn.
-            attributes["corpus"] = CorpusStore.open(ref.corpus).contents_fingerprint
+            attributes["corpus"] = CorpusStore.open(game.corpus).contents_fingerprint
             LayerStore.write(root, name, layers, matrices, attributes)
         else:
             run_logger().info("the sources' values in parameters are there already: no coalition is asked for")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from prefect import task
-from pydantic import BaseModel, ConfigDict
 
 from storage.coalitions import CoalitionStore, UtilityStore
 from storage.corpus import CorpusStore
@@ -27,18 +26,15 @@ from tasks.coalitions.games import RetrainedGame
 from tasks.coalitions.groupings import SOURCE
 from tasks.coalitions.outcome import asked, outcome_of, with_queries, worth_of_all
 from tasks.coalitions.overlap import overlap_rows
-from tasks.coalitions.play import Play, Sums
+from tasks.coalitions.parts import GameParts
+from tasks.coalitions.play import Play
 from tasks.coalitions.spread import PARTS, SpreadGame, SpreadRows
-from tasks.coalitions.stored_vectors import SumsRef, stored_vectors
+from tasks.coalitions.stored_vectors import stored_vectors
 from tasks.coalitions.values import Players, Values, value_rows
-from tasks.coalitions.vectors import VectorValues
 from tasks.coalitions.worth import MeasuredLosses, ModelSums, in_order, model_sums, query_expansion, query_losses
 from tasks.configuration import ClusterConfig
 from tasks.counterfactual.config import TrainingConfig
 from tasks.counterfactual.retraining import Retrained
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.curvature.source_sums import towards_base
-from tasks.model.config import ModelConfig
 from tasks.model.loading import load
 from tasks.progress import progress, run_logger
 from tasks.retries import RETRIES, RETRY_DELAYS, may_help
@@ -49,36 +45,6 @@ ALGORITHM = 6
 GAMES = 2
 AVERAGES = 1
 LOCAL = ClusterConfig()
-
-
-class GameParts(BaseModel):
-    """What a game over sources needs beside the scores.
-
-    Args:
-        model: the checkpoint, and its base.
-        queries, query_gradients: of the queries.
-        bases: of the projection.
-        sums: source → its sums of gradient and curvature.
-        factors: the queries' rows of curvature.
-        damping: where no pull towards the base is known.
-        corpus, gradients: the documents, and theirs.
-        curvature: by which the sums were made.
-        training: of the game retrain, which needs neither sums nor factors.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    model: ModelConfig
-    queries: StoreRef
-    query_gradients: StoreRef
-    bases: StoreRef
-    sums: dict[str, StoreRef]
-    factors: StoreRef | None
-    damping: DampingConfig
-    corpus: StoreRef
-    gradients: StoreRef
-    curvature: CurvatureConfig
-    training: TrainingConfig | None = None
 
 
 @task(
@@ -104,7 +70,8 @@ def value_sources(
         scores: of the scoring pass.
         sources: the game, the semivalue, intervals.
         game: what other games than the additive one need.
-        cluster: whose workers hold the layers of an expanded newton game, where it has an address or several workers.
+        cluster: where it has an address or several workers, they hold the layers of an expanded newton game, measure
+            the worths of an evaluated one, and train in retrain.
     """
     parts = {
         "values": ALGORITHM,
@@ -214,7 +181,7 @@ def _played(
     if _refused(checked, sources):
         return _fallen_back(additive, checked, sources)
     if played.linear(sources):
-        played = replace(played, vectors=_vectors(store, game, sources, players.names, played.sums))
+        played = replace(played, vectors=stored_vectors(store, game, players.names, played.sums, sources))
     with _spread(played, sources, cluster) as playing:
         outcome = with_document_errors(playing, sources, playing.values(sources, kept))
     overlap = overlap_rows(players.names, played.interactions(), ALL_QUERIES)
@@ -228,24 +195,7 @@ def _documents(play: Play, game: GameParts, players: Players) -> list[dict[str, 
     """What every document is worth along the path."""
     if not isinstance(play.sums, ModelSums):
         raise TypeError("values of documents need the sums of a model")
-    between = load(game.model, towards_base(game.model))
-    return path_document_values(
-        play,
-        play.sums,
-        game.corpus,
-        game.gradients,
-        game.bases,
-        between,
-        game.curvature,
-        players.grouping,
-        players.names,
-    )
-
-
-def _vectors(store: str, game: GameParts, sources: SourcesConfig, names: Sequence[str], sums: Sums) -> VectorValues:
-    parts = {"model": game.model.model_dump(mode="json"), "damping": game.damping.model_dump(mode="json")}
-    ref = SumsRef(in_order(game.sums, names), game.bases, game.corpus, parts)
-    return stored_vectors(store, ref, sums, sources)
+    return path_document_values(play, play.sums, game, players.grouping, players.names)
 
 
 def _retrained(
@@ -262,9 +212,9 @@ def _retrained(
     queries, n_players = CorpusStore.open(game.queries), len(players.names)
     base = query_losses(load(game.model, 1.0), queries)
     everybody = query_losses(load(game.model), queries)
-    with _client(cluster, sources.budget) as client, progress("trainings", sources.budget, "training") as bar:
+    most = min(2**n_players, sources.budget)
+    with _client(cluster, most) as client, progress("trainings", most, "training") as bar:
         losses_after = retrained if client is None else SpreadRows(retrained, client)
-        bar.expect(min(2**n_players, sources.budget))
 
         def counted(masks: np.ndarray) -> np.ndarray:
             losses = losses_after(masks)

@@ -12,8 +12,9 @@ from flows.cli import main
 from flows.what_if import valued
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.games import EvaluatedGame
+from tasks.coalitions.parts import GameParts
 from tasks.coalitions.portions import all_but, divided
-from tasks.coalitions.task import GameParts, value_sources
+from tasks.coalitions.task import value_sources
 from tasks.curvature.config import CurvatureConfig, DampingConfig
 from tasks.curvature.task import fit_query_factors, fit_source_sums
 from tasks.model.loading import load

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests.system.test_ui import wait_until
+from tests.reference.api import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

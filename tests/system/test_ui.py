@@ -2,22 +2,13 @@
 
 import re
 import signal
-import time
 
 import httpx
 import pytest
 
+from tests.reference.api import wait_until
+
 pytestmark = [pytest.mark.system, pytest.mark.slow]
-
-
-def wait_until(condition, seconds, what):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.5)
-    raise AssertionError(what)
 
 
 def test_the_ui_runs_a_valuation_from_its_form(started_dataworth, checkpoints, corpus_file, queries_file, tmp_path):

@@ -19,8 +19,9 @@ from tasks.coalitions import stored_vectors
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.designs import all_coalitions
 from tasks.coalitions.newton import NewtonSteps
+from tasks.coalitions.parts import GameParts
 from tasks.coalitions.semivalues import exact_semivalues, size_weights
-from tasks.coalitions.task import GameParts, value_sources
+from tasks.coalitions.task import value_sources
 from tasks.coalitions.worth import MeasuredLosses, model_sums, query_losses
 from tasks.configuration import ClusterConfig
 from tasks.curvature import task as curvature_task

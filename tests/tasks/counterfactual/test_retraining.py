@@ -9,8 +9,9 @@ from storage.coalitions import CoalitionStore
 from storage.corpus import CorpusStore
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.designs import all_coalitions
+from tasks.coalitions.parts import GameParts
 from tasks.coalitions.semivalues import exact_semivalues, size_weights
-from tasks.coalitions.task import GameParts, value_sources
+from tasks.coalitions.task import value_sources
 from tasks.coalitions.worth import query_losses
 from tasks.configuration import ClusterConfig
 from tasks.counterfactual import retraining

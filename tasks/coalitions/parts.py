@@ -1,0 +1,40 @@
+"""What a game over sources is made of."""
+
+from pydantic import BaseModel, ConfigDict
+
+from storage.ref import StoreRef
+from tasks.counterfactual.config import TrainingConfig
+from tasks.curvature.config import CurvatureConfig, DampingConfig
+from tasks.model.config import ModelConfig
+
+__all__ = ["GameParts"]
+
+
+class GameParts(BaseModel):
+    """What a game over sources needs beside the scores.
+
+    Args:
+        model: the checkpoint, and its base.
+        queries, query_gradients: of the queries.
+        bases: of the projection.
+        sums: source → its sums of gradient and curvature.
+        factors: the queries' rows of curvature.
+        damping: where no pull towards the base is known.
+        corpus, gradients: the documents, and theirs.
+        curvature: by which the sums were made.
+        training: of the game retrain, which needs neither sums nor factors.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: ModelConfig
+    queries: StoreRef
+    query_gradients: StoreRef
+    bases: StoreRef
+    sums: dict[str, StoreRef]
+    factors: StoreRef | None
+    damping: DampingConfig
+    corpus: StoreRef
+    gradients: StoreRef
+    curvature: CurvatureConfig
+    training: TrainingConfig | None = None
