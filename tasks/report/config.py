@@ -14,7 +14,9 @@ class TrackingConfig(Configuration):
     uri: str | None = Field(
         None, description="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else SQLite in $DATAWORTH_HOME/mlflow."
     )
-    experiment: str = Field("dataworth", min_length=1, max_length=250, description="Name of the MLflow experiment.")
+    experiment: str | None = Field(
+        None, min_length=1, max_length=250, description="Name of the MLflow experiment; default: that of the series."
+    )
     series: str | None = Field(
         None,
         min_length=1,

@@ -68,8 +68,13 @@ def tracking_uri(uri: str | None) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
 
 
-def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> LoggedRun:
+def log_run(uri: str | None, experiment: str | None, valuation: TrackedValuation) -> LoggedRun:
     """Log a valuation; one that is there already gets no second run, but what is missing of its own.
+
+    Args:
+        uri: of MLflow; None: see `tracking_uri`.
+        experiment: its name; None: that of the series, which then has an experiment of its own.
+        valuation: what is logged.
 
     Raises:
         DataworthError: MLflow does not answer or refuses.
@@ -84,7 +89,7 @@ def log_run(uri: str | None, experiment: str, valuation: TrackedValuation) -> Lo
         if address.startswith("sqlite:///"):
             Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri=address)
-        runs = SingleRuns(client, _experiment(client, address, experiment))
+        runs = SingleRuns(client, _experiment(client, address, experiment or valuation.series))
         series_run_id = runs.written(
             {"dataworth.kind": "series", "dataworth.series_fingerprint": fingerprint(valuation.series)},
             f"series: {valuation.series}"[:250],

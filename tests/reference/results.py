@@ -41,7 +41,7 @@ def results_folder(
     parameters = {
         "model": {"name": "m"}, "corpus": {"files": ["c"]}, "projection": {"rank": 4}, "curvature": {"kind": "fisher"},
         "gradients": {"dtype": "float16"}, "scoring": {"kind": "dot"}, "sources": {"game": "additive"},
-        "results": str(folder), "tracking": {"uri": None, "experiment": "dataworth", "series": None},
+        "results": str(folder), "tracking": {"uri": None, "experiment": None, "series": None},
     }  # fmt: skip
     record = {
         "made": f"{day}T09:00:00.000+00:00",

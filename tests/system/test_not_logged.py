@@ -10,6 +10,9 @@ from mlflow.tracking import MlflowClient
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
+# Three tries, with nine seconds between them, and the end of the process; MLflow's own patience is 16 minutes.
+SECONDS_TO_GIVE_UP = 60.0
+
 
 @pytest.fixture
 def nobody():
@@ -33,10 +36,10 @@ def test_kept_and_published_later(dataworth, checkpoints, corpus_file, queries_f
         "--results",
         tmp_path / "out",
     )
-    start = time.monotonic()
     valued = dataworth("value", *given, "--tracking.uri", nobody)
-    assert time.monotonic() - start < 150
     assert valued.returncode == 0, valued.stderr
+    given_up_after = time.time() - (tmp_path / "out" / "valuation.json").stat().st_mtime
+    assert given_up_after < SECONDS_TO_GIVE_UP
     assert "Traceback" not in valued.stderr
     assert f"dataworth publish --results {tmp_path / 'out'}" in valued.stderr
     assert "not logged" in valued.stdout
@@ -50,11 +53,12 @@ def test_kept_and_published_later(dataworth, checkpoints, corpus_file, queries_f
         published = dataworth("publish", "--results", out, "--tracking.uri", uri)
         assert published.returncode == 0, published.stderr
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("dataworth")
-    (run,) = client.search_runs([experiment.experiment_id], "tags.`dataworth.kind` = 'valuation'")
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    (run,) = client.search_runs(experiments, "tags.`dataworth.kind` = 'valuation'")
+    assert client.get_experiment(run.info.experiment_id).name == run.data.tags["dataworth.series"]
     assert json.loads((out / "valuation.json").read_text())["mlflow"]["run_id"] == run.info.run_id
     assert any(name.startswith("share/") for name in run.data.metrics)
-    steps = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    steps = client.search_runs(experiments, f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     assert {"fit", "index", "score"} <= {step.data.tags["dataworth.step"] for step in steps}
     refused = dataworth("publish", "--results", out, "--tracking.uri", nobody)
     assert refused.returncode == 1

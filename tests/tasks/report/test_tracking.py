@@ -35,10 +35,14 @@ def uri(tmp_path):
     return f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"
 
 
-def runs_of(uri, kind, experiment="dataworth"):
+def runs_of(uri, kind):
     client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    return list(client.search_runs([found.experiment_id], f"tags.`dataworth.kind` = '{kind}'"))
+    every = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(every, f"tags.`dataworth.kind` = '{kind}'"))
+
+
+def experiment_of(uri, run):
+    return MlflowClient(uri).get_experiment(run.info.experiment_id).name
 
 
 def history(uri, run_id, name):
@@ -110,6 +114,8 @@ def test_a_series_draws_shares_over_days(uri, tmp_path):
     )
     series = {run.data.tags["dataworth.series"]: run for run in runs_of(uri, "series")}
     assert series.keys() == {"m on c", "other"}
+    for kind in ("series", "valuation", "step"):
+        assert all(experiment_of(uri, run) == run.data.tags["dataworth.series"] for run in runs_of(uri, kind))
     expected = [
         (date.fromisoformat(day).toordinal() - date(1970, 1, 1).toordinal(), value / (value + 1))
         for day, value in days.items()
@@ -223,7 +229,7 @@ def test_runs_made_at_the_same_moment_become_one(uri, tmp_path, monkeypatch):
             barrier.wait(30)
         return made(self, experiment_id, *args, **kwargs)
 
-    MlflowClient(uri).create_experiment("dataworth", artifact_location=(tmp_path / "artifacts").as_uri())
+    MlflowClient(uri).create_experiment("m on c", artifact_location=(tmp_path / "artifacts").as_uri())
     monkeypatch.setattr(MlflowClient, "create_run", create_run)
     found = []
     threads = [
@@ -260,7 +266,7 @@ def test_what_a_failed_process_left_goes_with_the_next(uri, tmp_path, later):
 def test_valuations_of_one_corpus_at_the_same_moment(uri, tmp_path, monkeypatch):
     """Both look for the corpus among MLflow's datasets before either has inserted it."""
     folders = [results_folder(tmp_path / day, {"news": 1.0}, day) for day in ("2026-11-02", "2026-11-09")]
-    MlflowClient(uri).create_experiment("dataworth", artifact_location=(tmp_path / "artifacts").as_uri())
+    MlflowClient(uri).create_experiment("m on c", artifact_location=(tmp_path / "artifacts").as_uri())
     log_inputs, barrier = MlflowClient.log_inputs, threading.Barrier(2)
     waited = threading.local()
 
@@ -331,7 +337,15 @@ def test_names_of_sources_are_valid_and_kept_apart(uri, tmp_path):
     names = [metric_name(name) for name in values]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[\w\-. ]{1,250}", name, re.ASCII) and not name.startswith(".") for name in names)
-    assert len(runs_of(uri, "series", EVIL)) == 1
+    assert len(runs_of(uri, "series")) == 1
+
+
+def test_an_experiment_of_ones_own_choice(uri, tmp_path):
+    folders = [results_folder(tmp_path / title, {"news": 1.0}, title=title) for title in ("one", "two")]
+    for folder in folders:
+        log_results(str(folder), TrackingConfig(uri=uri, experiment="all", series=f"series of {folder.name}"))
+    assert {experiment_of(uri, run) for run in runs_of(uri, "valuation")} == {"all"}
+    assert {run.data.tags["dataworth.series"] for run in runs_of(uri, "series")} == {"series of one", "series of two"}
 
 
 def test_pages_and_addresses():
