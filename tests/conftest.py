@@ -19,7 +19,7 @@ CHECKED = [
     "tasks.projection.sides",
     "tasks.projection.sketch",
     "tasks.curvature.sums",
-    "tasks.curvature.draws",
+    "tasks.corpus.draws",
     "tasks.curvature.lowrank",
     "tasks.curvature.damping",
     "tasks.curvature.precondition",

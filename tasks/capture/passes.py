@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -20,8 +20,8 @@ def gradient_rows(
     body: Body,
     head: Head,
     capture: GradientCapture,
-    input_ids: Int[Tensor, "n t"],
-    attention_mask: Int[Tensor, "n t"],
+    input_ids: Shaped[Tensor, "n ..."],
+    attention_mask: Int[Tensor, "n _"],
     labels: Int[Tensor, "n ..."],
 ) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
     """Gradients of each example's loss, and the losses (nats, summed over targets).
@@ -30,7 +30,7 @@ def gradient_rows(
         body: from tokens to hidden states.
         head: from hidden states to logits; body and head belong to a model with frozen weights.
         capture: active, on layers of the body.
-        input_ids, attention_mask: one padded batch.
+        input_ids, attention_mask: one padded batch; or (n, …) rows of a table, and ones.
         labels: (n, t) token ids, -100 where there is no loss; or (n,) classes.
     """
     losses = backward_losses(body, head, input_ids, attention_mask, labels)
@@ -40,8 +40,8 @@ def gradient_rows(
 def backward_losses(
     body: Body,
     head: Head,
-    input_ids: Int[Tensor, "n t"],
-    attention_mask: Int[Tensor, "n t"],
+    input_ids: Shaped[Tensor, "n ..."],
+    attention_mask: Int[Tensor, "n _"],
     labels: Int[Tensor, "n ..."],
 ) -> Float[Tensor, " n"]:
     """Back-propagates the sum of the examples' losses; returns each (nats, summed over its targets).
@@ -59,8 +59,8 @@ def backward_losses(
 def forward_losses(
     body: Body,
     head: Head,
-    input_ids: Int[Tensor, "n t"],
-    attention_mask: Int[Tensor, "n t"],
+    input_ids: Shaped[Tensor, "n ..."],
+    attention_mask: Int[Tensor, "n _"],
     labels: Int[Tensor, "n ..."],
 ) -> Float[Tensor, " n"]:
     """Each example's loss (nats, summed over its targets), without a backward pass.
@@ -78,8 +78,8 @@ def forward_losses(
 def backward_passes(
     body: Body,
     head: Head,
-    input_ids: Int[Tensor, "n t"],
-    attention_mask: Int[Tensor, "n t"],
+    input_ids: Shaped[Tensor, "n ..."],
+    attention_mask: Int[Tensor, "n _"],
     labels: Int[Tensor, "n ..."],
     labeller: Callable[[Tensor], Labeller],
 ) -> Iterator[None]:

@@ -24,20 +24,21 @@ from tasks.capture.hooks import CaptureError, LayerCapture
 from tasks.capture.losses import Labeller, data_labels, drawn_labels, every_class
 from tasks.capture.memory import measured_batch_tokens
 from tasks.capture.passes import backward_passes
-from tasks.corpus.batches import batches_by_length, corpus_batch, n_targets
+from tasks.corpus.batches import batches_by_length
+from tasks.corpus.examples import CorpusExamples, Examples
 from tasks.curvature.config import CurvatureConfig
-from tasks.curvature.draws import label_uniforms
 from tasks.curvature.lowrank import LowRankSum
 from tasks.curvature.sums import MOST_COLUMNS, EigenvalueSum, FisherSum, GroupedFisherSum, RowSum
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
+from tasks.model.plain import Model
 from tasks.processes import processes
 from tasks.progress import progress, run_logger
 from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import LayerProjection, layer_table, stored_projections
 
-__all__ = ["ACTIONS", "label_passes", "label_rows", "ordered_sums", "wide"]
+__all__ = ["ACTIONS", "curvature_passes", "label_passes", "label_rows", "ordered_sums", "wide"]
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
@@ -72,7 +73,8 @@ def _sums(
     With the group of each window, and how many groups there are, Fisher sums are kept by group. What is summed is kept
     now and then, so that a killed run goes on from there.
     """
-    loaded, documents, place = load(model, towards_base), CorpusStore.open(corpus), processes()
+    loaded, place = load(model, towards_base), processes()
+    documents = CorpusExamples(CorpusStore.open(corpus))
     projections = _projections(loaded, bases)
     modules = [layer.modules for layer in loaded.layers]
     capture: LayerCapture
@@ -97,7 +99,7 @@ def _sums(
     of_rows: list[RowSum | GroupedFisherSum] = [*row_sums, *by_group]
     for owned in [sums, *(entry.sums for entry in of_rows)]:
         owned.update({key: torch.from_numpy(kept[key]) for key in owned if key in kept})
-    everyone = batches_by_length(documents.windows["n_tokens"][windows], batch_tokens)
+    everyone = batches_by_length(documents.lengths[windows], batch_tokens)
     batches = everyone[place.rank :: place.size]
     if done:
         run_logger().info("%s: going on after %s of %s batches", what, done, len(batches))
@@ -105,7 +107,7 @@ def _sums(
     with progress(f"curvature: {what}", len(batches), "batch") as bar, capture:
         bar.advance(done)
         for number, batch in enumerate(batches[done:], done + 1):
-            for _ in _passes(loaded, capture, documents, windows[batch], curvature):
+            for _ in curvature_passes(loaded, capture, documents, windows[batch], curvature):
                 if isinstance(capture, GradientCapture):
                     rows = capture.rows()
                     for entry in row_sums:
@@ -119,7 +121,7 @@ def _sums(
         if loaded.sharded and len(batches) < -(-len(everyone) // place.size):
             # Sharded weights are gathered by all processes at once: one pass without use, while others have their last.
             before = {key: tensor.clone() for key, tensor in sums.items()}
-            for _ in _passes(loaded, capture, documents, windows[everyone[0]], curvature):
+            for _ in curvature_passes(loaded, capture, documents, windows[everyone[0]], curvature):
                 if isinstance(capture, GradientCapture):
                     capture.rows()
             sums.update(before)
@@ -158,9 +160,10 @@ def label_passes(
 ) -> Iterator[list[Float[np.ndarray, "n c"]]]:
     """For each batch of windows, their rows under each of the curvature's labels, as in `label_rows`."""
     projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
+    examples = CorpusExamples(corpus)
     with GradientCapture([layer.modules for layer in loaded.layers], projections) as capture:
         for batch in batches:
-            passes = _passes(loaded, capture, corpus, batch, curvature)
+            passes = curvature_passes(loaded, capture, examples, batch, curvature)
             yield [capture.rows().float().cpu().numpy() for _ in passes]
 
 
@@ -185,44 +188,49 @@ def _all(sums: dict[str, Tensor], row_sums: Sequence[RowSum | GroupedFisherSum])
     return found
 
 
-def _measured(loaded: LoadedModel, capture: LayerCapture, corpus: CorpusStore, config: CurvatureConfig) -> int:
+def _measured(loaded: LoadedModel, capture: LayerCapture, examples: Examples, config: CurvatureConfig) -> int:
     """Tokens of a pass that fits the device, from trial passes over its longest window."""
-    longest = int(corpus.windows["n_tokens"].argmax())
+    longest = int(examples.lengths.argmax())
 
     def run(n_rows: int) -> None:
         with capture:
-            for _ in _passes(loaded, capture, corpus, np.full(n_rows, longest), config):
+            for _ in curvature_passes(loaded, capture, examples, np.full(n_rows, longest), config):
                 if isinstance(capture, GradientCapture):
                     capture.rows()
 
-    return measured_batch_tokens(run, int(corpus.windows["n_tokens"][longest]), loaded.device)
+    return measured_batch_tokens(run, int(examples.lengths[longest]), loaded.device)
 
 
-def _passes(
-    loaded: LoadedModel, capture: LayerCapture, corpus: CorpusStore, windows: np.ndarray, config: CurvatureConfig
+def curvature_passes(
+    model: Model, capture: LayerCapture, examples: Examples, numbers: np.ndarray, config: CurvatureConfig
 ) -> Iterator[None]:
-    """The backward passes of one batch under the curvature's own labels."""
-    input_ids, attention_mask, labels = corpus_batch(corpus, windows, loaded.device)
+    """The backward passes of one batch under the curvature's own labels; it stops after each for the caller.
+
+    Args:
+        model: whose layers the capture is on.
+        capture: active.
+        examples: of the batch.
+        numbers: of the examples in it.
+        config: labels, draws and seed.
+
+    Raises:
+        InputError: a layer cannot be captured.
+        StoreError: the device has not enough memory.
+    """
+    input_ids, attention_mask, labels = examples.batch(numbers, model.device)
     if isinstance(capture, FactorCapture):
         capture.tokens = attention_mask
 
     def labeller(targets: Tensor) -> Labeller:
         if config.labels == "empirical":
             return data_labels(targets)
-        if config.labels == "exact" and loaded.n_classes is not None:
-            return every_class(loaded.n_classes)
-        documents = corpus.windows["document"][windows]
-        uniforms = label_uniforms(
-            corpus.contents[documents].tolist(),
-            (windows - corpus.first_windows[documents]).tolist(),
-            n_targets(labels).tolist(),
-            config.draws,
-            config.seed,
-        )
+        if config.labels == "exact" and model.n_classes is not None:
+            return every_class(model.n_classes)
+        uniforms = examples.uniforms(numbers, labels, config.draws, config.seed)
         return drawn_labels(torch.from_numpy(uniforms).to(targets.device))
 
     try:
-        yield from backward_passes(*loaded.halves, input_ids, attention_mask, labels, labeller)
+        yield from backward_passes(*model.halves, input_ids, attention_mask, labels, labeller)
     except CaptureError as error:
         raise InputError(str(error)) from error
     except torch.OutOfMemoryError:

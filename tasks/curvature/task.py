@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from prefect import task
 from torch import Tensor
 
@@ -16,13 +15,18 @@ from storage.locations import StoreFolders
 from storage.manifest import writer_lock
 from storage.ref import StoreRef, fingerprint
 from storage.schema import SOURCE_SUMS_KIND
-from tasks.capture.factors import FactorCapture
 from tasks.coalitions.groupings import SOURCE
 from tasks.coalitions.players import document_groups
 from tasks.curvature.config import CurvatureConfig
 from tasks.curvature.fitting import label_rows, ordered_sums, wide
-from tasks.curvature.lowrank import gaussian_matrix, low_rank_plus_diagonal
-from tasks.curvature.precondition import eigendecomposition
+from tasks.curvature.matrices import (
+    Matrices,
+    both_eigenvectors,
+    covariance_matrices,
+    eigenvectors,
+    fisher_matrices,
+    projected_covariances,
+)
 from tasks.curvature.source_sums import (
     SourceDocuments,
     chosen_share,
@@ -36,7 +40,7 @@ from tasks.model.loading import LoadedModel, load
 from tasks.progress import DEVICE_TAG, run_logger
 from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import LayerProjection, layer_table, stored_projections
+from tasks.projection.logra import layer_table, stored_projections
 from tasks.retries import RETRIES, RETRY_DELAYS, may_help
 
 __all__ = ["fit_covariances", "fit_matrices", "fit_query_factors", "fit_source_sums"]
@@ -44,8 +48,6 @@ __all__ = ["fit_covariances", "fit_matrices", "fit_query_factors", "fit_source_s
 ALGORITHM = 2
 # Of the sums by source and group of documents.
 SOURCE_SUMS = 3
-
-Matrices = list[dict[str, np.ndarray]]
 
 
 @task(
@@ -71,7 +73,7 @@ def fit_covariances(
         factors = ordered_sums(
             store, model, corpus, None, curvature, batch_tokens, windows, "covariances", fingerprint(parts), None
         )
-        return _covariances(projections, factors)
+        return covariance_matrices(projections, factors)
 
     return _stored(store, parts, layer_table(projections), documents, curvature, fitted)
 
@@ -130,15 +132,15 @@ def fit_matrices(
         n_examples = len(windows)
         if curvature.kind == "fisher":
             means = {name: total.numpy() / n_examples for name, total in sums("fisher", windows).items()}
-            return [_fisher(number, layer, means, curvature) for number, layer in enumerate(basis_store.layers)]
+            return [fisher_matrices(number, layer, means, curvature) for number, layer in enumerate(basis_store.layers)]
         projections = stored_projections(basis_store)
         if covariances is None:
-            factors = _covariances(projections, sums("covariances", windows))
+            factors = covariance_matrices(projections, sums("covariances", windows))
         else:
-            factors = _projected_covariances(projections, LayerStore.open(covariances))
-        matrices = [_eigenvectors(entry) for entry in factors]
+            factors = projected_covariances(projections, LayerStore.open(covariances).matrix)
+        matrices = [eigenvectors(entry) for entry in factors]
         if curvature.kind == "ekfac":
-            totals = sums("eigenvalues", windows, [_vectors(entry) for entry in matrices])
+            totals = sums("eigenvalues", windows, [both_eigenvectors(entry) for entry in matrices])
             for number, entry in enumerate(matrices):
                 entry["eigenvalues"] = totals[str(number)].numpy() / n_examples
         return matrices
@@ -289,16 +291,6 @@ def fit_query_factors(
     return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
 
 
-def _fisher(
-    number: int, layer: dict[str, Any], means: dict[str, np.ndarray], curvature: CurvatureConfig
-) -> dict[str, np.ndarray]:
-    if not wide(layer):
-        return {"fisher": means[str(number)]}
-    matrix = gaussian_matrix(int(layer["n_columns"]), curvature.low_rank, curvature.seed, number)
-    low_rank, residual = low_rank_plus_diagonal(means[f"sketch {number}"], matrix, means[f"diagonal {number}"])
-    return {"low_rank": low_rank, "residual": residual}
-
-
 def _parts(loaded: LoadedModel, corpus: CorpusStore, curvature: CurvatureConfig) -> dict[str, Any]:
     """What decides the sums, apart from bases and kind."""
     unused = {"kind", "damping", "low_rank"} | (set() if curvature.labels == "sampled" else {"draws"})
@@ -351,39 +343,3 @@ def _chosen_windows(corpus: CorpusStore, config: CurvatureConfig) -> np.ndarray:
     chosen = order[np.sort(generator.permutation(len(order))[:n_chosen])]
     first = corpus.first_windows
     return np.concatenate([np.arange(first[document], first[document + 1]) for document in chosen])
-
-
-def _covariances(projections: Sequence[LayerProjection], sums: dict[str, Tensor]) -> Matrices:
-    return [
-        {"input_covariance": inputs.numpy(), "output_covariance": outputs.numpy()}
-        for inputs, outputs in FactorCapture([()] * len(projections), projections).covariances(sums)
-    ]
-
-
-def _projected_covariances(projections: Sequence[LayerProjection], whole: LayerStore) -> Matrices:
-    """A C A^T of the whole covariances C of each side with basis A."""
-    matrices = []
-    for projection in projections:
-        exact = projection.to(torch.device("cpu"), torch.float64)
-        found = {}
-        for name, side in (("input_covariance", exact.input_side), ("output_covariance", exact.output_side)):
-            covariance = torch.from_numpy(whole.matrix(projection.name, name))
-            half = side.projected(covariance, trailing_one=False)
-            found[name] = side.projected(half.T.contiguous(), trailing_one=False).numpy()
-        matrices.append(found)
-    return matrices
-
-
-def _eigenvectors(covariances: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Eigenvectors of both factors, and KFAC's eigenvalues: the products of theirs."""
-    inputs, input_eigenvectors = eigendecomposition(covariances["input_covariance"])
-    outputs, output_eigenvectors = eigendecomposition(covariances["output_covariance"])
-    return {
-        "input_eigenvectors": input_eigenvectors,
-        "output_eigenvectors": output_eigenvectors,
-        "eigenvalues": np.outer(outputs, inputs),
-    }
-
-
-def _vectors(matrices: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    return matrices["input_eigenvectors"], matrices["output_eigenvectors"]

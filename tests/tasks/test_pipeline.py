@@ -17,9 +17,9 @@ from tasks.capture.losses import drawn_labels
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.task import value_sources
 from tasks.corpus.config import CorpusConfig, QueriesConfig
+from tasks.corpus.draws import label_uniforms
 from tasks.corpus.task import prepare_corpus, prepare_queries
 from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.curvature.draws import label_uniforms
 from tasks.curvature.task import fit_matrices
 from tasks.gradients.config import GradientsConfig
 from tasks.model.config import ModelConfig

@@ -1,0 +1,1 @@
+"""Methods that say how much each training example taught a model about each query, through one interface."""

@@ -1,0 +1,77 @@
+"""Gradient rows of examples, batch by batch, in memory."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.capture.gradients import GradientCapture
+from tasks.capture.passes import gradient_rows
+from tasks.corpus.batches import batches_by_length
+from tasks.corpus.examples import Examples
+from tasks.curvature.config import CurvatureConfig
+from tasks.curvature.fitting import curvature_passes
+from tasks.model.plain import Model
+from tasks.projection.bases import projections_of
+from tasks.projection.config import ProjectionConfig
+from tasks.projection.logra import LayerProjection
+
+__all__ = ["all_rows", "example_rows", "labelled_rows", "whole_space"]
+
+BATCH_TOKENS = 4096
+
+
+def whole_space(model: Model) -> list[LayerProjection]:
+    """Projections that keep every coordinate of every tracked layer."""
+    return projections_of(model.layers, ProjectionConfig(kind="identity"))
+
+
+def example_rows(
+    model: Model, projections: Sequence[LayerProjection], examples: Examples
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """(numbers, rows (b, c), losses (b,)) of every batch: the gradient of each example's own loss, and the loss.
+
+    Args:
+        model: whose layers are projected.
+        projections: one a layer, in the same order.
+        examples: longest come first; `numbers` says which they are.
+    """
+    with _capture(model, projections) as capture:
+        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS):
+            batch = examples.batch(numbers, model.device)
+            yield numbers, *gradient_rows(*model.halves, capture, *batch)
+
+
+def all_rows(model: Model, projections: Sequence[LayerProjection], examples: Examples) -> tuple[Tensor, np.ndarray]:
+    """(n, c) rows of all examples in their order, and their (n,) losses in nats; n c floats of memory."""
+    found: list[Tensor] = []
+    order, losses = [], []
+    for numbers, rows, loss in example_rows(model, projections, examples):
+        found.append(rows)
+        order.append(numbers)
+        losses.append(loss.double().cpu().numpy())
+    back = np.argsort(np.concatenate(order))
+    rows = torch.cat(found)[torch.from_numpy(back).to(found[0].device)]
+    return rows, np.concatenate(losses)[back]
+
+
+def labelled_rows(
+    model: Model, projections: Sequence[LayerProjection], examples: Examples, curvature: CurvatureConfig
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(numbers, rows (b, c)) of every batch under each of the curvature's labels, times the root of the label's weight.
+
+    Outer products of an example's rows add up to its Fisher, or Gauss-Newton, matrix.
+    """
+    with _capture(model, projections) as capture:
+        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS):
+            for _ in curvature_passes(model, capture, examples, numbers, curvature):
+                yield numbers, capture.rows()
+
+
+def _capture(model: Model, projections: Sequence[LayerProjection]) -> GradientCapture:
+    weight = next(model.model.parameters())
+    moved = [projection.to(model.device, weight.dtype) for projection in projections]
+    # Oracles are held against methods in float64.
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return GradientCapture([layer.modules for layer in model.layers], moved, dtype)

@@ -1,0 +1,67 @@
+"""What methods need of a model, and any torch module as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from tasks.model.halves import Halves
+from tasks.model.layers import TrackedLayer, tracked_layers
+
+__all__ = ["Model", "PlainModel"]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A frozen model in evaluation mode: a checkpoint (see tasks.model.loading.LoadedModel), or a torch module."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def layers(self) -> Sequence[TrackedLayer]: ...
+
+    @property
+    def halves(self) -> Halves: ...
+
+    @property
+    def n_classes(self) -> int | None:
+        """Classes of a classifier; None for a language model."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+@dataclass(frozen=True)
+class PlainModel:
+    """A classifier that is a module from (n, …) inputs to (n, n_classes) logits; every linear layer is tracked.
+
+    Args:
+        model: its parameters are frozen here.
+        n_classes: of the logits.
+    """
+
+    model: nn.Module
+    n_classes: int | None
+
+    def __post_init__(self) -> None:
+        self.model.requires_grad_(False).eval()
+
+    @cached_property
+    def layers(self) -> Sequence[TrackedLayer]:
+        return tuple(tracked_layers(self.model))
+
+    @property
+    def halves(self) -> Halves:
+        def body(inputs: Tensor, mask: Tensor) -> Tensor:
+            logits: Tensor = self.model(inputs)
+            return logits
+
+        return Halves(body, nn.Identity())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
