@@ -17,7 +17,7 @@ from tasks.attribution.rows import BATCH_TOKENS, all_rows, example_rows, labelle
 from tasks.capture.factors import FactorCapture
 from tasks.corpus.batches import batches_by_length
 from tasks.corpus.examples import Examples
-from tasks.curvature.config import CurvatureConfig
+from tasks.curvature.config import CurvatureConfig, DampingConfig
 from tasks.curvature.fitting import curvature_passes
 from tasks.curvature.lowrank import LowRankSum
 from tasks.curvature.matrices import (
@@ -35,7 +35,7 @@ from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import LayerProjection, layer_table
 
-__all__ = ["LoGra", "ScoreKind"]
+__all__ = ["LoGra", "ScoreKind", "scores_by_damping"]
 
 ScoreKind = Literal["dot", "relative", "theta_relative", "cosine"]
 # Columns of a layer whose Fisher is kept dense: 512 MB in float64. Beyond, it is low-rank plus diagonal.
@@ -61,7 +61,8 @@ class LoGra(SingleModelAttributor):
 
     def scorer(self, model: Model, examples: Examples) -> Scorer:
         """Fit bases and curvature."""
-        projections, inverses = fitted(model, examples, self.projection, self.curvature)
+        projections, columns, matrices = fitted(model, examples, self.projection, self.curvature)
+        inverses = _inverses(columns, matrices, self.curvature.damping)
 
         def scores(queries: Examples) -> Float[np.ndarray, "q n"]:
             asked = all_rows(model, projections, queries)[0].double().cpu().numpy()
@@ -85,19 +86,41 @@ class LoGra(SingleModelAttributor):
         return _positive(np.sqrt(squares.sum(axis=1)))
 
 
+def scores_by_damping(
+    models: Sequence[Model],
+    examples: Examples,
+    queries: Examples,
+    projection: ProjectionConfig,
+    curvature: CurvatureConfig,
+    dampings: Sequence[DampingConfig],
+) -> Float[np.ndarray, "d q n"]:
+    """Scores of `LoGra` under several dampings, for one fit and one pass over the examples; means over the models.
+
+    Args:
+        models, examples, queries: as of a method.
+        projection, curvature: as of LoGra; the curvature's own damping does not count.
+        dampings: one after another.
+    """
+    found = np.zeros((len(dampings), queries.n_examples, examples.n_examples))
+    for model in models:
+        projections, columns, matrices = fitted(model, examples, projection, curvature)
+        asked = all_rows(model, projections, queries)[0].double().cpu().numpy()
+        ready = np.stack([_solved(asked, _inverses(columns, matrices, damping)) for damping in dampings])
+        for numbers, rows, _ in example_rows(model, projections, examples):
+            found[:, :, numbers] += ready @ rows.double().cpu().numpy().T / len(models)
+    return found
+
+
 def fitted(
     model: Model, examples: Examples, projection: ProjectionConfig, curvature: CurvatureConfig
-) -> tuple[list[LayerProjection], Inverses]:
-    """Projections and damped inverses of every layer, from passes over the examples.
+) -> tuple[list[LayerProjection], list[slice], Matrices | None]:
+    """Projections, columns and curvature of every layer, from passes over the examples.
 
     Args:
         model: the checkpoint.
         examples: those that it was trained on.
         projection: pca bases are made of the covariances of these examples.
         curvature: fitted on all of them.
-
-    Raises:
-        ValueError: relative damping of a layer whose curvature is zero.
     """
     whole = None
     if projection.kind == "pca" or (projection.kind == "identity" and curvature.kind in ("kfac", "ekfac")):
@@ -106,13 +129,16 @@ def fitted(
     table = layer_table(projections)
     columns = [slice(row["first_column"], row["first_column"] + row["n_columns"]) for row in table]
     if curvature.kind == "none":
-        return projections, [(where, None) for where in columns]
+        return projections, columns, None
     if curvature.kind == "fisher":
-        matrices = _fisher(model, projections, examples, curvature)
-    else:
-        matrices = _kronecker(model, projections, examples, curvature, whole)
-    inverses = [damped_inverse(entry, curvature.damping) for entry in matrices]
-    return projections, list(zip(columns, inverses, strict=True))
+        return projections, columns, _fisher(model, projections, examples, curvature)
+    return projections, columns, _kronecker(model, projections, examples, curvature, whole)
+
+
+def _inverses(columns: Sequence[slice], matrices: Matrices | None, damping: DampingConfig) -> Inverses:
+    if matrices is None:
+        return [(where, None) for where in columns]
+    return [(where, damped_inverse(entry, damping)) for where, entry in zip(columns, matrices, strict=True)]
 
 
 def _projections(model: Model, projection: ProjectionConfig, whole: Matrices | None) -> list[LayerProjection]:

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tasks.capture.gradients import GradientCapture
-from tasks.capture.passes import gradient_rows
+from tasks.capture.passes import forward_losses, gradient_rows
 from tasks.corpus.batches import batches_by_length
 from tasks.corpus.examples import Examples
 from tasks.curvature.config import CurvatureConfig
@@ -17,7 +18,7 @@ from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import LayerProjection
 
-__all__ = ["all_rows", "example_rows", "labelled_rows", "whole_space"]
+__all__ = ["all_rows", "example_losses", "example_rows", "labelled_rows", "whole_space"]
 
 BATCH_TOKENS = 4096
 
@@ -41,6 +42,15 @@ def example_rows(
         for numbers in batches_by_length(examples.lengths, BATCH_TOKENS):
             batch = examples.batch(numbers, model.device)
             yield numbers, *gradient_rows(*model.halves, capture, *batch)
+
+
+def example_losses(model: Model, examples: Examples, batch_tokens: int = BATCH_TOKENS) -> Float[np.ndarray, " n"]:
+    """(n_examples,) float64 loss of each example, nats summed over its targets."""
+    losses = np.empty(examples.n_examples)
+    for numbers in batches_by_length(examples.lengths, batch_tokens):
+        batch = examples.batch(numbers, model.device)
+        losses[numbers] = forward_losses(*model.halves, *batch).double().cpu().numpy()
+    return losses
 
 
 def all_rows(model: Model, projections: Sequence[LayerProjection], examples: Examples) -> tuple[Tensor, np.ndarray]:

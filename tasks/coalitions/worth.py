@@ -15,11 +15,11 @@ from storage.errors import InputError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.ref import StoreRef
-from tasks.capture.passes import forward_losses
+from tasks.attribution.rows import example_losses
 from tasks.coalitions.games import QueryExpansion
 from tasks.coalitions.jackknife import SourceGroups
 from tasks.coalitions.newton import LayerSums, endpoint_matched, estimated_damping
-from tasks.corpus.batches import batches_by_length, corpus_batch
+from tasks.corpus.examples import CorpusExamples
 from tasks.curvature.config import DampingConfig
 from tasks.curvature.damping import damping
 from tasks.curvature.precondition import eigendecomposition
@@ -179,11 +179,7 @@ def _origin(
 
 def query_losses(loaded: LoadedModel, queries: CorpusStore) -> np.ndarray:
     """(n_queries,) float64 loss of each query, nats summed over its targets."""
-    losses = np.empty(queries.n_examples)
-    for batch in batches_by_length(queries.windows["n_tokens"], BATCH_TOKENS):
-        inputs = corpus_batch(queries, batch, loaded.device)
-        losses[batch] = forward_losses(*loaded.halves, *inputs).double().cpu().numpy()
-    return losses
+    return example_losses(loaded, CorpusExamples(queries), BATCH_TOKENS)
 
 
 def query_expansion(

@@ -13,7 +13,7 @@ from storage.corpus import CorpusStore
 from tasks.corpus.batches import IGNORED, corpus_batch, n_targets
 from tasks.corpus.draws import label_uniforms
 
-__all__ = ["CorpusExamples", "Examples", "ShuffledLabels", "TensorExamples"]
+__all__ = ["CorpusExamples", "Examples", "Part", "ShuffledLabels", "TensorExamples"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -127,6 +127,41 @@ class TensorExamples:
     def uniforms(self, numbers: np.ndarray, labels: Tensor, draws: int, seed: int) -> Float[np.ndarray, "m p"]:
         contents = [self._contents[number] for number in numbers]
         return label_uniforms(contents, [0] * len(contents), n_targets(labels).tolist(), draws, seed)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the examples; their documents keep their numbers.
+
+    Args:
+        examples: of which.
+        numbers: (n,) of those that are taken.
+    """
+
+    examples: Examples
+    numbers: Int[np.ndarray, " n"]
+
+    @property
+    def n_examples(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " n"]:
+        return self.examples.lengths[self.numbers]
+
+    @property
+    def documents(self) -> Int[np.ndarray, " n"]:
+        return self.examples.documents[self.numbers]
+
+    @property
+    def n_documents(self) -> int:
+        return self.examples.n_documents
+
+    def batch(self, numbers: np.ndarray, device: torch.device) -> Batch:
+        return self.examples.batch(self.numbers[numbers], device)
+
+    def uniforms(self, numbers: np.ndarray, labels: Tensor, draws: int, seed: int) -> Float[np.ndarray, "m p"]:
+        return self.examples.uniforms(self.numbers[numbers], labels, draws, seed)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
 from tasks.model.training import shuffled_batches, train_steps
 
-__all__ = ["Retrained", "train"]
+__all__ = ["Retrained", "losses_after_training", "train"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,26 @@ class Retrained:
         of_windows = players[corpus.windows["document"]]
         found = []
         for mask in np.asarray(masks, bool):
-            with _as_it_was(loaded):
-                chosen = np.flatnonzero((of_windows >= 0) & mask[of_windows])
-                train(loaded, corpus, chosen, self.training)
-                found.append(query_losses(loaded, queries))
+            chosen = np.flatnonzero((of_windows >= 0) & mask[of_windows])
+            found.append(losses_after_training(loaded, corpus, chosen, queries, self.training))
         return np.array(found).reshape(len(found), queries.n_examples)
+
+
+def losses_after_training(
+    base: LoadedModel, corpus: CorpusStore, windows: np.ndarray, queries: CorpusStore, training: TrainingConfig
+) -> Float[np.ndarray, " q"]:
+    """(n_queries,) nats after training on some windows; the base is as it was afterwards.
+
+    Args:
+        base: where training begins.
+        corpus: of the windows.
+        windows: their numbers.
+        queries: one window each.
+        training: how.
+    """
+    with _as_it_was(base):
+        train(base, corpus, windows, training)
+        return query_losses(base, queries)
 
 
 def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, training: TrainingConfig) -> list[float]:

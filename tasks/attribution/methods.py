@@ -1,0 +1,143 @@
+"""Every method by its name, set up as a careful practitioner would before seeing any outcome."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.attribution.arnoldi import ArnoldiInfluence
+from tasks.attribution.attributor import Attributor
+from tasks.attribution.baselines import EmbeddingSimilarity, RandomScores, TargetCount
+from tasks.attribution.datainf import DataInf
+from tasks.attribution.iterative import CGInfluence, LiSSAInfluence
+from tasks.attribution.logra import LoGra
+from tasks.attribution.retrained import LeaveOneOut, Outcome, TruncatedMonteCarloShapley
+from tasks.attribution.tracin import TracIn
+from tasks.attribution.trak import TRAK
+from tasks.curvature.config import CurvatureConfig, DampingConfig
+from tasks.projection.config import ProjectionConfig
+
+__all__ = ["MethodSettings", "attributor", "recommended"]
+
+# Measured on problems other than those an audit is shown on (MATH.md): ranks from 32 on gain little.
+RANK = 32
+PERMUTATIONS = 8
+KRYLOV_PASSES, KRYLOV_PAIRS = 30, 15
+
+Kind = Literal["random", "pca", "mask", "factgrass", "identity"]
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """What the set-up of methods depends on.
+
+    Args:
+        projection, curvature: of the run: `configured` is LoGra with them, and other methods take their rank, seeds
+            and damping from them.
+        classifies: the model is a classifier with a few classes.
+        weight_decay: of the mean loss over examples, where training had one.
+        n_examples: training examples.
+        outcome: trains again and says the queries' losses, for the methods that need it.
+        seed: of random scores and orders.
+    """
+
+    projection: ProjectionConfig
+    curvature: CurvatureConfig
+    classifies: bool
+    weight_decay: float | None
+    n_examples: int
+    outcome: Outcome
+    seed: int
+
+
+def recommended(settings: MethodSettings) -> tuple[ProjectionConfig, CurvatureConfig]:
+    """Projection and curvature to take without an audit.
+
+    PCA bases; the expectation over all classes of a classifier, labels drawn from the model's own predictions of a
+    language model; damping by the weight decay of training where the loss has one, which is what the damping stands for
+    (a minimum of the loss with decay), else a tenth of the mean eigenvalue that carries mass.
+    """
+    damping = DampingConfig()
+    if settings.weight_decay:
+        damping = DampingConfig(rule="absolute", value=settings.weight_decay)
+    labels: Literal["exact", "sampled"] = "exact" if settings.classifies else "sampled"
+    curvature = CurvatureConfig(labels=labels, seed=settings.curvature.seed, damping=damping)
+    return ProjectionConfig(kind="pca", rank=RANK), curvature
+
+
+def attributor(name: str, settings: MethodSettings) -> Attributor:
+    """A method by its name.
+
+    Raises:
+        ValueError: no such method, or its settings lack what it needs.
+    """
+    try:
+        make = _MAKERS[name]
+    except KeyError:
+        raise ValueError(f"no method {name!r}; known: {', '.join(_MAKERS)}") from None
+    return make(settings)
+
+
+def _recommended(settings: MethodSettings) -> LoGra:
+    return LoGra(*recommended(settings))
+
+
+def _logra(kind: Kind, curvature: str = "fisher") -> Callable[[MethodSettings], LoGra]:
+    """With the damping and labels that are recommended, at the run's rank."""
+
+    def make(settings: MethodSettings) -> LoGra:
+        projection = ProjectionConfig(kind=kind, rank=settings.projection.rank, seed=settings.projection.seed)
+        return LoGra(projection, recommended(settings)[1].model_copy(update={"kind": curvature}))
+
+    return make
+
+
+def _plain(kind: Literal["dot", "cosine"]) -> Callable[[MethodSettings], LoGra]:
+    def make(_: MethodSettings) -> LoGra:
+        return LoGra(ProjectionConfig(kind="identity"), CurvatureConfig(kind="none"), kind)
+
+    return make
+
+
+def _relative(kind: Literal["relative", "theta_relative"]) -> Callable[[MethodSettings], LoGra]:
+    def make(settings: MethodSettings) -> LoGra:
+        return LoGra(*recommended(settings), kind)
+
+    return make
+
+
+def _damping(settings: MethodSettings, name: str) -> float:
+    """Of methods that know no eigenvalues to take a share of."""
+    if settings.weight_decay:
+        return settings.weight_decay
+    if settings.curvature.damping.rule == "absolute":
+        return settings.curvature.damping.value
+    raise ValueError(f"{name} needs a damping in numbers: pass --curvature.damping.rule absolute and a value")
+
+
+_MAKERS: dict[str, Callable[[MethodSettings], Attributor]] = {
+    "recommended": _recommended,
+    "configured": lambda settings: LoGra(settings.projection, settings.curvature),
+    "logra-random": _logra("random"),
+    "logra-pca": _logra("pca"),
+    "logra-mask": _logra("mask"),
+    "logra-factgrass": _logra("factgrass"),
+    "gauss-newton": _logra("identity"),
+    "ekfac": _logra("identity", "ekfac"),
+    "kfac": _logra("identity", "kfac"),
+    "dot": _plain("dot"),
+    "cosine": _plain("cosine"),
+    "relatif": _relative("relative"),
+    "theta-relatif": _relative("theta_relative"),
+    "tracin": lambda settings: TracIn(),
+    # Half as many dimensions as examples: with as many the regression is singular (Park et al. 2023, appendix).
+    "trak": lambda settings: TRAK(max(1, min(2048, settings.n_examples // 2)), seed=settings.seed),
+    "datainf": lambda settings: DataInf(),
+    "cg": lambda settings: CGInfluence(_damping(settings, "cg")),
+    "lissa": lambda settings: LiSSAInfluence(_damping(settings, "lissa")),
+    "arnoldi": lambda settings: ArnoldiInfluence(KRYLOV_PASSES, KRYLOV_PAIRS, seed=settings.seed),
+    "leave-one-out": lambda settings: LeaveOneOut(settings.outcome),
+    "tmc-shapley": lambda settings: TruncatedMonteCarloShapley(settings.outcome, PERMUTATIONS, 0.05, settings.seed),
+    "embedding": lambda settings: EmbeddingSimilarity(),
+    "size": lambda settings: TargetCount(),
+    "random": lambda settings: RandomScores(settings.seed),
+}
