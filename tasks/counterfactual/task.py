@@ -1,0 +1,425 @@
+"""Prefect tasks of an audit: trainings, scores by every method, steps on the best documents, a choice of settings."""
+
+import time
+from typing import Any, Literal
+
+import numpy as np
+from prefect import task
+from pydantic import BaseModel, ConfigDict
+
+from storage.errors import InputError
+from storage.layers import LayerStore
+from storage.locations import StoreFolders
+from storage.ref import StoreRef, fingerprint
+from tasks.attribution.logra import scores_by_damping
+from tasks.attribution.methods import MethodSettings, attributor
+from tasks.configuration import ClusterConfig
+from tasks.corpus.examples import Examples, ShuffledLabels
+from tasks.counterfactual.choice import Family
+from tasks.counterfactual.config import AuditConfig
+from tasks.counterfactual.cost import measured_cost
+from tasks.counterfactual.designs import random_subsets, tuning_split, without_best, without_each_source
+from tasks.counterfactual.evaluation import Truth, ceiling_row, mean_with_error, method_rows, source_rows
+from tasks.counterfactual.outcomes import Outcomes
+from tasks.counterfactual.patch import best_documents, patched_falls
+from tasks.counterfactual.problem import Problem, ProblemPlace
+from tasks.curvature.config import CurvatureConfig, DampingConfig
+from tasks.model.loading import model_fingerprint
+from tasks.progress import DEVICE_TAG, run_logger
+from tasks.projection.config import ProjectionConfig
+from tasks.retries import RETRIES, RETRY_DELAYS, may_help
+from tasks.scoring.baselines import bm25_scores
+
+__all__ = [
+    "Chosen",
+    "Control",
+    "Findings",
+    "MethodRun",
+    "Scored",
+    "attribute",
+    "choose",
+    "evaluate",
+    "followed_queries",
+    "patch_tails",
+    "sweep",
+    "train_subsets",
+    "train_without_best",
+    "train_without_sources",
+]
+
+ATTRIBUTION, PATCH, SWEEP = 1, 1, 1
+# The only "layer" of stores that hold matrices of scores.
+ONLY = "scores"
+
+Control = Literal["", "untrained", "shuffled"]
+
+
+class MethodRun(BaseModel):
+    """A method to be run.
+
+    Args:
+        method: its name.
+        projection, curvature: of the run, which methods take their settings from.
+        control: untrained: at the model that was never trained; shuffled: with labels that were shuffled.
+        seed: of random scores and shuffled labels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    projection: ProjectionConfig
+    curvature: CurvatureConfig
+    control: Control = ""
+    seed: int = 0
+
+
+class Scored(BaseModel):
+    """A method's scores.
+
+    Args:
+        name: in the tables.
+        run: the method.
+        scores: its store.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    run: MethodRun
+    scores: StoreRef
+
+
+class Chosen(BaseModel):
+    """What a sweep chose.
+
+    Args:
+        projection, curvature: of LoGra.
+        trials: settings and score of everything that was tried, on the subsets and queries it was chosen on.
+        subsets, queries: numbers of those to report on, which were not looked at.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    projection: ProjectionConfig
+    curvature: CurvatureConfig
+    trials: list[dict[str, Any]]
+    subsets: list[int]
+    queries: list[int]
+
+
+class Findings(BaseModel):
+    """What an audit found, as plain values.
+
+    Args:
+        ceiling: row of the noise ceiling.
+        rows: a row a method, controls last.
+        n_subsets, n_queries, n_documents: that the scores are over.
+        baseline_loss: mean loss of the queries after training on subsets, nats.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    ceiling: dict[str, Any]
+    rows: list[dict[str, Any]]
+    n_subsets: int
+    n_queries: int
+    n_documents: int
+    baseline_loss: float
+
+
+@task(
+    name="train-subsets",
+    task_run_name="train on random subsets",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
+def train_subsets(store: str, place: ProblemPlace, audit: AuditConfig, cluster: ClusterConfig) -> StoreRef:
+    """Train on every subset with every seed; `masks` (m, n) and `outcomes` (r, q, m), minus the losses in nats."""
+    masks = random_subsets(place.opened().examples.n_documents, audit.subsets, audit.fraction, audit.seed)
+    return _kept_outcomes(store, place, audit, cluster, "subsets", masks)
+
+
+@task(
+    name="train-without-sources",
+    task_run_name="train without each source",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
+def train_without_sources(store: str, place: ProblemPlace, audit: AuditConfig, cluster: ClusterConfig) -> StoreRef:
+    """Train on everything, then without each source, by name; as in `train_subsets`."""
+    _, masks = without_each_source(place.opened().sources)
+    everything = np.ones((1, masks.shape[1]), bool)
+    return _kept_outcomes(store, place, audit, cluster, "sources", np.concatenate([everything, masks]))
+
+
+@task(
+    name="train-without-best",
+    task_run_name="train without a query's best documents by {method}",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
+def train_without_best(
+    store: str, place: ProblemPlace, audit: AuditConfig, cluster: ClusterConfig, method: str, scores: StoreRef
+) -> StoreRef:
+    """Train on everything, then without the best documents of each query that is followed; as in `train_subsets`."""
+    found = LayerStore.open(scores).matrix(ONLY, "scores")
+    masks = without_best(found, followed_queries(len(found), audit.removal_queries), audit.removal)
+    everything = np.ones((1, masks.shape[1]), bool)
+    return _kept_outcomes(store, place, audit, cluster, f"without best, {method}", np.concatenate([everything, masks]))
+
+
+def followed_queries(n_queries: int, count: int) -> np.ndarray:
+    """Numbers of the queries that are followed through removal and steps, evenly among all."""
+    return np.unique(np.linspace(0, n_queries - 1, min(count, n_queries)).round().astype(np.int64))
+
+
+def _kept_outcomes(
+    store: str, place: ProblemPlace, audit: AuditConfig, cluster: ClusterConfig, what: str, masks: np.ndarray
+) -> StoreRef:
+    problem = place.opened()
+    seeds = list(range(audit.seeds))
+    parts = {"trained on": what, "problem": problem.fingerprint, "seeds": seeds}
+    parts["masks"] = fingerprint(np.packbits(masks, axis=1).tolist())
+    root, name = StoreFolders(store).layers, fingerprint(parts)
+    if LayerStore.exists(root, name):
+        run_logger().info("trainings (%s) are there already", what)
+        return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
+    outcomes = Outcomes(store, place, seeds, cluster).measured(masks)
+    return LayerStore.write(root, name, [{"name": ONLY}], [{"masks": masks, "outcomes": outcomes}], parts)
+
+
+@task(name="attribute", task_run_name="score by {run.method} {run.control}", tags=[DEVICE_TAG])
+def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterConfig, seeds: int) -> StoreRef:
+    """Scores (n_queries, n_documents) of a method, with what it cost.
+
+    Args:
+        store: root of the stores.
+        place: of the problem.
+        run: the method.
+        cluster: where methods that train again do so.
+        seeds: of those trainings, whose mean is taken.
+
+    Raises:
+        InputError, ValueError: the method cannot be used on this problem; the sentence says why.
+    """
+    problem = place.opened()
+    models = [problem.untrained()] if run.control == "untrained" else list(problem.models())
+    parts = {"attribution": ATTRIBUTION, "problem": problem.fingerprint, **run.model_dump(mode="json")}
+    parts["models"] = [model_fingerprint(model.model) for model in models]
+    if run.method in ("leave-one-out", "tmc-shapley"):
+        parts["seeds"] = seeds
+    root, name = StoreFolders(store).layers, fingerprint(parts)
+    if LayerStore.exists(root, name):
+        run_logger().info("scores by %s %s are there already", run.method, run.control)
+        return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
+    examples = ShuffledLabels(problem.examples, run.seed) if run.control == "shuffled" else problem.examples
+    with measured_cost() as cost:
+        scores = _scores(store, problem, place, models, examples, run, cluster, seeds)
+    attributes = {**parts, "seconds": cost.seconds, "bytes": cost.n_bytes}
+    return LayerStore.write(root, name, [{"name": ONLY}], [{"scores": scores}], attributes)
+
+
+def _scores(
+    store: str,
+    problem: Problem,
+    place: ProblemPlace,
+    models: list[Any],
+    examples: Examples,
+    run: MethodRun,
+    cluster: ClusterConfig,
+    seeds: int,
+) -> np.ndarray:
+    if run.method == "bm25":
+        if problem.texts is None:
+            raise ValueError("bm25 compares texts, which this problem has none of")
+        return bm25_scores(*problem.texts)
+
+    def outcome(masks: np.ndarray) -> np.ndarray:
+        return Outcomes(store, place, range(seeds), cluster).mean_losses(masks)
+
+    settings = MethodSettings(
+        projection=run.projection,
+        curvature=run.curvature,
+        classifies=models[0].n_classes is not None,
+        weight_decay=problem.weight_decay,
+        n_examples=examples.n_examples,
+        outcome=outcome,
+        seed=run.seed,
+    )
+    scores = attributor(run.method, settings).fit(models, examples).score(problem.queries)
+    return _of_documents(scores, examples)
+
+
+def _of_documents(scores: np.ndarray, examples: Examples) -> np.ndarray:
+    """(…, n_documents) sums over the examples of each document."""
+    found = np.zeros((examples.n_documents, *scores.shape[:-1]))
+    np.add.at(found, examples.documents, np.moveaxis(scores, -1, 0))
+    return np.moveaxis(found, 0, -1)
+
+
+@task(name="patch-tails", task_run_name="one step on the best documents of every method", tags=[DEVICE_TAG])
+def patch_tails(store: str, place: ProblemPlace, scores: dict[str, StoreRef], audit: AuditConfig) -> StoreRef:
+    """Falls (n_methods, n_followed) of the queries' losses after a step, at the first model, in nats."""
+    problem = place.opened()
+    model = problem.models()[0]
+    parts = {
+        "patch": PATCH,
+        "scores": {name: ref.fingerprint for name, ref in scores.items()},
+        **audit.model_dump(mode="json", include={"patch", "patch_queries", "patch_length"}),
+    }
+    root, name = StoreFolders(store).layers, fingerprint(parts)
+    if LayerStore.exists(root, name):
+        run_logger().info("steps on the best documents are there already")
+        return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
+    falls = []
+    for ref in scores.values():
+        found = LayerStore.open(ref).matrix(ONLY, "scores")
+        followed = followed_queries(len(found), audit.patch_queries)
+        chosen = [(int(query), best_documents(found[query], audit.patch)) for query in followed]
+        falls.append(patched_falls(model, problem.examples, problem.queries, chosen, audit.patch_length))
+    return LayerStore.write(root, name, [{"name": ONLY}], [{"falls": np.stack(falls)}], parts)
+
+
+@task(name="sweep", task_run_name="score by {projection.kind} {projection.rank}, {curvature.kind}", tags=[DEVICE_TAG])
+def sweep(
+    store: str,
+    place: ProblemPlace,
+    projection: ProjectionConfig,
+    curvature: CurvatureConfig,
+    dampings: list[DampingConfig],
+) -> StoreRef:
+    """Scores (n_dampings, n_queries, n_documents) of LoGra under several dampings, from one fit."""
+    problem = place.opened()
+    models = list(problem.models())
+    parts = {
+        "sweep": SWEEP,
+        "problem": problem.fingerprint,
+        "models": [model_fingerprint(model.model) for model in models],
+        "projection": projection.model_dump(mode="json"),
+        "curvature": curvature.model_dump(mode="json", exclude={"damping"}),
+        "dampings": [each.model_dump(mode="json") for each in dampings],
+    }
+    root, name = StoreFolders(store).layers, fingerprint(parts)
+    if LayerStore.exists(root, name):
+        run_logger().info("scores of the sweep are there already")
+        return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
+    start = time.perf_counter()
+    found = scores_by_damping(models, problem.examples, problem.queries, projection, curvature, dampings)
+    scores = _of_documents(found, problem.examples)
+    attributes = {**parts, "seconds": time.perf_counter() - start}
+    return LayerStore.write(root, name, [{"name": ONLY}], [{"scores": scores}], attributes)
+
+
+@task(name="choose", task_run_name="choose settings")
+def choose(
+    subsets: StoreRef, tried: list[tuple[Family, StoreRef]], audit: AuditConfig
+) -> Chosen:
+    """The settings with the best score on one half of subsets and queries; the other half is to report on.
+
+    Raises:
+        InputError: too few subsets or queries to halve.
+    """
+    truth = _truth(subsets)
+    n_queries, n_subsets = truth.outcomes.shape[1:]
+    try:
+        looked_at, kept = tuning_split(n_subsets, n_queries, audit.seed)
+    except ValueError as error:
+        raise InputError(f"--audit.tune: {error}") from None
+    half = truth.part(*looked_at)
+    trials: list[dict[str, Any]] = []
+    candidates = []
+    for family, ref in tried:
+        scores = LayerStore.open(ref).matrix(ONLY, "scores")
+        for candidate, each in zip(family.candidates(), scores, strict=True):
+            found = half.agreement(each[looked_at[1]])
+            trials.append({**candidate.described(), "lds": found.mean, "standard_error": found.standard_error})
+            candidates.append(candidate)
+    best = candidates[int(np.argmax([trial["lds"] for trial in trials]))]
+    return Chosen(
+        projection=best.projection,
+        curvature=best.curvature,
+        trials=trials,
+        subsets=kept[0].tolist(),
+        queries=kept[1].tolist(),
+    )
+
+
+@task(name="evaluate", task_run_name="hold every method against the trainings")
+def evaluate(
+    store: str,
+    place: ProblemPlace,
+    audit: AuditConfig,
+    scored: list[Scored],
+    subsets: StoreRef,
+    sources: StoreRef | None,
+    removed: dict[str, StoreRef],
+    patched: StoreRef | None,
+    chosen: Chosen | None,
+) -> Findings:
+    """Everything that was measured, as rows of plain values.
+
+    Args:
+        store: root of the stores.
+        place: of the problem.
+        audit: what was asked for.
+        scored: every method, the one that others are compared with first, controls last.
+        subsets: trainings on subsets.
+        sources: trainings without each source.
+        removed: trainings without the best documents, by the name of the method.
+        patched: falls after steps, of all but the controls.
+        chosen: of a sweep, whose half is left out here.
+    """
+    problem, truth = place.opened(), _truth(subsets)
+    scores = {each.name: LayerStore.open(each.scores).matrix(ONLY, "scores") for each in scored}
+    queries = np.arange(truth.outcomes.shape[1])
+    if chosen is not None:
+        queries = np.array(chosen.queries)
+        truth = truth.part(np.array(chosen.subsets), queries)
+    rows = method_rows({name: each[queries] for name, each in scores.items()}, truth)
+    further = _without_sources(problem, sources, scores)
+    falls = {} if patched is None else _falls(scored, patched)
+    rises = {name: _rises(ref) for name, ref in removed.items()}
+    for row, each in zip(rows, scored, strict=True):
+        cost = LayerStore.open(each.scores).attributes
+        row |= {"control": each.run.control, "seconds": cost["seconds"], "bytes": cost["bytes"]}
+        for column, found in (("sources", further), ("removal", rises), ("patch", falls)):
+            row[column], row[f"{column}_error"] = found.get(each.name, (None, None))
+    return Findings(
+        ceiling=ceiling_row(truth),
+        rows=rows,
+        n_subsets=len(truth.masks),
+        n_queries=len(queries),
+        n_documents=truth.masks.shape[1],
+        baseline_loss=float(-truth.outcomes.mean()),
+    )
+
+
+def _truth(subsets: StoreRef) -> Truth:
+    found = LayerStore.open(subsets)
+    return Truth(found.matrix(ONLY, "masks").astype(bool), found.matrix(ONLY, "outcomes"))
+
+
+def _without_sources(
+    problem: Problem, sources: StoreRef | None, scores: dict[str, np.ndarray]
+) -> dict[str, tuple[float, float]]:
+    if sources is None:
+        return {}
+    found = LayerStore.open(sources)
+    outcomes, present = found.matrix(ONLY, "outcomes"), found.matrix(ONLY, "masks").astype(bool)[1:]
+    return source_rows(scores, ~present, outcomes[:, :, 1:], outcomes[:, :, 0])
+
+
+def _rises(removed: StoreRef) -> tuple[float, float]:
+    """Of the loss of each query that is followed, without its best documents: mean, and error over queries."""
+    found = LayerStore.open(removed)
+    lost = found.matrix(ONLY, "outcomes").mean(axis=0)
+    followed = followed_queries(len(lost), lost.shape[1] - 1)
+    return mean_with_error([lost[query, 0] - lost[query, 1 + place] for place, query in enumerate(followed)])
+
+
+def _falls(scored: list[Scored], patched: StoreRef) -> dict[str, tuple[float, float]]:
+    falls = LayerStore.open(patched).matrix(ONLY, "falls")
+    return {each.name: mean_with_error(row) for each, row in zip(scored, falls, strict=False)}
