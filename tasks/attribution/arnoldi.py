@@ -1,8 +1,9 @@
 """Influence in the space of the leading eigenvectors of the curvature, found by Arnoldi's iteration.
 
-Source: Schioppa et al. 2022 (arXiv 2112.03052), algorithm 1: H restricted to a Krylov space of a random vector, of whose
-eigenpairs those of the largest magnitude are kept; section 4.2, G = U g, scores G(q)^T diag(1 / w) G(z). The curvature
-is symmetric, so that the iteration is Lanczos'; every new vector is made orthogonal to all before it.
+Source: Schioppa et al. 2022 (arXiv 2112.03052), algorithm 1: H restricted to a Krylov space of a random vector, of
+whose eigenpairs those of the largest magnitude are kept; gradients are projected on them, and divided by the
+eigenvalues. The curvature is symmetric, so that the iteration is Lanczos'; every new vector is made orthogonal to all
+before it.
 """
 
 import numpy as np

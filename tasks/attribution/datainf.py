@@ -1,8 +1,8 @@
 """DataInf: influence whose inverse is the mean of inverses, each in closed form.
 
 Source: Kwon et al. 2024 (arXiv 2310.00902), equation 5: the inverse of a layer's mean of g g^T + lambda I is replaced
-by the mean of (g g^T + lambda I)^-1 = (I - g g^T / (lambda + |g|^2)) / lambda (Sherman & Morrison). The damping, a tenth
-of the mean of |g|^2 / d, is that of its experiments, after Grosse et al. 2023 (arXiv 2308.03296).
+by the mean of (g g^T + lambda I)^-1 = (I - g g^T / (lambda + |g|^2)) / lambda (Sherman & Morrison). The damping,
+a tenth of the mean of |g|^2 / d, is that of its experiments, after Grosse et al. 2023 (arXiv 2308.03296).
 """
 
 from collections.abc import Sequence

@@ -29,7 +29,10 @@ SCALE_MARGIN = 1.1
 
 
 class IterativeInfluence(SingleModelAttributor):
-    """Influence whose solves know the curvature by products only; all queries are solved side by side.
+    """Influence whose solves know the curvature by products only.
+
+    All queries are solved side by side, so that a pass over the examples serves all: some five vectors of all tracked
+    parameters are held for each query, in float64.
 
     Args:
         damping: lambda > 0, in the units of H, a mean over examples; of a loss with N examples and the penalty
@@ -132,7 +135,9 @@ class LiSSAInfluence(IterativeInfluence):
         def damped(vectors: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
             return products(vectors, numbers) + self.damping * vectors
 
-        scale = self.scale or SCALE_MARGIN * largest_eigenvalue(damped, products.n_columns, self.seed)
+        scale = self.scale
+        if scale is None:
+            scale = SCALE_MARGIN * largest_eigenvalue(damped, products.n_columns, self.seed)
         n_examples = products.examples.n_examples
         found = np.zeros_like(right)
         for repeat in range(self.repeats):

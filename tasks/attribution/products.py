@@ -4,8 +4,8 @@ A tracked layer's output y = W x gets D x added to it, D = 0 of the shape of the
 respect to D are those with respect to W, in the layout of gradient rows, whatever the layer's kind: transposed,
 quantised, or several modules of one weight.
 
-Sources: Hessian products, Pearlmutter 1994; Gauss-Newton products J^T (H_out (J v)), Schraudolph 2002, section 3, with
-J v by two backward passes.
+Sources: Hessian products, Pearlmutter 1994; Gauss-Newton products J^T (H_out (J v)), Schraudolph 2002; J v by two
+backward passes.
 """
 
 from collections.abc import Callable, Iterator, Sequence

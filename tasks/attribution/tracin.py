@@ -1,7 +1,7 @@
 """TracIn: what the steps of training on an example did to a query, from checkpoints along the way.
 
-Source: Pruthi et al. 2020 (arXiv 2002.08484), TracInCP in section 3.2: sum over checkpoints i of
-eta_i grad l(theta_i, z) . grad l(theta_i, z').
+Source: Pruthi et al. 2020 (arXiv 2002.08484), equation 1 in its practical form, TracInCP: sum over
+checkpoints i of eta_i grad l(theta_i, z) . grad l(theta_i, z').
 """
 
 from collections.abc import Sequence

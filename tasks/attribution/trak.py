@@ -1,7 +1,7 @@
 """TRAK: a kernel regression on sketched gradients of the model's output, of one model or an ensemble.
 
-Source: Park et al. 2023 (arXiv 2303.14186): features of equation 13, the estimator of one model of equations 14 to 16,
-the ensemble of equation 17 without its soft threshold; the output of a classifier is log(p / (1 - p)), section 3.
+Source: Park et al. 2023 (arXiv 2303.14186): equations 13 to 17, the ensemble's without its soft threshold; the
+output of a classifier is log(p / (1 - p)).
 """
 
 from collections.abc import Sequence
