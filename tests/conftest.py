@@ -12,6 +12,11 @@ for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "DATAWORTH_DASK"):
 from jaxtyping import install_import_hook
 
 CHECKED = [
+    "tasks.attribution.arnoldi",
+    "tasks.attribution.datainf",
+    "tasks.attribution.iterative",
+    "tasks.attribution.products",
+    "tasks.attribution.solvers",
     "tasks.capture.losses",
     "tasks.capture.passes",
     "tasks.projection.bases",

@@ -18,7 +18,15 @@ from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import LayerProjection
 
-__all__ = ["all_rows", "example_losses", "example_rows", "labelled_rows", "whole_space"]
+__all__ = [
+    "all_rows",
+    "example_losses",
+    "example_rows",
+    "fixed_projections",
+    "labelled_rows",
+    "row_products",
+    "whole_space",
+]
 
 BATCH_TOKENS = 4096
 
@@ -26,6 +34,17 @@ BATCH_TOKENS = 4096
 def whole_space(model: Model) -> list[LayerProjection]:
     """Projections that keep every coordinate of every tracked layer."""
     return projections_of(model.layers, ProjectionConfig(kind="identity"))
+
+
+def fixed_projections(model: Model, projection: ProjectionConfig) -> list[LayerProjection]:
+    """Projections that need no covariances.
+
+    Raises:
+        ValueError: pca bases are asked for.
+    """
+    if projection.kind == "pca":
+        raise ValueError("pca bases need covariances, which this method does not fit: take random or identity")
+    return projections_of(model.layers, projection)
 
 
 def example_rows(
@@ -64,6 +83,16 @@ def all_rows(model: Model, projections: Sequence[LayerProjection], examples: Exa
     back = np.argsort(np.concatenate(order))
     rows = torch.cat(found)[torch.from_numpy(back).to(found[0].device)]
     return rows, np.concatenate(losses)[back]
+
+
+def row_products(
+    vectors: Float[np.ndarray, "q c"], model: Model, projections: Sequence[LayerProjection], examples: Examples
+) -> Float[np.ndarray, "q n"]:
+    """v . g(z) of every vector and example, float64; one pass over the examples, whose rows are not kept."""
+    found = np.empty((len(vectors), examples.n_examples))
+    for numbers, rows, _ in example_rows(model, projections, examples):
+        found[:, numbers] = vectors @ rows.double().cpu().numpy().T
+    return found
 
 
 def labelled_rows(

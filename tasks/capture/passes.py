@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from tasks.capture.gradients import GradientCapture
 from tasks.capture.losses import IGNORED, Head, Labeller, data_labels, next_tokens, target_losses
 
-__all__ = ["Body", "backward_losses", "backward_passes", "forward_losses", "gradient_rows"]
+__all__ = ["Body", "backward_losses", "backward_passes", "forward_losses", "gradient_rows", "predicting_states"]
 
 # input_ids, attention_mask → hidden states (n, t, d) of a language model, or (n, d) of a classifier
 Body = Callable[[Tensor, Tensor], Tensor]
@@ -49,7 +49,7 @@ def backward_losses(
     Args:
         body, head, input_ids, attention_mask, labels: as in `gradient_rows`.
     """
-    hidden, targets, examples = _targets(body(input_ids, attention_mask), labels)
+    hidden, targets, examples = predicting_states(body(input_ids, attention_mask), labels)
     (losses,) = target_losses(hidden, head, data_labels(targets))
     losses.sum().backward()
     return losses.detach().new_zeros(len(labels)).index_add_(0, examples, losses.detach())
@@ -68,7 +68,7 @@ def forward_losses(
     Args:
         body, head, input_ids, attention_mask, labels: as in `gradient_rows`.
     """
-    hidden, targets, examples = _targets(body(input_ids, attention_mask), labels)
+    hidden, targets, examples = predicting_states(body(input_ids, attention_mask), labels)
     logits = head(hidden)
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = cross_entropy(precise, targets, reduction="none")
@@ -89,7 +89,7 @@ def backward_passes(
         body, head, input_ids, attention_mask, labels: as in `gradient_rows`; the data's labels say where there is loss.
         labeller: from the (p,) data's targets, those with loss in row-major order, to the labels to use.
     """
-    hidden, targets, _ = _targets(body(input_ids, attention_mask), labels)
+    hidden, targets, _ = predicting_states(body(input_ids, attention_mask), labels)
     losses = target_losses(hidden, head, labeller(targets))
     del hidden
     for number, loss in enumerate(losses, 1):
@@ -97,7 +97,7 @@ def backward_passes(
         yield
 
 
-def _targets(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def predicting_states(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """States that predict something (p, d), what they predict (p,), and the example of each (p,)."""
     if labels.dim() == 1:
         return states, labels, torch.arange(len(labels), device=labels.device)

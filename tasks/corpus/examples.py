@@ -13,9 +13,11 @@ from storage.corpus import CorpusStore
 from tasks.corpus.batches import IGNORED, corpus_batch, n_targets
 from tasks.corpus.draws import label_uniforms
 
-__all__ = ["CorpusExamples", "Examples", "Part", "ShuffledLabels", "TensorExamples"]
+__all__ = ["CorpusExamples", "Examples", "Part", "ShuffledLabels", "TensorExamples", "target_counts"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
+# Rows are padded to the longest of them.
+COUNTED_AT_ONCE = 256
 
 
 @runtime_checkable
@@ -208,3 +210,12 @@ class ShuffledLabels:
 
     def uniforms(self, numbers: np.ndarray, labels: Tensor, draws: int, seed: int) -> Float[np.ndarray, "m p"]:
         return self.examples.uniforms(numbers, labels, draws, seed)
+
+
+def target_counts(examples: Examples) -> Int[np.ndarray, " n"]:
+    """Targets that carry loss of every example: tokens, or 1 of a row with a class."""
+    counts = np.zeros(examples.n_examples, np.int64)
+    for first in range(0, examples.n_examples, COUNTED_AT_ONCE):
+        numbers = np.arange(first, min(first + COUNTED_AT_ONCE, examples.n_examples))
+        counts[numbers] = n_targets(examples.batch(numbers, torch.device("cpu"))[2]).numpy()
+    return counts

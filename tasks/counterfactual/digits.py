@@ -1,4 +1,4 @@
-"""A problem that is always at hand: a small network that reads the handwritten digits which scikit-learn brings along."""
+"""A problem that is always at hand: a small network that reads the digits which scikit-learn brings along."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -314,9 +314,7 @@ def sweep(
 
 
 @task(name="choose", task_run_name="choose settings")
-def choose(
-    subsets: StoreRef, tried: list[tuple[Family, StoreRef]], audit: AuditConfig
-) -> Chosen:
+def choose(subsets: StoreRef, tried: list[tuple[Family, StoreRef]], audit: AuditConfig) -> Chosen:
     """The settings with the best score on one half of subsets and queries; the other half is to report on.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The linear datamodeling score against scipy, its errors and its ceiling against simulations of the whole experiment."""
+"""The linear datamodeling score against scipy, its errors and its ceiling against simulations."""
 
 import numpy as np
 import pytest

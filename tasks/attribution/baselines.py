@@ -1,0 +1,146 @@
+"""What a method has to beat: similar hidden states, the size of an example, and chance.
+
+The dot product and the cosine of gradients are no classes of their own: they are tasks.attribution.logra.LoGra with
+curvature `none` and kind `dot` or `cosine`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tasks.attribution.attributor import Attributor, Scorer, SingleModelAttributor
+from tasks.attribution.rows import BATCH_TOKENS
+from tasks.corpus.batches import batches_by_length
+from tasks.corpus.examples import Examples, target_counts
+from tasks.model.plain import Model
+
+__all__ = ["EmbeddingSimilarity", "ModelFreeBaseline", "RandomScores", "TargetCount", "embeddings"]
+
+
+class EmbeddingSimilarity(SingleModelAttributor):
+    """Cosine of the examples' embeddings, which tells likeness and not influence: it is not in nats.
+
+    See `embeddings`.
+    """
+
+    def scorer(self, model: Model, examples: Examples) -> Scorer:
+        """Embed the examples."""
+        taught = _directions(embeddings(model, examples))
+
+        def scores(queries: Examples) -> Float[np.ndarray, "q n"]:
+            return _directions(embeddings(model, queries)) @ taught.T
+
+        return scores
+
+
+@torch.no_grad()
+def embeddings(model: Model, examples: Examples) -> Float[np.ndarray, "n d"]:
+    """One vector an example, float64: the mean over its tokens of a checkpoint's last hidden states, padding excepted.
+
+    Of any other torch module what its last tracked layer reads, a row an example.
+
+    Args:
+        model: the checkpoint.
+        examples: to embed.
+
+    Raises:
+        ValueError: the last tracked layer of a module reads no single row an example.
+    """
+    inner = next((module for module in model.model.modules() if isinstance(module, PreTrainedModel)), None)
+    found: list[np.ndarray] = []
+    batches = batches_by_length(examples.lengths, BATCH_TOKENS)
+    for numbers in batches:
+        inputs, mask, _ = examples.batch(numbers, model.device)
+        vectors = _read_by_last_layer(model, inputs, mask) if inner is None else _mean_state(inner, inputs, mask)
+        found.append(vectors.double().cpu().numpy())
+    return np.concatenate(found)[np.argsort(np.concatenate(batches))]
+
+
+def _mean_state(model: PreTrainedModel, inputs: Tensor, mask: Tensor) -> Tensor:
+    states = model.base_model(input_ids=inputs, attention_mask=mask).last_hidden_state
+    weights = mask[..., None].to(states.dtype)
+    mean: Tensor = (states * weights).sum(dim=1) / weights.sum(dim=1)
+    return mean
+
+
+def _read_by_last_layer(model: Model, inputs: Tensor, mask: Tensor) -> Tensor:
+    with _inputs_of(model.layers[-1].module) as read:
+        model.halves.body(inputs, mask)
+    if len(read) != 1 or read[0].dim() != 2 or len(read[0]) != len(inputs):
+        shapes = [tuple(tensor.shape) for tensor in read]
+        raise ValueError(f"expected layer {model.layers[-1].name} to read one row an example, got {shapes}")
+    return read[0]
+
+
+@contextmanager
+def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What the module reads while the block lasts."""
+    read: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        read.append(inputs[0])
+
+    handle = module.register_forward_pre_hook(keep)
+    try:
+        yield read
+    finally:
+        handle.remove()
+
+
+def _directions(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Vectors of length 1; one of length zero stays, and is like nothing."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+
+
+class ModelFreeBaseline(Attributor):
+    """A baseline that looks at no model."""
+
+    def __init__(self) -> None:
+        self._examples: Examples | None = None
+
+    def fit(self, models: Sequence[Model], examples: Examples) -> Self:
+        """Remember the examples."""
+        self._examples = examples
+        return self
+
+    def score(self, queries: Examples) -> Float[np.ndarray, "q n"]:
+        """Scores of the examples for so many queries."""
+        if self._examples is None:
+            raise ValueError("fit the method before it scores")
+        return self.scores(queries.n_examples, self._examples)
+
+    @abstractmethod
+    def scores(self, n_queries: int, examples: Examples) -> Float[np.ndarray, "q n"]:
+        """(n_queries, n_examples) scores."""
+
+
+class TargetCount(ModelFreeBaseline):
+    """Size: the number of an example's target tokens, the same for every query; 1 of a row with a class."""
+
+    def scores(self, n_queries: int, examples: Examples) -> Float[np.ndarray, "q n"]:
+        """Counts, not nats."""
+        return np.tile(target_counts(examples).astype(np.float64), (n_queries, 1))
+
+
+class RandomScores(ModelFreeBaseline):
+    """Standard normal numbers: a control, of which nothing should be right.
+
+    Args:
+        seed: of the numbers.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def scores(self, n_queries: int, examples: Examples) -> Float[np.ndarray, "q n"]:
+        """The same numbers for the same seed and shape."""
+        return np.random.default_rng(self.seed).standard_normal((n_queries, examples.n_examples))

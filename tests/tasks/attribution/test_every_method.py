@@ -1,0 +1,65 @@
+"""What every method has to keep to, on a checkpoint and a corpus as users have them, in float32."""
+
+import numpy as np
+import pytest
+
+from storage.corpus import CorpusStore
+from tasks.attribution.arnoldi import ArnoldiInfluence
+from tasks.attribution.baselines import EmbeddingSimilarity, RandomScores, TargetCount
+from tasks.attribution.datainf import DataInf
+from tasks.attribution.iterative import CGInfluence, LiSSAInfluence
+from tasks.attribution.logra import LoGra
+from tasks.attribution.retrained import LeaveOneOut, TruncatedMonteCarloShapley
+from tasks.attribution.tracin import TracIn
+from tasks.attribution.trak import TRAK
+from tasks.corpus.config import CorpusConfig, QueriesConfig
+from tasks.corpus.examples import CorpusExamples
+from tasks.corpus.task import prepare_corpus, prepare_queries
+from tasks.curvature.config import CurvatureConfig
+from tasks.model.config import ModelConfig
+from tasks.model.loading import load
+from tasks.projection.config import ProjectionConfig
+
+QUERIES = 2
+
+
+def losses(masks):
+    """Of the queries, after no training at all."""
+    return np.repeat(10.0 - masks.sum(axis=1, keepdims=True), QUERIES, axis=1)
+
+
+METHODS = [
+    ArnoldiInfluence(iterations=4, rank=2),
+    CGInfluence(20.0, tolerance=1e-3),
+    DataInf(projection=ProjectionConfig(rank=4)),
+    EmbeddingSimilarity(),
+    LeaveOneOut(losses),
+    LiSSAInfluence(20.0, depth=8, tolerance=1.0),
+    LoGra(ProjectionConfig(rank=4), CurvatureConfig()),
+    RandomScores(),
+    TRAK(4, ridge=1e-3),
+    TargetCount(),
+    TracIn(),
+    TruncatedMonteCarloShapley(losses, permutations=2),
+]
+
+
+@pytest.fixture
+def loaded(tmp_path, checkpoints, corpus_file, queries_file):
+    """A model, its corpus and queries."""
+    store, model = str(tmp_path / "store"), ModelConfig(name=str(checkpoints["gpt2"]), include=["*1.mlp.c_proj"])
+    corpus = prepare_corpus.fn(store, model, CorpusConfig(files=[str(corpus_file)], max_length=12))
+    queries = prepare_queries.fn(store, model, QueriesConfig(file=str(queries_file)))
+    return load(model), *(CorpusExamples(CorpusStore.open(ref)) for ref in (corpus, queries))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_scores_of_a_corpus(loaded, method):
+    model, examples, queries = loaded
+    assert examples.n_examples > examples.n_documents
+    assert method.fit([model], examples) is method
+    found = method.score(queries)
+    assert found.shape == (queries.n_examples, examples.n_examples)
+    assert found.dtype == np.float64
+    assert np.isfinite(found).all()
+    assert found.any()
