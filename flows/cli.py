@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import click
 from click.shell_completion import get_completion_class
 
-from flows.config import CorpusRunConfig, DemoConfig, PublishConfig, SearchConfig, ValueConfig
+from flows.config import AuditRunConfig, CorpusRunConfig, DemoConfig, PublishConfig, SearchConfig, ValueConfig
 from flows.examples import BY_COMMAND, WHOLE
 from flows.options import ConfiguredCommand, configuration, options
 from flows.terminal import mlflow_place, passages, say, sentences_for_known_errors, table
@@ -128,6 +128,15 @@ def _demo(config: DemoConfig) -> None:
     from flows.demo import demo, demo_report
 
     say(demo_report(demo(config)))
+
+
+@_command("audit", AuditRunConfig, "How far scores can be trusted on a model: every method against training again.")
+def _audit(config: AuditRunConfig) -> None:
+    if config.corpus is not None:
+        _check_inputs(config.corpus.files, None if config.queries is None else config.queries.file)
+    from flows.audit_valuation import audit_valuation
+
+    say_audit(cast(dict[str, Any], audit_valuation(config)))
 
 
 @_command("publish", PublishConfig, "Log a valuation to MLflow, where that failed; done twice, it leaves one run.")
@@ -309,6 +318,21 @@ def say_valuation(valuation: dict[str, Any]) -> None:
         say()
     say(f"report   {valuation['results']}/report.html")
     say(f"MLflow   {mlflow_place(valuation['mlflow_url'], valuation['mlflow_run_id'])}")
+
+
+def say_audit(audited: dict[str, Any]) -> None:
+    """The methods' table, what it comes to, and where everything is."""
+    from tasks.report.audit import audit_table, read_audit
+
+    audit = read_audit(Path(audited["results"]))
+    say(table(*audit_table(audit)))
+    say()
+    say("\n".join(audit.sentences()))
+    say()
+    say(f"report   {audited['results']}/report.html")
+    if audit.tuned is not None:
+        say(f"tuned    dataworth value --config {audited['results']}/tuned.yaml …")
+    say(f"MLflow   {mlflow_place(audited['mlflow_url'], audited['mlflow_run_id'])}")
 
 
 def sources_table(values: Any, title: str = "source") -> str:

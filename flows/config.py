@@ -8,7 +8,7 @@ from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.groupings import SOURCE, grouping_fields
 from tasks.configuration import ClusterConfig, Configuration
 from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.counterfactual.config import TrainingConfig
+from tasks.counterfactual.config import AuditConfig, TrainingConfig
 from tasks.curvature.config import CurvatureConfig
 from tasks.gradients.config import GradientsConfig
 from tasks.model.config import ModelConfig
@@ -16,7 +16,15 @@ from tasks.projection.config import ProjectionConfig
 from tasks.report.config import TrackingConfig
 from tasks.scoring.config import ScoringConfig
 
-__all__ = ["CorpusRunConfig", "DemoConfig", "EventsConfig", "PublishConfig", "SearchConfig", "ValueConfig"]
+__all__ = [
+    "AuditRunConfig",
+    "CorpusRunConfig",
+    "DemoConfig",
+    "EventsConfig",
+    "PublishConfig",
+    "SearchConfig",
+    "ValueConfig",
+]
 
 STORE = (
     "Folder of the stores, or s3://bucket/prefix, reused by later runs; "
@@ -101,6 +109,39 @@ class ValueConfig(CorpusRunConfig):
             return self.sources
         playable = self.model.base is not None and not self._narrowed and self.projection.kind != "factgrass"
         return self.sources.model_copy(update={"game": "newton" if classifies and playable else "additive"})
+
+
+class AuditRunConfig(Configuration):
+    """Parameters of `audit-valuation`."""
+
+    results: str = Field(min_length=1, description="Folder for the audit; an earlier one there is replaced.")
+    audit: AuditConfig = Field(default_factory=AuditConfig, description="What is trained again, and which methods.")
+    model: ModelConfig | None = Field(None, description="The model; none for a problem that audit.problem names.")
+    corpus: CorpusConfig | None = Field(None, description="The documents it was trained on.")
+    queries: QueriesConfig | None = Field(None, description="What is explained.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="How it was trained, from its base.")
+    projection: ProjectionConfig = Field(default_factory=ProjectionConfig, description="Of the configured method.")
+    curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Of the configured method.")
+    store: str | None = Field(None, min_length=1, description=STORE)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster of the trainings.")
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "AuditRunConfig":
+        given = {"--model": self.model, "--corpus": self.corpus, "--queries": self.queries}
+        if self.audit.problem is not None:
+            named = [name for name, part in given.items() if part is not None]
+            if named:
+                raise ValueError(
+                    f"--audit.problem {self.audit.problem} brings its own: leave {' and '.join(named)} out"
+                )
+            return self
+        missing = [name for name, part in given.items() if part is None]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} is required, or --audit.problem digits, demo or MODULE:FUNCTION")
+        if self.model is not None and self.model.base is None:
+            raise ValueError("an audit trains again from where training began: pass --model.base")
+        return self
 
 
 class SearchConfig(CorpusRunConfig):

@@ -52,6 +52,16 @@ Example:
 Example:
   dataworth search --model ./checkpoint --corpus docs.jsonl --query 'The capital of France is'
 """,
+    "audit": """\
+\b
+Examples:
+  dataworth audit --audit.problem digits --results audit
+  dataworth audit --audit.problem demo --results audit
+  dataworth audit --model ./checkpoint --model.base ./before --corpus docs.jsonl --queries q.jsonl --results audit
+  dataworth audit … --audit.tune --audit.subsets 100     and then  dataworth value --config audit/tuned.yaml …
+\b
+A problem of your own, any model and training: MODULE:FUNCTION that returns a tasks.counterfactual.problem.Problem
+""",
     "demo": """\
 \b
 Example:

@@ -35,10 +35,19 @@ SHORT = {
 def _fields(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Dotted names and fields of all leaves."""
     for name, field in config.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _fields(field.annotation, f"{prefix}{name}.")
+        group = _group(field.annotation)
+        if group is not None:
+            yield from _fields(group, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
+
+
+def _group(annotation: Any) -> type[BaseModel] | None:
+    """The configuration that a field holds, or may hold; None where it holds a value."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def _option(name: str, field: FieldInfo) -> click.Option:
@@ -69,7 +78,9 @@ def command_line(command: str, config: BaseModel) -> str:
     for name, field in _fields(type(config)):
         value: Any = config
         for part in name.split("."):
-            value = getattr(value, part)
+            value = getattr(value, part, None)
+        if value is None:
+            continue
         if not field.is_required() and value == field.get_default(call_default_factory=True, validated_data={}):
             continue
         flag = SHORT.get(name, f"--{name}")

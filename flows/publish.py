@@ -1,10 +1,15 @@
-"""A valuation that is there already, logged to MLflow: once it answers again, or to another server."""
+"""A valuation, or an audit, that is there already, logged to MLflow: once it answers again, or to another server."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from flows.config import PublishConfig
 from flows.options import validated
+from tasks.report.audit import read_audit
 from tasks.report.config import TrackingConfig
 from tasks.report.results import read_results
-from tasks.report.task import log_results
+from tasks.report.task import log_audited, log_results
 from tasks.report.tracking import LoggedRun
 
 __all__ = ["publish"]
@@ -14,10 +19,18 @@ def publish(config: PublishConfig) -> LoggedRun:
     """Log a results folder; nothing but the folder is read.
 
     Raises:
-        InputError: it holds no finished valuation, or one of an older version.
+        InputError: it holds neither a finished valuation nor an audit, or one of an older version.
         NotLoggedError: MLflow does not take it.
     """
-    recorded = read_results(config.results).parameters.get("tracking", {})
+    audit = Path(config.results) / "audit.json"
+    if audit.is_file() and not (Path(config.results) / "valuation.json").is_file():
+        return log_audited(config.results, _tracking(config, read_audit(audit.parent).parameters))
+    return log_results(config.results, _tracking(config, read_results(config.results).parameters))
+
+
+def _tracking(config: PublishConfig, parameters: Mapping[str, Any]) -> TrackingConfig:
+    """As the run had it, but for what is given now."""
+    recorded = parameters.get("tracking", {})
     given = config.tracking.model_dump(exclude_unset=True)
     known = {name: value for name, value in recorded.items() if name in TrackingConfig.model_fields}
-    return log_results(config.results, validated(TrackingConfig, {**known, **given}))
+    return validated(TrackingConfig, {**known, **given})

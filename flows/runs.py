@@ -21,7 +21,7 @@ from tasks.progress import run_logger
 
 __all__ = ["announce", "run_name", "run_title"]
 
-FLOWS = ["value-corpus", "index-corpus", "fit-curvature", "demo"]
+FLOWS = ["audit-valuation", "value-corpus", "index-corpus", "fit-curvature", "demo"]
 # Prefect's lease of a task's places is of 60 s.
 PLACE = "; if it held a place on a device, that is free again within a minute"
 NODE, SPACE, PROCESS = "dataworth.node", "dataworth.processes", "dataworth.process"

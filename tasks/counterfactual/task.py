@@ -1,11 +1,10 @@
 """Prefect tasks of an audit: trainings, scores by every method, steps on the best documents, a choice of settings."""
 
 import time
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from prefect import task
-from pydantic import BaseModel, ConfigDict
 
 from storage.errors import InputError
 from storage.layers import LayerStore
@@ -21,6 +20,7 @@ from tasks.counterfactual.cost import measured_cost
 from tasks.counterfactual.designs import random_subsets, tuning_split, without_best, without_each_source
 from tasks.counterfactual.evaluation import Truth, ceiling_row, mean_with_error, method_rows, source_rows
 from tasks.counterfactual.outcomes import Outcomes
+from tasks.counterfactual.parts import Chosen, Findings, MethodRun, Scored
 from tasks.counterfactual.patch import best_documents, patched_falls
 from tasks.counterfactual.problem import Problem, ProblemPlace
 from tasks.curvature.config import CurvatureConfig, DampingConfig
@@ -31,11 +31,6 @@ from tasks.retries import RETRIES, RETRY_DELAYS, may_help
 from tasks.scoring.baselines import bm25_scores
 
 __all__ = [
-    "Chosen",
-    "Control",
-    "Findings",
-    "MethodRun",
-    "Scored",
     "attribute",
     "choose",
     "evaluate",
@@ -50,81 +45,6 @@ __all__ = [
 ATTRIBUTION, PATCH, SWEEP = 1, 1, 1
 # The only "layer" of stores that hold matrices of scores.
 ONLY = "scores"
-
-Control = Literal["", "untrained", "shuffled"]
-
-
-class MethodRun(BaseModel):
-    """A method to be run.
-
-    Args:
-        method: its name.
-        projection, curvature: of the run, which methods take their settings from.
-        control: untrained: at the model that was never trained; shuffled: with labels that were shuffled.
-        seed: of random scores and shuffled labels.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: str
-    projection: ProjectionConfig
-    curvature: CurvatureConfig
-    control: Control = ""
-    seed: int = 0
-
-
-class Scored(BaseModel):
-    """A method's scores.
-
-    Args:
-        name: in the tables.
-        run: the method.
-        scores: its store.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    run: MethodRun
-    scores: StoreRef
-
-
-class Chosen(BaseModel):
-    """What a sweep chose.
-
-    Args:
-        projection, curvature: of LoGra.
-        trials: settings and score of everything that was tried, on the subsets and queries it was chosen on.
-        subsets, queries: numbers of those to report on, which were not looked at.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    projection: ProjectionConfig
-    curvature: CurvatureConfig
-    trials: list[dict[str, Any]]
-    subsets: list[int]
-    queries: list[int]
-
-
-class Findings(BaseModel):
-    """What an audit found, as plain values.
-
-    Args:
-        ceiling: row of the noise ceiling.
-        rows: a row a method, controls last.
-        n_subsets, n_queries, n_documents: that the scores are over.
-        baseline_loss: mean loss of the queries after training on subsets, nats.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    ceiling: dict[str, Any]
-    rows: list[dict[str, Any]]
-    n_subsets: int
-    n_queries: int
-    n_documents: int
-    baseline_loss: float
 
 
 @task(

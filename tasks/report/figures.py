@@ -2,7 +2,8 @@
 
 import io
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,21 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from storage.schema import ALL_QUERIES
 from tasks.report.bars import MOST_BARS, chart
 
-__all__ = ["MOST_CELLS", "drawn_figures", "label", "overlap_figure", "score_figure", "share_figure", "value_figure"]
+__all__ = [
+    "GOOD",
+    "INK",
+    "MOST_CELLS",
+    "UNKNOWN",
+    "drawing",
+    "drawn_figures",
+    "empty_figure",
+    "label",
+    "overlap_figure",
+    "png",
+    "score_figure",
+    "share_figure",
+    "value_figure",
+]
 
 MOST_CELLS = 40
 MOST_LABEL = 36
@@ -57,13 +72,15 @@ def label(name: str, most: int = MOST_LABEL) -> str:
     return f"{drawable[:head]}…{drawable[len(drawable) - (most - 1 - head) :]}"
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The bytes of its file."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def empty_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches, and its axes."""
     padded = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout=padded)
     axes = figure.add_subplot()
@@ -79,7 +96,7 @@ def share_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """
     drawn = chart(rows, MOST_BARS)
     places = np.arange(len(drawn.bars))
-    figure, axes = _figure(8.0, 1.2 + 0.27 * len(places))
+    figure, axes = empty_figure(8.0, 1.2 + 0.27 * len(places))
     colours = [GOOD if bar.value >= 0 else BAD for bar in drawn.bars]
     axes.barh(places, [bar.value for bar in drawn.bars], color=colours, height=0.62)
     for place, bar in zip(places, drawn.bars, strict=True):
@@ -102,7 +119,7 @@ def _heat_map(
     values: np.ndarray, rows: Sequence[str], columns: Sequence[str], largest: float | None, title: str
 ) -> Figure:
     """Colours centred on 0; grey where a value is not known. `largest`: that of the strongest colour."""
-    figure, axes = _figure(3.4 + 0.24 * max(6, len(columns)), 2.6 + 0.24 * max(4, len(rows)))
+    figure, axes = empty_figure(3.4 + 0.24 * max(6, len(columns)), 2.6 + 0.24 * max(4, len(rows)))
     sizes = np.abs(values[np.isfinite(values)])
     limit = largest or (float(np.quantile(sizes, 0.98)) if len(sizes) else 0.0) or float(sizes.max(initial=0.0)) or 1.0
     colours = matplotlib.colormaps["RdBu"].with_extremes(bad=UNKNOWN)
@@ -141,7 +158,7 @@ def score_figure(scores: np.ndarray) -> Figure | None:
     if len(finite) == 0:
         return None
     counts, edges = np.histogram(finite, bins=min(60, max(5, len(finite) // 2)))
-    figure, axes = _figure(8.0, 3.6)
+    figure, axes = empty_figure(8.0, 3.6)
     centres = (edges[:-1] + edges[1:]) / 2
     colours = [GOOD if centre >= 0 else BAD for centre in centres]
     axes.bar(centres, counts, width=np.diff(edges) * 0.96, color=colours)
@@ -175,6 +192,15 @@ def overlap_figure(overlap: pd.DataFrame, sources: Sequence[str]) -> Figure | No
     return _heat_map(matrix, names, names, 1.0, f"overlap of {len(names)} of {len(known):,} sources")
 
 
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Settings of the person's own, LaTeX above all, stay out; a dollar in a name starts no formula."""
+    with DRAWING, matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"font.family": list(_families()), "text.parse_math": False})
+        yield
+
+
 def drawn_figures(
     values: pd.DataFrame, scores: np.ndarray | None = None, overlap: pd.DataFrame | None = None
 ) -> Mapping[str, bytes]:
@@ -186,10 +212,7 @@ def drawn_figures(
         overlap: rows of OVERLAP, where the game tells.
     """
     whole = values[values["query_id"] == ALL_QUERIES].sort_values("value", ascending=False, kind="stable")
-    # Settings of the person's own, LaTeX above all, stay out; a dollar in a name starts no formula.
-    with DRAWING, matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"font.family": list(_families()), "text.parse_math": False})
+    with drawing():
         rows = [{str(key): value for key, value in row.items()} for row in whole.to_dict("records")]
         figures = {
             "shares.png": share_figure(rows) if rows else None,
@@ -197,4 +220,4 @@ def drawn_figures(
             "scores.png": None if scores is None else score_figure(scores),
             "overlap.png": None if overlap is None else overlap_figure(overlap, whole["source"].to_list()),
         }
-        return {name: _png(figure) for name, figure in figures.items() if figure is not None}
+        return {name: png(figure) for name, figure in figures.items() if figure is not None}

@@ -13,7 +13,7 @@ from tasks.report.summary import Summary
 from tasks.report.words import Vocabulary
 from tasks.visible import visible
 
-__all__ = ["comparison_html", "likeness", "report_html"]
+__all__ = ["audit_page", "comparison_html", "likeness", "report_html"]
 
 # Of sources that are only in one of two valuations.
 MOST_NAMES = 8
@@ -105,3 +105,8 @@ def comparison_html(comparison: Comparison) -> str:
             part_interval=_part_interval(comparison.axis.in_shares),
         )
     )
+
+
+def audit_page(**content: Any) -> str:
+    """The page of an audit, from what its template names (see tasks.report.audit)."""
+    return _environment().get_template("audit.html").render(**content)

@@ -17,7 +17,7 @@ from tasks.report.summary import Summary
 from tasks.report.tracking import LoggedRun
 from tasks.report.valuation import ValuationParts, game_notes, versions
 
-__all__ = ["record", "valuation_fingerprint", "with_run", "write_record"]
+__all__ = ["mlflow_record", "record", "valuation_fingerprint", "with_run", "write_record"]
 
 
 def record(parts: ValuationParts, gathered: Summary) -> dict[str, Any]:
@@ -74,14 +74,18 @@ def valuation_fingerprint(
 
 def with_run(content: Mapping[str, Any], logged: LoggedRun) -> dict[str, Any]:
     """The same record, with the MLflow run that it was logged as."""
-    run = {
+    return {**content, "mlflow": mlflow_record(logged)}
+
+
+def mlflow_record(logged: LoggedRun) -> dict[str, Any]:
+    """Where a run was logged, as records keep it."""
+    return {
         "run_id": logged.run_id,
         "experiment_id": logged.experiment_id,
         "series_run_id": logged.series_run_id,
         "tracking_uri": logged.tracking_uri,
         "url": logged.url,
     }
-    return {**content, "mlflow": run}
 
 
 def write_record(folder: Path, content: Mapping[str, Any]) -> None:

@@ -52,6 +52,7 @@ class TrackedValuation:
         tables: artifact name → columns.
         steps: with runs of their own.
         machine: samples, oldest first.
+        kind: valuation or audit.
     """
 
     fingerprint: str
@@ -70,6 +71,7 @@ class TrackedValuation:
     folders: tuple[Path, ...] = ()
     steps: tuple[TrackedStep, ...] = ()
     machine: tuple[MachineSample, ...] = ()
+    kind: str = "valuation"
 
     @property
     def day(self) -> int:

@@ -3,22 +3,25 @@
 import os
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import yaml
 from prefect import task
 
 from storage.coalitions import CoalitionStore
 from storage.errors import DataworthError
-from storage.manifest import staging_folder
+from storage.manifest import replace_file, staging_folder
 from storage.schema import VALUES
 from storage.scores import ScoreStore
 from tasks.progress import run_logger
+from tasks.report.audit import Audit, as_json, audit_figure, audit_html, read_audit, tracked_audit
 from tasks.report.config import TrackingConfig
 from tasks.report.figures import drawn_figures
 from tasks.report.html import report_html
 from tasks.report.numbers import percent
-from tasks.report.record import record, with_run, write_record
+from tasks.report.record import mlflow_record, record, with_run, write_record
 from tasks.report.results import read_results
 from tasks.report.tables import safe_csv
 from tasks.report.tracked import tracked_valuation
@@ -26,7 +29,15 @@ from tasks.report.tracking import LoggedRun, log_run
 from tasks.report.valuation import ValuationParts, published_values, valuation_summary
 from tasks.retries import RETRIES, RETRY_DELAYS, may_help
 
-__all__ = ["NotLoggedError", "log_results", "log_valuation", "publish_valuation"]
+__all__ = [
+    "NotLoggedError",
+    "log_audit",
+    "log_audited",
+    "log_results",
+    "log_valuation",
+    "publish_audit",
+    "publish_valuation",
+]
 
 REPLACED_FOLDERS = ("scores.zarr", "figures")
 REPLACED_FILES = ("layers.parquet", "overlap.parquet", "document_values.parquet", "machine.csv")
@@ -129,4 +140,63 @@ def log_results(results: str, tracking: TrackingConfig) -> LoggedRun:
     except (DataworthError, OSError) as error:
         command = f"dataworth publish --results {shlex.quote(str(folder))}"
         raise NotLoggedError(f"{error}; the valuation is kept, and `{command}` logs it later") from error
+    return logged
+
+
+@task(
+    name="publish-audit",
+    task_run_name="write {results}",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
+def publish_audit(results: str, audit: Audit) -> None:
+    """Write everything an audit leaves; `audit.json`, which declares it whole, comes last."""
+    folder = Path(results)
+    with staging_folder(folder) as staging:
+        audit.table.to_parquet(staging / "methods.parquet", index=False)
+        (staging / "methods.csv").write_text(safe_csv(audit.table), encoding="utf-8")
+        (staging / "report.html").write_text(audit_html(audit), encoding="utf-8")
+        (staging / "figures").mkdir()
+        (staging / "figures" / "lds.png").write_bytes(audit_figure(audit))
+        if audit.tuned is not None:
+            (staging / "tuned.yaml").write_text(yaml.safe_dump(audit.tuned, sort_keys=False), encoding="utf-8")
+        for name in ("audit.json", "tuned.yaml"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "figures", ignore_errors=True)
+        for path in sorted(staging.iterdir()):
+            os.replace(path, folder / path.name)
+    replace_file(folder / "audit.json", as_json(audit).encode())
+
+
+@task(
+    name="log-audit",
+    task_run_name="log to MLflow",
+    timeout_seconds=LONGEST_LOGGING,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
+def log_audit(results: str, tracking: TrackingConfig) -> LoggedRun:
+    """Log a published audit to MLflow: see `log_audited`."""
+    logged = log_audited(results, tracking)
+    run_logger().info("MLflow run %s", logged.url or f"{logged.run_id} in {logged.tracking_uri}")
+    return logged
+
+
+def log_audited(results: str, tracking: TrackingConfig) -> LoggedRun:
+    """Log the audit of a results folder to MLflow, once, and write the run's id into its `audit.json`.
+
+    Raises:
+        InputError: no finished audit, or a damaged one.
+        NotLoggedError: MLflow did not take it; the results folder is whole all the same.
+    """
+    folder = Path(results).absolute()
+    audit = read_audit(folder)
+    try:
+        logged = log_run(tracking.uri, tracking.experiment, tracked_audit(audit, folder, tracking.series))
+        replace_file(folder / "audit.json", as_json(replace(audit, mlflow=mlflow_record(logged))).encode())
+    except (DataworthError, OSError) as error:
+        command = f"dataworth publish --results {shlex.quote(str(folder))}"
+        raise NotLoggedError(f"{error}; the audit is kept, and `{command}` logs it later") from error
     return logged

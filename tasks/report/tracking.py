@@ -35,10 +35,10 @@ PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIE
 COLLISION = "BAD_REQUEST"
 
 SERIES_NOTE = """\
-What each source was worth, valuation by valuation: {name}
+Run by run: {name}
 
-Under *Model metrics* every `share/…` and `value/…` is a chart over time. Its steps are days since 1970; choose
-*Time (wall)* as the x-axis to read dates.
+Under *Model metrics* every `share/…` and `value/…`, or of audits `lds/…`, is a chart over time. Its steps are days
+since 1970; choose *Time (wall)* as the x-axis to read dates.
 """
 
 
@@ -97,7 +97,7 @@ def log_run(uri: str | None, experiment: str | None, valuation: TrackedValuation
             lambda run_id: _log_series(client, run_id, valuation),
         )
         run_id = runs.written(
-            {"dataworth.kind": "valuation", "dataworth.valuation": valuation.fingerprint},
+            {"dataworth.kind": valuation.kind, f"dataworth.{valuation.kind}": valuation.fingerprint},
             valuation.name,
             valuation.started,
             lambda run_id: _log_valuation(runs, run_id, series_run_id, valuation),
@@ -137,7 +137,7 @@ def _log_valuation(runs: SingleRuns, run_id: str, series_run_id: str, valuation:
         **valuation.tags,
         "dataworth.series": valuation.series,
         "dataworth.series_run_id": series_run_id,
-        "mlflow.note.content": f"Shares over time: [{_inert(valuation.series)}]"
+        "mlflow.note.content": f"Over time: [{_inert(valuation.series)}]"
         f"({run_page(runs.experiment_id, series_run_id)})\n\n{valuation.note}",
         "mlflow.loggedArtifacts": json.dumps(listed),
     }
