@@ -80,7 +80,9 @@ class Outcomes:
         ):
             waiting = iter(missing)
             ahead = TRAININGS_AHEAD * max(1, sum(client.nthreads().values()))
-            running = as_completed([self._submitted(client, *next(waiting)) for _ in range(min(ahead, len(missing)))])
+            running = as_completed(
+                [self._submitted(client, *next(waiting)) for _ in range(min(ahead, len(missing)))], loop=client.loop
+            )
             for future in running:
                 number, mask, losses = future.result()
                 self._stores[number].add(self._mask(mask)[None], -losses[None])
