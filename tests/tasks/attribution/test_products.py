@@ -7,6 +7,7 @@ import torch
 from tasks.attribution.products import CurvatureProducts
 from tasks.attribution.rows import all_rows, whole_space
 from tasks.model.displacement import displaced
+from tests.reference.checkpoints import ARCHITECTURES
 from tests.reference.in_memory import FrozenModel, dense_curvature, small_classifier, table, texts
 
 STEP = 1e-4
@@ -81,3 +82,13 @@ def test_gauss_newton_of_a_language_model(language_model):
     p, change = logits().softmax(-1), moved(model, vectors[0], logits)
     expected = ((p * change**2).sum(-1) - (p * change).sum(-1) ** 2).sum() / examples.n_examples
     assert found[0] @ vectors[0] == pytest.approx(float(expected), rel=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_can_be_differentiated_twice(model_in_float64, name):
+    products = CurvatureProducts(FrozenModel(model_in_float64(name)), texts(3, 1), "hessian")
+    a, b = np.random.default_rng(0).standard_normal((2, products.n_columns))
+    of_a, of_b = products(np.stack([a, b]))
+    assert of_a.any()
+    assert of_a @ b == pytest.approx(of_b @ a, rel=1e-4)

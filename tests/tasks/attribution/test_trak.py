@@ -75,7 +75,7 @@ def test_what_is_refused():
         TRAK(7).score(examples)
 
 
-def test_rows_of_dense_reference_are_gradients():
+def test_features_are_gradients_of_the_loss_over_the_doubt():
     """phi is minus the gradient of the loss over 1 - p."""
     model, examples = small_classifier(), table(4, 1)
     expected = -dense_rows(model, examples) / (1 - chances(model, examples))[:, None]
