@@ -21,6 +21,7 @@ BENCHES = (
     "fuzz",
     "games",
     "truth",
+    "audit",
     "large",
 )
 
