@@ -26,6 +26,7 @@ CHECKED = [
     "tasks.gradients.order",
     "tasks.scoring.blocks",
     "tasks.scoring.tally",
+    "tasks.scoring.averages",
     "tasks.scoring.baselines",
     "tasks.coalitions.additive",
     "tasks.coalitions.games",
