@@ -1,6 +1,6 @@
 """The configuration of a run, composed of the rooms' own. One for every door: files, command line, form, MLflow."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.counterfactual.config import TrainingConfig
 from tasks.curvature.config import CurvatureConfig
 from tasks.gradients.config import GradientsConfig
-from tasks.model.config import ModelConfig
+from tasks.model.config import ModelsConfig
 from tasks.projection.config import ProjectionConfig
 from tasks.report.config import TrackingConfig
 from tasks.scoring.config import ScoringConfig
@@ -37,13 +37,19 @@ class EventsConfig(Configuration):
 class CorpusRunConfig(Configuration):
     """Parameters of `index-corpus` and `fit-curvature`."""
 
-    model: ModelConfig = Field(description="The model.")
+    model: ModelsConfig = Field(description="The model, at one checkpoint or several.")
     corpus: CorpusConfig = Field(description="The documents.")
     projection: ProjectionConfig = Field(default_factory=ProjectionConfig, description="Projection of gradients.")
     curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Curvature of the training loss.")
     gradients: GradientsConfig = Field(default_factory=GradientsConfig, description="Computing and storing gradients.")
     store: str | None = Field(None, min_length=1, description=STORE)
     overlap: Literal["wait", "skip", "refuse"] = Field("wait", description=OVERLAP)
+
+    @property
+    def by_checkpoint(self) -> list[Self]:
+        """The same run once for each checkpoint, in the given order."""
+        models = [self.model.model_copy(update={"name": [name]}) for name in self.model.name]
+        return [self.model_copy(update={"model": model}) for model in models]
 
 
 class ValueConfig(CorpusRunConfig):
@@ -78,6 +84,8 @@ class ValueConfig(CorpusRunConfig):
             raise ValueError("the game retrain has no projection: leave --sources.projection_seeds out")
         if self.sources.game == "retrain" and self.model.base is None:
             raise ValueError("the game retrain begins every training from the base: pass --model.base")
+        if self.sources.game == "retrain" and len(self.model.name) > 1:
+            raise ValueError("the game retrain is played from --model.base, not from checkpoints: pass one --model")
         return self
 
     @property
