@@ -50,8 +50,7 @@ def record(parts: ValuationParts, gathered: Summary) -> dict[str, Any]:
         "parameters": parts.parameters,
         "game": game_notes(parts),
         "standard_errors": {  # of all queries together
-            row["source"]: {cause: _finite(row[f"error_{cause}"]) for cause in CAUSES}
-            for row in gathered.sources
+            row["source"]: {cause: _finite(row[f"error_{cause}"]) for cause in CAUSES} for row in gathered.sources
         },
         "versions": versions(),
         "seconds": parts.timings,

@@ -86,9 +86,7 @@ def score_corpus(
         return ref
     documents, query_store = CorpusStore.open(corpus), CorpusStore.open(queries)
     scored = ready_players(documents, scoring, grouping)
-    ready = ReadyPass.of(
-        documents, scored, gradients, query_store, query_gradients, curvature, damping_config, scoring
-    )
+    ready = ReadyPass.of(documents, scored, gradients, query_store, query_gradients, curvature, damping_config, scoring)
     query_ids = [*query_store.column("document_id").to_pylist(), ALL_QUERIES]
     with ScoreStore.writing(root, name) as target:
         tally = _tally(ready, scoring, cluster, query_ids, target.matrix_path)

@@ -85,7 +85,9 @@ def test_two_processes_index_two_checkpoints(prefect_server, checkpoints, corpus
     models = [checkpoints["llama"], save_another(checkpoints["llama"], tmp_path / "other")]
     given = ["--corpus", corpus, "--corpus.max_length", "32", "--projection.rank", "4"]
     for extra in ([], ["--model.shard", "--gradients.dtype", "float32"]):
-        found = together(prefect_server, tmp_path, "index", "--model", *models, *given, *extra, "--store", tmp_path / "s")
+        found = together(
+            prefect_server, tmp_path, "index", "--model", *models, *given, *extra, "--store", tmp_path / "s"
+        )
         assert found.returncode == 0, found.stderr
         stores = re.findall(r"gradient store: (\S+)", found.stdout)
         assert len(set(stores)) == 2
