@@ -18,31 +18,37 @@ from tasks.scoring.averages import mean_blocks
 from tasks.scoring.config import ScoringConfig
 from tasks.scoring.ready import Pass
 from tasks.scoring.task import average_scores, score_corpus
-from tests.reference.checkpoints import save_another
+from tests.reference.checkpoints import TEXTS, save_another
 from tests.reference.pipeline import Pipeline, matrix_by_id
 
 QUERIES = ["q0", "q1", "*"]
 KIND = {"kind": "random", "rank": 3}
 
 
-@pytest.fixture
-def pair(tmp_path, checkpoints, corpus_file, queries_file, monkeypatch):
+@pytest.fixture(scope="module")
+def pair(checkpoints, tmp_path_factory):
     """Two checkpoints on one store, in small shards and chunks; the second's rows are stored in another order."""
-    monkeypatch.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 5)
-    monkeypatch.setattr("storage.scores.COLUMNS_PER_CHUNK", 4)
-    other = save_another(checkpoints["llama"], tmp_path / "other")
-    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
-    part = tmp_path / "part.jsonl"
-    for path, some in ((corpus_file, rows), (part, rows[5:9])):
-        path.write_text("".join(json.dumps({**row, "publisher": "pq"[len(row["id"]) % 2]}) + "\n" for row in some))
+    folder = tmp_path_factory.mktemp("pair")
+    texts = [*TEXTS, " ".join(TEXTS), TEXTS[0]]
+    rows = [
+        {"id": f"d{n:02}", "source": f"s{n % 3}", "publisher": "pq"[n % 2], "text": text}
+        for n, text in enumerate(texts)
+    ]
+    asked = [{"id": f"q{n}", "prompt": TEXTS[n][:20], "completion": TEXTS[n][20:40]} for n in (0, 1)]
+    for name, some in (("part", rows[5:9]), ("corpus", rows), ("queries", asked)):
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in some))
+    other = save_another(checkpoints["llama"], folder / "other")
 
     def pipeline(checkpoint, corpus):
+        files = (folder / f"{corpus}.jsonl", folder / "queries.jsonl")
         curvature = CurvatureConfig(draws=2)
-        place = tmp_path / "store"
-        return Pipeline(place, checkpoint, corpus, queries_file, dict(KIND), curvature, fields=["publisher"])
+        return Pipeline(folder / "store", checkpoint, *files, dict(KIND), curvature, fields=["publisher"])
 
-    pipeline(other, part)
-    return pipeline(checkpoints["llama"], corpus_file), pipeline(other, corpus_file)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 5)
+        patched.setattr("storage.scores.COLUMNS_PER_CHUNK", 4)
+        pipeline(other, "part")
+        yield pipeline(checkpoints["llama"], "corpus"), pipeline(other, "corpus")
 
 
 def averaged(pair, grouping="source", pass_scoring=None, **scoring):
@@ -142,16 +148,6 @@ def test_values_of_the_mean_are_the_means_of_the_values(pair):
     assert found.attributes["notes"] == {"checkpoints": 2, "errors": "of documents; of the checkpoint, by 2 of them"}
 
 
-def test_means_go_with_what_was_withdrawn(pair):
-    first, scores = pair[0], averaged(pair)
-    singles = [value_sources.fn(first.store, each.scores(), SourcesConfig()) for each in pair]
-    values = average_values.fn(first.store, singles, 0.95, "checkpoint", scores)
-    Withdrawals(first.store).add(["s1"], [])
-    compact(first.store)
-    assert not scores.path.is_dir()
-    assert not values.path.is_dir()
-
-
 def test_another_grouping_is_tallied_from_the_same_matrices(pair):
     grouping = "publisher>source"
     found = ScoreStore.open(averaged(pair, grouping, pass_scoring={}, top_k=1, save_matrix=False)).source_sums
@@ -193,6 +189,24 @@ def test_parts_of_other_layers_are_refused(tmp_path, checkpoints, corpus_file, q
     with pytest.raises(InputError, match="--scoring.by_layer: the checkpoints have other layers"):
         averaged(pipelines, by_layer=True, pass_scoring={})
     assert set(matrix_by_id(averaged(pipelines), 3)) == set(matrix_by_id(pipelines[0].scores(), 3))
+
+
+def test_means_go_with_what_was_withdrawn(tmp_path, checkpoints, corpus_file, queries_file):
+    """Two ways to score stand for two checkpoints."""
+    curvature = CurvatureConfig(kind="none")
+    run = Pipeline(tmp_path, checkpoints["llama"], corpus_file, queries_file, dict(KIND), curvature)
+    refs = [run.scores(kind=kind) for kind in ("dot", "cosine")]
+    passes = [
+        Pass(gradients=run.gradients, query_gradients=run.query_gradients, curvature=None, scores=ref) for ref in refs
+    ]
+    damping = run.curvature_config.damping
+    scores = average_scores.fn(run.store, run.corpus, run.queries, passes, damping, ScoringConfig())
+    singles = [value_sources.fn(run.store, ref, SourcesConfig()) for ref in refs]
+    values = average_values.fn(run.store, singles, 0.95, "checkpoint", scores)
+    Withdrawals(run.store).add(["s1"], [])
+    compact(run.store)
+    assert not scores.path.is_dir()
+    assert not values.path.is_dir()
 
 
 class Held:
