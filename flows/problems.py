@@ -15,6 +15,7 @@ from tasks.corpus.stdlib import held_out, standard_library_documentation
 from tasks.corpus.task import prepare_corpus, prepare_queries
 from tasks.counterfactual.config import TrainingConfig
 from tasks.counterfactual.problem import CheckpointProblem, NamedProblem, ProblemPlace
+from tasks.model.alike import refuse_other_tokenizers, refuse_same_weights
 from tasks.model.config import ModelConfig
 from tasks.model.task import train_small_model
 from tasks.model.training import SmallModel
@@ -46,15 +47,22 @@ def problem_place(config: AuditRunConfig, store: str) -> ProblemPlace:
     if config.model is None or config.corpus is None or config.queries is None:
         raise ValueError("an audit without a problem's name needs model, corpus and queries")
     title = run_title(config.model.name, config.corpus.files)
-    return _of_checkpoint(store, config.model, config.corpus, config.queries, config.training, title)
+    refuse_other_tokenizers(config.model.checkpoints)
+    refuse_same_weights(config.model.checkpoints)
+    return _of_checkpoints(store, config.model.checkpoints, config.corpus, config.queries, config.training, title)
 
 
-def _of_checkpoint(
-    store: str, model: ModelConfig, corpus: CorpusConfig, queries: QueriesConfig, training: TrainingConfig, title: str
+def _of_checkpoints(
+    store: str,
+    checkpoints: tuple[ModelConfig, ...],
+    corpus: CorpusConfig,
+    queries: QueriesConfig,
+    training: TrainingConfig,
+    title: str,
 ) -> CheckpointProblem:
-    documents = prepare_corpus(store, model, corpus)
-    asked = prepare_queries(store, model, queries)
-    return CheckpointProblem((model,), documents, asked, training, title)
+    documents = prepare_corpus(store, checkpoints[0], corpus)
+    asked = prepare_queries(store, checkpoints[0], queries)
+    return CheckpointProblem(checkpoints, documents, asked, training, title)
 
 
 def _demo(config: AuditRunConfig, store: str) -> CheckpointProblem:
@@ -73,7 +81,7 @@ def _demo(config: AuditRunConfig, store: str) -> CheckpointProblem:
     )
     checkpoint = ModelConfig(name=model, base=f"{model}/base", device="cpu")
     queries = QueriesConfig(file=str(folder / "queries.jsonl"))
-    return _of_checkpoint(store, checkpoint, corpus, queries, training, "the demo's language model")
+    return _of_checkpoints(store, (checkpoint,), corpus, queries, training, "the demo's language model")
 
 
 @task(name="write-audited-corpus", task_run_name="read the standard library's documentation")

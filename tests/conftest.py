@@ -31,6 +31,7 @@ CHECKED = [
     "tasks.gradients.order",
     "tasks.scoring.blocks",
     "tasks.scoring.tally",
+    "tasks.scoring.averages",
     "tasks.scoring.baselines",
     "tasks.coalitions.additive",
     "tasks.coalitions.games",
