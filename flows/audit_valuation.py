@@ -41,7 +41,7 @@ from tasks.report.valuation import versions
 __all__ = ["audit_valuation"]
 
 NEED_DAMPING = ("cg", "lissa")
-CONTROLS = {"untrained": "an untrained model", "shuffled": "shuffled labels"}
+CONTROLS = {"untrained": "at its base", "shuffled": "shuffled labels"}
 
 
 @flow(
