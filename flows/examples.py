@@ -59,7 +59,8 @@ Examples:
   dataworth audit --audit.problem digits --results audit
   dataworth audit --audit.problem demo --results audit
   dataworth audit --model ./checkpoint --model.base ./before --corpus docs.jsonl --queries q.jsonl --results audit
-  dataworth audit … --audit.tune --audit.subsets 100     and then  dataworth value --config audit/tuned.yaml …
+  dataworth audit … --audit.tune --audit.subsets 100
+  dataworth value … --config audit/tuned.yaml
 \b
 A problem of your own, any model and training: MODULE:FUNCTION that returns a tasks.counterfactual.problem.Problem
 """,
