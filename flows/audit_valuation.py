@@ -13,11 +13,12 @@ from prefect.states import Completed
 
 from flows.cancelling import unless_cancelled
 from flows.config import AuditRunConfig
-from flows.options import command_line
+from flows.options import command_here
 from flows.problems import problem_place
 from flows.runs import announce
 from storage.locations import Location, check_writable, default_store
 from storage.ref import StoreRef
+from tasks.attribution.methods import lacking
 from tasks.counterfactual.choice import families
 from tasks.counterfactual.parts import Chosen, MethodRun, Scored
 from tasks.counterfactual.problem import Problem, ProblemPlace
@@ -40,8 +41,7 @@ from tasks.report.valuation import versions
 
 __all__ = ["audit_valuation"]
 
-NEED_DAMPING = ("cg", "lissa")
-CONTROLS = {"untrained": "at its base", "shuffled": "shuffled labels"}
+CONTROLS = {"randomised": "randomised model", "shuffled": "shuffled labels"}
 
 
 @flow(
@@ -92,7 +92,7 @@ def _audited(config: AuditRunConfig, store: str, results: str) -> dict[str, Any]
             if each.name in audit.removal_methods
         }
     patched = patch_tails(store, place, {each.name: each.scores for each in methods}, audit) if audit.patch else None
-    findings = evaluate(store, place, audit, [*methods, *_controls(scored)], subsets, sources, removed, patched, chosen)
+    findings = evaluate(place, [*methods, *_controls(scored)], subsets, sources, removed, patched, chosen)
     made = Audit(
         title=problem.title,
         made=int(time.time() * 1000),
@@ -102,7 +102,7 @@ def _audited(config: AuditRunConfig, store: str, results: str) -> dict[str, Any]
         notes=notes,
         trials=[] if chosen is None else chosen.trials,
         tuned=None if chosen is None else _tuned(chosen),
-        command=command_line("audit", config),
+        command=command_here("audit", config),
         fingerprints=_fingerprints(problem, scored),
         versions=versions(),
     )
@@ -134,10 +134,7 @@ def _unusable(name: str, config: AuditRunConfig, problem: Problem) -> str:
     """Why a method cannot be used on a problem; nothing where it can."""
     if name == "bm25" and problem.texts is None:
         return "it compares texts, which this problem has none of"
-    damped = bool(problem.weight_decay) or config.curvature.damping.rule == "absolute"
-    if name in NEED_DAMPING and not damped:
-        return "it needs a damping in numbers, --curvature.damping.rule absolute"
-    return ""
+    return lacking(name, problem.weight_decay, config.curvature)
 
 
 def _scored(config: AuditRunConfig, store: str, place: ProblemPlace, name: str, run: MethodRun) -> Scored:

@@ -48,10 +48,24 @@ def named_loss() -> Iterator[None]:
 
     Raises:
         ServerLostError: the Prefect server went away in the block.
+        KeyboardInterrupt: it did because the block was interrupted, which ends an embedded server, too.
     """
     try:
         yield
     except (httpx.TransportError, RuntimeError) as error:
         if not is_loss(error):
             raise
+        if _while_interrupted(error):
+            raise KeyboardInterrupt from error
         raise loss(error) from error
+
+
+def _while_interrupted(error: BaseException | None) -> bool:
+    """An interrupt was being handled when the error, or what it came of, was raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False

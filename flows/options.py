@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from storage.errors import InputError
 
-__all__ = ["ConfiguredCommand", "command_line", "configuration", "options", "validated"]
+__all__ = ["ConfiguredCommand", "command_here", "command_line", "configuration", "options", "validated"]
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -90,6 +90,11 @@ def command_line(command: str, config: BaseModel) -> str:
             given = value if isinstance(value, list) else [value]
             words += [word for each in given for word in _assigned(flag, str(each))]
     return " ".join(shlex.quote(word) for word in words)
+
+
+def command_here(command: str, config: BaseModel) -> str:
+    """`command_line`, after the way to this folder, which relative paths are of."""
+    return f"cd {shlex.quote(str(Path.cwd()))}\n{command_line(command, config)}"
 
 
 def _assigned(flag: str, value: str) -> list[str]:

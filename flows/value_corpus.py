@@ -1,6 +1,5 @@
 """The flow `value-corpus`: from documents and queries to a valuation, a report and an MLflow run."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from flows.config import ValueConfig
 from flows.events import emit_finished, emit_moved, published_shares
 from flows.fit_curvature import store_folder
 from flows.one_checkpoint import Checkpoint, Timings, sums_only, valued_checkpoint
-from flows.options import command_line
+from flows.options import command_here
 from flows.runs import announce, run_name, run_title
 from flows.turns import in_turn
 from storage.errors import InputError
@@ -152,7 +151,7 @@ def _parts(
         model_fingerprint=", ".join(each.model_fingerprint for each in checkpoints),
         query_gradients=first.query_gradients,
         checkpoints=checkpoints if len(found) > 1 else (),
-        command=_command(config.model_copy(update={"store": store})),
+        command=command_here("value", config.model_copy(update={"store": store})),
         timings=dict(seconds),
         started=seconds.started,
         machine=tuple(seconds.machine.rows),
@@ -179,11 +178,6 @@ def _logged(results: str, parts: ValuationParts, tracking: TrackingConfig) -> di
         "mlflow_url": logged.url if logged else None,
     }
     return outcome if logged else Completed(name="Not logged", message=problem, data=outcome)
-
-
-def _command(config: ValueConfig) -> str:
-    """That makes the valuation again: relative paths are of the folder it was made in."""
-    return f"cd {shlex.quote(str(Path.cwd()))}\n{command_line('value', config)}"
 
 
 def _page(url: str | None) -> str | None:

@@ -71,7 +71,9 @@ def compact(root: Place) -> Compaction:
     contents = {corpus.contents_fingerprint for corpus in touched}
     scores = _removed(folders.scores, lambda store: store.get("corpus") in names)
     n_values = len(_removed(folders.values, lambda store: store.get("scores") in scores))
-    n_values += len(_removed(folders.games, lambda store: store.get("scores") in scores))
+    n_values += len(
+        _removed(folders.games, lambda store: store.get("scores") in scores or store.get("corpus") in contents)
+    )
     n_fits = len(_removed(folders.layers, lambda store: store.get("corpus") in contents))
     n_fits += _remove_source_sums(folders.layers, dead - live)
     for corpus in touched:

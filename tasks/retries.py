@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from storage.errors import InputError, StoreUnreachableError, WorkersLostError
 
-__all__ = ["RETRIES", "RETRY_DELAYS", "may_help"]
+__all__ = ["RETRIED", "RETRIES", "may_help"]
 
 RETRIES = 2
 # Seconds before the first and the second.
@@ -43,3 +43,11 @@ def _passes(cause: BaseException) -> bool:
         return cause.errno in PASSING
     # MLflow's own class, whose import costs seconds.
     return type(cause).__name__ == "MlflowException"
+
+
+# What a task is declared with: `@task(name="…", **RETRIED)`.
+RETRIED: dict[str, Any] = {
+    "retries": RETRIES,
+    "retry_delay_seconds": RETRY_DELAYS,
+    "retry_condition_fn": may_help,
+}

@@ -16,11 +16,12 @@ from tasks.attribution.trak import TRAK
 from tasks.curvature.config import CurvatureConfig, DampingConfig
 from tasks.projection.config import ProjectionConfig
 
-__all__ = ["MethodSettings", "attributor", "recommended"]
+__all__ = ["MethodSettings", "attributor", "lacking", "recommended"]
 
 # Measured on problems other than those an audit is shown on (MATH.md): ranks from 32 on gain little.
 RANK = 32
 PERMUTATIONS = 8
+NEED_DAMPING = ("cg", "lissa")
 KRYLOV_PASSES, KRYLOV_PAIRS = 30, 15
 
 Kind = Literal["random", "pca", "mask", "factgrass", "identity"]
@@ -70,11 +71,12 @@ def attributor(name: str, settings: MethodSettings) -> Attributor:
     Raises:
         ValueError: no such method, or its settings lack what it needs.
     """
-    try:
-        make = _MAKERS[name]
-    except KeyError:
-        raise ValueError(f"no method {name!r}; known: {', '.join(_MAKERS)}") from None
-    return make(settings)
+    if name not in _MAKERS:
+        raise ValueError(f"no method {name!r}; known: {', '.join(_MAKERS)}")
+    lacks = lacking(name, settings.weight_decay, settings.curvature)
+    if lacks:
+        raise ValueError(f"{name}: {lacks}")
+    return _MAKERS[name](settings)
 
 
 def _recommended(settings: MethodSettings) -> LoGra:
@@ -105,13 +107,22 @@ def _relative(kind: Literal["relative", "theta_relative"]) -> Callable[[MethodSe
     return make
 
 
-def _damping(settings: MethodSettings, name: str) -> float:
+def lacking(name: str, weight_decay: float | None, curvature: CurvatureConfig) -> str:
+    """What a method lacks to be used; nothing where it can be.
+
+    Args:
+        name: of the method.
+        weight_decay: of the mean loss over examples, where training had one.
+        curvature: of the run.
+    """
+    if name in NEED_DAMPING and not weight_decay and curvature.damping.rule != "absolute":
+        return "it needs a damping in numbers: pass --curvature.damping.rule absolute and a value"
+    return ""
+
+
+def _damping(settings: MethodSettings) -> float:
     """Of methods that know no eigenvalues to take a share of."""
-    if settings.weight_decay:
-        return settings.weight_decay
-    if settings.curvature.damping.rule == "absolute":
-        return settings.curvature.damping.value
-    raise ValueError(f"{name} needs a damping in numbers: pass --curvature.damping.rule absolute and a value")
+    return settings.weight_decay or settings.curvature.damping.value
 
 
 _MAKERS: dict[str, Callable[[MethodSettings], Attributor]] = {
@@ -132,8 +143,8 @@ _MAKERS: dict[str, Callable[[MethodSettings], Attributor]] = {
     # Half as many dimensions as examples: with as many the regression is singular (Park et al. 2023, appendix).
     "trak": lambda settings: TRAK(max(1, min(2048, settings.n_examples // 2)), seed=settings.seed),
     "datainf": lambda settings: DataInf(),
-    "cg": lambda settings: CGInfluence(_damping(settings, "cg")),
-    "lissa": lambda settings: LiSSAInfluence(_damping(settings, "lissa")),
+    "cg": lambda settings: CGInfluence(_damping(settings)),
+    "lissa": lambda settings: LiSSAInfluence(_damping(settings)),
     "arnoldi": lambda settings: ArnoldiInfluence(KRYLOV_PASSES, KRYLOV_PAIRS, seed=settings.seed),
     "leave-one-out": lambda settings: LeaveOneOut(settings.outcome),
     "tmc-shapley": lambda settings: TruncatedMonteCarloShapley(settings.outcome, PERMUTATIONS, 0.05, settings.seed),

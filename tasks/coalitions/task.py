@@ -38,7 +38,7 @@ from tasks.counterfactual.config import TrainingConfig
 from tasks.counterfactual.retraining import Retrained
 from tasks.model.loading import load
 from tasks.progress import progress, run_logger
-from tasks.retries import RETRIES, RETRY_DELAYS, may_help
+from tasks.retries import RETRIED
 
 __all__ = ["GameParts", "average_values", "game_fingerprint", "play_of", "value_sources"]
 
@@ -56,9 +56,7 @@ REMEDIES = {
 @task(
     name="value-sources",
     task_run_name="value the sources ({sources.game})",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def value_sources(
     store: str,

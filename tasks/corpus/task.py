@@ -18,7 +18,7 @@ from tasks.corpus.windows import class_number, classified_text, tokenised_docume
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
 from tasks.progress import run_logger
-from tasks.retries import RETRIES, RETRY_DELAYS, may_help
+from tasks.retries import RETRIED
 
 __all__ = ["prepare_corpus", "prepare_queries"]
 
@@ -26,9 +26,7 @@ __all__ = ["prepare_corpus", "prepare_queries"]
 @task(
     name="prepare-corpus",
     task_run_name="read and cut the corpus",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> StoreRef:
     """Read, check and tokenise the documents.
@@ -82,9 +80,7 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
 @task(
     name="prepare-queries",
     task_run_name="read and complete the queries",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> StoreRef:
     """Read and tokenise the queries; a prompt without a completion is completed by the model, greedily.

@@ -41,6 +41,10 @@ class DigitsProblem:
         settings = [N_TRAINING, N_QUERIES, EPOCHS, BATCH, RATE, MOMENTUM, DECAY]
         return fingerprint({"digits": 1, "settings": settings})
 
+    @property
+    def contents(self) -> str:
+        return ""
+
     @cached_property
     def _rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         try:
@@ -74,11 +78,12 @@ class DigitsProblem:
         return DECAY
 
     def models(self) -> Sequence[Model]:
+        return self._models
+
+    @cached_property
+    def _models(self) -> list[Model]:
         everybody = np.ones(N_TRAINING, bool)
         return [PlainModel(self.trained(everybody, seed), N_CLASSES) for seed in self.seeds]
-
-    def untrained(self) -> Model:
-        return PlainModel(_network(self.seeds[0] + 1000), N_CLASSES)
 
     def trained(self, members: Bool[np.ndarray, " n"], seed: int) -> nn.Module:
         """The network after training on some of the digits; the seed is of its weights and of the order."""

@@ -39,6 +39,7 @@ class Outcomes:
         self._stores = []
         for seed in self._seeds:
             attributes = {"kind": "outcomes", "problem": problem.fingerprint, "title": problem.title, "seed": seed}
+            attributes["corpus"] = problem.contents
             name = fingerprint({"outcomes": 1, "problem": problem.fingerprint, "seed": seed})
             self._stores.append(UtilityStore.create(root, name, attributes))
 

@@ -10,7 +10,7 @@ from tasks.projection.config import ProjectionConfig
 
 __all__ = ["Chosen", "Control", "Findings", "MethodRun", "Scored"]
 
-Control = Literal["", "untrained", "shuffled"]
+Control = Literal["", "randomised", "shuffled"]
 
 
 class MethodRun(BaseModel):
@@ -19,7 +19,7 @@ class MethodRun(BaseModel):
     Args:
         method: its name.
         projection, curvature: of the run, which methods take their settings from.
-        control: untrained: at the model that was never trained; shuffled: with labels that were shuffled.
+        control: randomised: at models whose parameters are in random order; shuffled: with labels that are.
         seed: of random scores and shuffled labels.
     """
 
@@ -73,7 +73,6 @@ class Findings(BaseModel):
         ceiling: row of the noise ceiling.
         rows: a row a method, controls last.
         n_subsets, n_queries, n_documents: that the scores are over.
-        baseline_loss: mean loss of the queries after training on subsets, nats.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -83,4 +82,3 @@ class Findings(BaseModel):
     n_subsets: int
     n_queries: int
     n_documents: int
-    baseline_loss: float

@@ -1,6 +1,6 @@
 """What an audit is about: a model that was trained on documents, asked about queries, and that can be trained again.
 
-Apart from task.py and retraining.py the one module of the room that knows stores and models.
+With task.py, retraining.py and outcomes.py one of the modules of the room that know stores and models.
 """
 
 from collections.abc import Sequence
@@ -38,6 +38,10 @@ class Problem(Protocol):
         """Changes with anything that decides the outcome of a training; trainings are kept under it."""
 
     @property
+    def contents(self) -> str:
+        """Hash of the documents' contents, by which `compact` finds what was made of a corpus; empty without one."""
+
+    @property
     def examples(self) -> Examples:
         """The training examples, each of a document."""
 
@@ -58,9 +62,6 @@ class Problem(Protocol):
 
     def models(self) -> Sequence[Model]:
         """The models whose training is audited, trained on all documents."""
-
-    def untrained(self) -> Model:
-        """What a training begins from, or another model that was never trained on the documents: a control."""
 
     def losses_after(self, members: Bool[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " q"]:
         """(n_queries,) losses in nats after training on some of the documents."""
@@ -95,6 +96,10 @@ class CheckpointProblem:
         return self
 
     @property
+    def contents(self) -> str:
+        return CorpusStore.open(self.corpus).contents_fingerprint
+
+    @property
     def fingerprint(self) -> str:
         base = load(self.checkpoints[0], 1.0)
         parts = {"retrained": 1, "base": base.fingerprint, "corpus": self.corpus.fingerprint}
@@ -126,9 +131,6 @@ class CheckpointProblem:
 
     def models(self) -> Sequence[Model]:
         return [load(checkpoint) for checkpoint in self.checkpoints]
-
-    def untrained(self) -> Model:
-        return load(self.checkpoints[0], 1.0)
 
     def losses_after(self, members: Bool[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " q"]:
         corpus = CorpusStore.open(self.corpus)

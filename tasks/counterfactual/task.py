@@ -1,6 +1,7 @@
 """Prefect tasks of an audit: trainings, scores by every method, steps on the best documents, a choice of settings."""
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,12 @@ from tasks.counterfactual.outcomes import Outcomes
 from tasks.counterfactual.parts import Chosen, Findings, MethodRun, Scored
 from tasks.counterfactual.patch import best_documents, patched_falls
 from tasks.counterfactual.problem import Problem, ProblemPlace
+from tasks.counterfactual.randomised import randomised
 from tasks.curvature.config import CurvatureConfig, DampingConfig
 from tasks.model.loading import model_fingerprint
 from tasks.progress import DEVICE_TAG, run_logger
 from tasks.projection.config import ProjectionConfig
-from tasks.retries import RETRIES, RETRY_DELAYS, may_help
+from tasks.retries import RETRIED
 from tasks.scoring.baselines import bm25_scores
 
 __all__ = [
@@ -50,9 +52,7 @@ ONLY = "scores"
 @task(
     name="train-subsets",
     task_run_name="train on random subsets",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def train_subsets(store: str, place: ProblemPlace, audit: AuditConfig, cluster: ClusterConfig) -> StoreRef:
     """Train on every subset with every seed; `masks` (m, n) and `outcomes` (r, q, m), minus the losses in nats."""
@@ -63,9 +63,7 @@ def train_subsets(store: str, place: ProblemPlace, audit: AuditConfig, cluster: 
 @task(
     name="train-without-sources",
     task_run_name="train without each source",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def train_without_sources(store: str, place: ProblemPlace, audit: AuditConfig, cluster: ClusterConfig) -> StoreRef:
     """Train on everything, then without each source, by name; as in `train_subsets`."""
@@ -77,9 +75,7 @@ def train_without_sources(store: str, place: ProblemPlace, audit: AuditConfig, c
 @task(
     name="train-without-best",
     task_run_name="train without a query's best documents by {method}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def train_without_best(
     store: str, place: ProblemPlace, audit: AuditConfig, cluster: ClusterConfig, method: str, scores: StoreRef
@@ -102,6 +98,7 @@ def _kept_outcomes(
     problem = place.opened()
     seeds = list(range(audit.seeds))
     parts = {"trained on": what, "problem": problem.fingerprint, "seeds": seeds}
+    parts["corpus"] = problem.contents
     parts["masks"] = fingerprint(np.packbits(masks, axis=1).tolist())
     root, name = StoreFolders(store).layers, fingerprint(parts)
     if LayerStore.exists(root, name):
@@ -126,8 +123,9 @@ def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterC
         InputError, ValueError: the method cannot be used on this problem; the sentence says why.
     """
     problem = place.opened()
-    models = [problem.untrained()] if run.control == "untrained" else list(problem.models())
+    models = list(problem.models())
     parts = {"attribution": ATTRIBUTION, "problem": problem.fingerprint, **run.model_dump(mode="json")}
+    parts["corpus"] = problem.contents
     parts["models"] = [model_fingerprint(model.model) for model in models]
     if run.method in ("leave-one-out", "tmc-shapley"):
         parts["seeds"] = seeds
@@ -136,7 +134,8 @@ def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterC
         run_logger().info("scores by %s %s are there already", run.method, run.control)
         return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
     examples = ShuffledLabels(problem.examples, run.seed) if run.control == "shuffled" else problem.examples
-    with measured_cost() as cost:
+    changed = randomised(models, run.seed) if run.control == "randomised" else nullcontext()
+    with changed, measured_cost() as cost:
         scores = _scores(store, problem, place, models, examples, run, cluster, seeds)
     attributes = {**parts, "seconds": cost.seconds, "bytes": cost.n_bytes}
     return LayerStore.write(root, name, [{"name": ONLY}], [{"scores": scores}], attributes)
@@ -187,6 +186,7 @@ def patch_tails(store: str, place: ProblemPlace, scores: dict[str, StoreRef], au
     model = problem.models()[0]
     parts = {
         "patch": PATCH,
+        "corpus": problem.contents,
         "scores": {name: ref.fingerprint for name, ref in scores.items()},
         **audit.model_dump(mode="json", include={"patch", "patch_queries", "patch_length"}),
     }
@@ -216,6 +216,7 @@ def sweep(
     models = list(problem.models())
     parts = {
         "sweep": SWEEP,
+        "corpus": problem.contents,
         "problem": problem.fingerprint,
         "models": [model_fingerprint(model.model) for model in models],
         "projection": projection.model_dump(mode="json"),
@@ -267,9 +268,7 @@ def choose(subsets: StoreRef, tried: list[tuple[Family, StoreRef]], audit: Audit
 
 @task(name="evaluate", task_run_name="hold every method against the trainings")
 def evaluate(
-    store: str,
     place: ProblemPlace,
-    audit: AuditConfig,
     scored: list[Scored],
     subsets: StoreRef,
     sources: StoreRef | None,
@@ -280,9 +279,7 @@ def evaluate(
     """Everything that was measured, as rows of plain values.
 
     Args:
-        store: root of the stores.
         place: of the problem.
-        audit: what was asked for.
         scored: every method, the one that others are compared with first, controls last.
         subsets: trainings on subsets.
         sources: trainings without each source.
@@ -297,7 +294,7 @@ def evaluate(
         queries = np.array(chosen.queries)
         truth = truth.part(np.array(chosen.subsets), queries)
     rows = method_rows({name: each[queries] for name, each in scores.items()}, truth)
-    further = _without_sources(problem, sources, scores)
+    further = _without_sources(problem, sources, scores, queries)
     falls = {} if patched is None else _falls(scored, patched)
     rises = {name: _rises(ref) for name, ref in removed.items()}
     for row, each in zip(rows, scored, strict=True):
@@ -311,7 +308,6 @@ def evaluate(
         n_subsets=len(truth.masks),
         n_queries=len(queries),
         n_documents=truth.masks.shape[1],
-        baseline_loss=float(-truth.outcomes.mean()),
     )
 
 
@@ -326,13 +322,14 @@ def _truth(subsets: StoreRef) -> Truth:
 
 
 def _without_sources(
-    problem: Problem, sources: StoreRef | None, scores: dict[str, np.ndarray]
+    problem: Problem, sources: StoreRef | None, scores: dict[str, np.ndarray], queries: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     if sources is None:
         return {}
     found = LayerStore.open(sources)
     outcomes, present = found.matrix(ONLY, "outcomes"), found.matrix(ONLY, "masks").astype(bool)[1:]
-    return source_rows(scores, ~present, outcomes[:, :, 1:], outcomes[:, :, 0])
+    outcomes, asked = outcomes[:, queries], {name: each[queries] for name, each in scores.items()}
+    return source_rows(asked, ~present, outcomes[:, :, 1:], outcomes[:, :, 0])
 
 
 def _rises(removed: StoreRef) -> tuple[float, float]:

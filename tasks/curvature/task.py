@@ -41,7 +41,7 @@ from tasks.progress import DEVICE_TAG, run_logger
 from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import layer_table, stored_projections
-from tasks.retries import RETRIES, RETRY_DELAYS, may_help
+from tasks.retries import RETRIED
 
 __all__ = ["fit_covariances", "fit_matrices", "fit_query_factors", "fit_source_sums"]
 
@@ -54,9 +54,7 @@ SOURCE_SUMS = 3
     name="fit-covariances",
     task_run_name="fit the covariances of inputs and output gradients",
     tags=[DEVICE_TAG],
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def fit_covariances(
     store: str, model: ModelConfig, corpus: StoreRef, curvature: CurvatureConfig, batch_tokens: int | None
@@ -82,9 +80,7 @@ def fit_covariances(
     name="fit-curvature",
     task_run_name="fit the {curvature.labels} {curvature.kind}",
     tags=[DEVICE_TAG],
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def fit_matrices(
     store: str,
@@ -152,9 +148,7 @@ def fit_matrices(
     name="fit-source-sums",
     task_run_name="sum gradients and curvature by source",
     tags=[DEVICE_TAG],
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def fit_source_sums(
     store: str,
@@ -270,9 +264,7 @@ def _source_matrices(
     name="fit-query-factors",
     task_run_name="curvature of the queries",
     tags=[DEVICE_TAG],
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def fit_query_factors(
     store: str, model: ModelConfig, queries: StoreRef, bases: StoreRef, curvature: CurvatureConfig

@@ -27,7 +27,7 @@ from tasks.model.loading import LoadedModel, load
 from tasks.processes import processes
 from tasks.progress import DEVICE_TAG, Progress, progress, run_logger
 from tasks.projection.logra import LayerProjection, stored_projections
-from tasks.retries import RETRIES, RETRY_DELAYS, may_help
+from tasks.retries import RETRIED
 
 __all__ = ["ACTIONS", "gradient_store", "index_gradients"]
 
@@ -38,9 +38,7 @@ ALGORITHM = 1
     name="index-gradients",
     task_run_name="gradients of {what}",
     tags=[DEVICE_TAG],
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def index_gradients(
     store: str, model: ModelConfig, corpus: StoreRef, bases: StoreRef, gradients: GradientsConfig, what: str

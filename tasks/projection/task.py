@@ -15,7 +15,7 @@ from tasks.progress import run_logger
 from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import layer_table, projection_matrices
-from tasks.retries import RETRIES, RETRY_DELAYS, may_help
+from tasks.retries import RETRIED
 
 __all__ = ["make_bases"]
 
@@ -25,9 +25,7 @@ ALGORITHM = 1
 @task(
     name="make-bases",
     task_run_name="make {projection.kind} bases",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def make_bases(
     store: str, model: ModelConfig, projection: ProjectionConfig, covariances: StoreRef | None = None

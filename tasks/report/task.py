@@ -27,7 +27,7 @@ from tasks.report.tables import safe_csv
 from tasks.report.tracked import tracked_valuation
 from tasks.report.tracking import LoggedRun, log_run
 from tasks.report.valuation import ValuationParts, published_values, valuation_summary
-from tasks.retries import RETRIES, RETRY_DELAYS, may_help
+from tasks.retries import RETRIED
 
 __all__ = [
     "NotLoggedError",
@@ -53,9 +53,7 @@ class NotLoggedError(DataworthError):
 @task(
     name="publish-valuation",
     task_run_name="write {results}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def publish_valuation(results: str, parts: ValuationParts, confidence: float) -> None:
     """Write everything a valuation leaves; `valuation.json`, which declares it whole, comes last.
@@ -111,9 +109,7 @@ def _draw(folder: Path, values: pd.DataFrame, scores: ScoreStore, overlap: pd.Da
     name="log-valuation",
     task_run_name="log to MLflow",
     timeout_seconds=LONGEST_LOGGING,
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def log_valuation(results: str, tracking: TrackingConfig) -> LoggedRun:
     """Log a published valuation to MLflow: see `log_results`."""
@@ -146,9 +142,7 @@ def log_results(results: str, tracking: TrackingConfig) -> LoggedRun:
 @task(
     name="publish-audit",
     task_run_name="write {results}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def publish_audit(results: str, audit: Audit) -> None:
     """Write everything an audit leaves; `audit.json`, which declares it whole, comes last."""
@@ -173,9 +167,7 @@ def publish_audit(results: str, audit: Audit) -> None:
     name="log-audit",
     task_run_name="log to MLflow",
     timeout_seconds=LONGEST_LOGGING,
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def log_audit(results: str, tracking: TrackingConfig) -> LoggedRun:
     """Log a published audit to MLflow: see `log_audited`."""

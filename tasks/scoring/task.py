@@ -21,7 +21,7 @@ from tasks.coalitions.groupings import SOURCE
 from tasks.configuration import ClusterConfig
 from tasks.curvature.config import DampingConfig
 from tasks.progress import progress, run_logger
-from tasks.retries import RETRIES, RETRY_DELAYS, may_help
+from tasks.retries import RETRIED
 from tasks.scoring.averages import mean_blocks
 from tasks.scoring.blocks import Preconditioned
 from tasks.scoring.combination import Combination
@@ -43,9 +43,7 @@ SHARDS_AHEAD = 4
 @task(
     name="score-corpus",
     task_run_name="score every document for every query",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def score_corpus(
     store: str,
@@ -98,9 +96,7 @@ def score_corpus(
 @task(
     name="average-scores",
     task_run_name="mean scores over the checkpoints",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_help,
+    **RETRIED,
 )
 def average_scores(
     store: str,

@@ -42,3 +42,16 @@ def test_a_loss_is_a_sentence_with_the_address():
 def test_other_errors_stay_as_they_are():
     with pytest.raises(RuntimeError, match="something else"), named_loss():
         raise RuntimeError("something else")
+
+
+def _interrupted():
+    """As Prefect does, which tells its server of an interrupt before it goes on."""
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise refused(f"{ADDRESS}/flow_runs")
+
+
+def test_a_loss_while_interrupted_is_the_interrupt():
+    with temporary_settings({PREFECT_API_URL: ADDRESS}), pytest.raises(KeyboardInterrupt), named_loss():
+        _interrupted()

@@ -16,10 +16,16 @@ from storage.verification import verified
 from storage.withdrawals import Withdrawals
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.task import value_sources
+from tasks.configuration import ClusterConfig
 from tasks.corpus.config import CorpusConfig
 from tasks.corpus.task import prepare_corpus
+from tasks.counterfactual.config import AuditConfig, TrainingConfig
+from tasks.counterfactual.parts import MethodRun
+from tasks.counterfactual.problem import CheckpointProblem
+from tasks.counterfactual.task import attribute, train_subsets
 from tasks.curvature.config import CurvatureConfig
 from tasks.gradients.config import GradientsConfig
+from tasks.model.config import ModelConfig
 from tests.reference.checkpoints import TEXTS
 from tests.reference.pipeline import MAX_LENGTH, Pipeline
 
@@ -101,6 +107,26 @@ def test_a_text_that_another_source_provided_too_stays(run, tmp_path):
     contents = CorpusStore.open(second.corpus).contents
     assert len(contents) == n_before - 1
     assert len(GradientStore.open(second.gradients).rows_of(contents)) == 11
+
+
+def test_compacting_removes_what_an_audit_kept_of_a_withdrawn_document(run, tmp_path, checkpoints):
+    pipeline = run()
+    model = ModelConfig(name=str(checkpoints["llama"]), base=str(checkpoints["llama"]), device="cpu")
+    problem = CheckpointProblem((model,), pipeline.corpus, pipeline.queries, TrainingConfig(epochs=1), "audited")
+    audit = AuditConfig(subsets=3, seeds=1)
+    store, cluster = str(tmp_path / "store"), ClusterConfig(workers=1)
+    subsets = train_subsets.fn(store, problem, audit, cluster)
+    scores = attribute.fn(store, problem, MethodRun(method="size", projection={}, curvature={}), cluster, 1)
+    kept = {subsets.fingerprint, scores.fingerprint}
+    assert kept <= names(tmp_path / "store" / "layers")
+    outcomes = [path for path in (tmp_path / "store" / "games").iterdir() if list(path.glob("*.parquet"))]
+    assert outcomes
+    compact(tmp_path / "store")
+    assert kept <= names(tmp_path / "store" / "layers")
+    Withdrawals(tmp_path / "store").add([], [CorpusStore.open(pipeline.corpus).column("document_id")[0].as_py()])
+    compact(tmp_path / "store")
+    assert not kept & names(tmp_path / "store" / "layers")
+    assert not any(path.exists() for path in outcomes)
 
 
 def test_a_corpus_all_of_which_was_withdrawn_is_refused(tmp_path, run, corpus_file):

@@ -22,6 +22,7 @@ class Counted:
     folder: Path
     title: str = "counted"
     fingerprint: str = "counted"
+    contents: str = ""
     weight_decay: float | None = None
     texts: None = None
 
@@ -42,9 +43,6 @@ class Counted:
 
     def models(self):
         return [small_classifier()]
-
-    def untrained(self):
-        return small_classifier(1)
 
     def losses_after(self, members, seed):
         trained = self.folder / f"{seed} {''.join('01'[int(m)] for m in members)}"
