@@ -21,7 +21,7 @@ def test_the_ui_runs_a_valuation_from_its_form(started_dataworth, checkpoints, c
         found = httpx.post(f"{prefect}/api/deployments/filter", json={}).json()
         return {item["entrypoint"].split(".")[-1]: item for item in found}
 
-    offered = wait_until(lambda: len(deployments()) == 4 and deployments(), 90, "no deployments")
+    offered = wait_until(lambda: len(deployments()) == 5 and deployments(), 90, "no deployments")
     schema = offered["value_corpus"]["parameter_openapi_schema"]
     rank = schema["definitions"]["ProjectionConfig"]["properties"]["rank"]
     assert rank["maximum"] == 4096
