@@ -166,3 +166,4 @@ class DemoConfig(Configuration):
 
     results: str = Field("dataworth-demo", min_length=1, description="Folder for corpus, model and valuation.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the held-out passages, the model and its training.")
+    epochs: int = Field(7, ge=1, le=100, description="Passes of the training over the corpus; fewer are faster.")

@@ -47,7 +47,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     folder = Path(config.results).absolute()
     write_demo_corpus(str(folder), config.seed)
     corpus = CorpusConfig(files=[str(folder / "corpus.jsonl")], max_length=256)
-    settings = SmallModel(seed=config.seed)
+    settings = SmallModel(seed=config.seed, epochs=config.epochs)
     model = train_small_model(str(folder / "model"), corpus, settings)
     valuation = cast(  # it waits for other runs, so that it is never skipped
         dict[str, Any],

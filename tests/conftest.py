@@ -8,6 +8,8 @@ os.environ["DATAWORTH_HOME"] = tempfile.mkdtemp(prefix="dataworth-home-")
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="dataworth-prefect-")
 for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "DATAWORTH_DASK"):
     os.environ.pop(name, None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, two processes with two threads each would fight over two cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for those that tests start
 
 from jaxtyping import install_import_hook
 
@@ -67,7 +69,6 @@ from tasks.model.training import train_tokenizer
 from tests.reference.checkpoints import ARCHITECTURES, CLASSIFIERS, TEXTS, save_checkpoint
 from tests.reference.objects import environment, new_bucket, object_server
 
-# Side by side, two processes with two threads each would fight over two cores.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
