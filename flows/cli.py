@@ -88,7 +88,8 @@ def _index(config: CorpusRunConfig) -> None:
 
     indexed = index_corpus(config)
     if not _skipped(indexed):
-        say(f"gradient store: {cast('StoreRef', indexed).location}")
+        for each in cast("list[StoreRef]", indexed):
+            say(f"gradient store: {each.location}")
 
 
 @_command("fit", CorpusRunConfig, "Fit bases and curvature of a model on a corpus.", together=True)
@@ -97,10 +98,11 @@ def _fit(config: CorpusRunConfig) -> None:
     from flows.fit_curvature import fit_curvature
 
     fitted = fit_curvature(config)
-    if fitted is None:
+    if not fitted:
         say("curvature none: nothing to fit")
     elif not _skipped(fitted):
-        say(f"curvature store: {cast('StoreRef', fitted).location}")
+        for each in cast("list[StoreRef]", fitted):
+            say(f"curvature store: {each.location}")
 
 
 def _skipped(outcome: Any) -> bool:

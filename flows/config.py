@@ -1,6 +1,6 @@
 """The configuration of a run, composed of the rooms' own. One for every door: files, command line, form, MLflow."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.counterfactual.config import AuditConfig, TrainingConfig
 from tasks.curvature.config import CurvatureConfig
 from tasks.gradients.config import GradientsConfig
-from tasks.model.config import ModelConfig
+from tasks.model.config import ModelsConfig
 from tasks.projection.config import ProjectionConfig
 from tasks.report.config import TrackingConfig
 from tasks.scoring.config import ScoringConfig
@@ -45,13 +45,19 @@ class EventsConfig(Configuration):
 class CorpusRunConfig(Configuration):
     """Parameters of `index-corpus` and `fit-curvature`."""
 
-    model: ModelConfig = Field(description="The model.")
+    model: ModelsConfig = Field(description="The model, at one checkpoint or several.")
     corpus: CorpusConfig = Field(description="The documents.")
     projection: ProjectionConfig = Field(default_factory=ProjectionConfig, description="Projection of gradients.")
     curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Curvature of the training loss.")
     gradients: GradientsConfig = Field(default_factory=GradientsConfig, description="Computing and storing gradients.")
     store: str | None = Field(None, min_length=1, description=STORE)
     overlap: Literal["wait", "skip", "refuse"] = Field("wait", description=OVERLAP)
+
+    @property
+    def by_checkpoint(self) -> list[Self]:
+        """The same run once for each checkpoint, in the given order."""
+        models = [self.model.model_copy(update={"name": [name]}) for name in self.model.name]
+        return [self.model_copy(update={"model": model}) for model in models]
 
 
 class ValueConfig(CorpusRunConfig):
@@ -86,6 +92,8 @@ class ValueConfig(CorpusRunConfig):
             raise ValueError("the game retrain has no projection: leave --sources.projection_seeds out")
         if self.sources.game == "retrain" and self.model.base is None:
             raise ValueError("the game retrain begins every training from the base: pass --model.base")
+        if self.sources.game == "retrain" and len(self.model.name) > 1:
+            raise ValueError("the game retrain is played from --model.base, not from checkpoints: pass one --model")
         return self
 
     @property
@@ -116,7 +124,7 @@ class AuditRunConfig(Configuration):
 
     results: str = Field(min_length=1, description="Folder for the audit; an earlier one there is replaced.")
     audit: AuditConfig = Field(default_factory=AuditConfig, description="What is trained again, and which methods.")
-    model: ModelConfig | None = Field(None, description="The model; none for a problem that audit.problem names.")
+    model: ModelsConfig | None = Field(None, description="The model; none for a problem that audit.problem names.")
     corpus: CorpusConfig | None = Field(None, description="The documents it was trained on.")
     queries: QueriesConfig | None = Field(None, description="What is explained.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How it was trained, from its base.")

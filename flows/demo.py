@@ -14,7 +14,7 @@ from storage.manifest import replace_file
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.stdlib import held_out, standard_library_documentation
 from tasks.curvature.config import CurvatureConfig
-from tasks.model.config import ModelConfig
+from tasks.model.config import ModelsConfig
 from tasks.model.task import train_small_model
 from tasks.model.training import SmallModel
 from tasks.report.numbers import percent
@@ -53,7 +53,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         dict[str, Any],
         value_corpus(
             ValueConfig(
-                model=ModelConfig(name=model, device="cpu"),
+                model=ModelsConfig(name=[model], device="cpu"),
                 corpus=corpus,
                 queries=QueriesConfig(file=str(folder / "queries.jsonl")),
                 curvature=CurvatureConfig(fraction=0.5, seed=config.seed),

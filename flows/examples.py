@@ -27,6 +27,7 @@ BY_COMMAND = {
 Examples:
   dataworth value --model ./checkpoint --corpus docs.jsonl --queries q.jsonl --results out
   dataworth value --config run.yaml --results out-tuesday
+  dataworth value --model run/step-800 run/step-1000 --corpus docs.jsonl --queries q.jsonl --results out
   dataworth value … --sources.by 'publisher>section' --sources.payout.rule floor
   dataworth value … --model.base ./before-training --sources.game newton
   dataworth value … --cluster.address tcp://scheduler:8786 --store s3://bucket/stores

@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.cancelling import unless_cancelled
 from flows.config import CorpusRunConfig
 from flows.runs import announce, run_name
-from flows.turns import in_turn
+from flows.turns import each_in_turn
 from storage.locations import Location, check_writable, default_store
 from storage.ref import StoreRef
 from tasks.corpus.task import prepare_corpus
 from tasks.curvature.task import fit_covariances, fit_matrices
+from tasks.model.alike import refuse_other_tokenizers
 from tasks.progress import run_logger
 from tasks.projection.task import make_bases
 
@@ -42,13 +43,13 @@ def store_folder(config: CorpusRunConfig) -> str:
 
 
 def prepared_stores(config: CorpusRunConfig) -> Prepared:
-    """Corpus and bases of a run, made where they are not there yet."""
-    store = store_folder(config)
-    corpus = prepare_corpus(store, config.model, config.corpus)
+    """Corpus and bases of a run of one checkpoint, made where they are not there yet."""
+    store, model = store_folder(config), config.model.only
+    corpus = prepare_corpus(store, model, config.corpus)
     covariances = None
     if needs_covariances(config):
-        covariances = fit_covariances(store, config.model, corpus, config.curvature, config.gradients.batch_tokens)
-    bases = make_bases(store, config.model, config.projection, covariances)
+        covariances = fit_covariances(store, model, corpus, config.curvature, config.gradients.batch_tokens)
+    bases = make_bases(store, model, config.projection, covariances)
     return Prepared(corpus=corpus, bases=bases, covariances=covariances)
 
 
@@ -65,32 +66,32 @@ def needs_covariances(config: CorpusRunConfig) -> bool:
     flow_run_name=run_name,
     description="Fits bases and curvature of a model on a corpus; kept, and reused.",
 )
-def fit_curvature(config: CorpusRunConfig, prepared: Prepared | None = None) -> StoreRef | State[Any] | None:
-    """Fit the curvature of the training loss in the projected space.
+def fit_curvature(config: CorpusRunConfig, prepared: Prepared | None = None) -> list[StoreRef] | State[Any]:
+    """Fit the curvature of the training loss in the projected space, for one checkpoint after another.
 
     Args:
-        config: model, corpus, projection and curvature.
-        prepared: stores a calling flow has made already, which then has taken its turn; leave empty otherwise.
+        config: models, corpus, projection and curvature.
+        prepared: stores a calling flow has made already for its one checkpoint, for which it has then taken its turn;
+            leave empty otherwise.
 
     Returns:
-        The curvature's store; None for `kind: none`.
+        The curvature's store for each checkpoint; none for `kind: none`.
     """
     announce(config)
     store = store_folder(config)
 
-    def work() -> StoreRef | None:
-        stores = prepared or prepared_stores(config)
-        if config.curvature.kind == "none":
+    def work(one: CorpusRunConfig) -> list[StoreRef]:
+        stores = prepared or prepared_stores(one)
+        if one.curvature.kind == "none":
             run_logger().info("curvature none: nothing to fit")
-            return None
-        return fit_matrices(
-            store,
-            config.model,
-            stores.corpus,
-            stores.bases,
-            stores.covariances,
-            config.curvature,
-            config.gradients.batch_tokens,
-        )
+            return []
+        tokens = one.gradients.batch_tokens
+        return [
+            fit_matrices(store, one.model.only, stores.corpus, stores.bases, stores.covariances, one.curvature, tokens)
+        ]
 
-    return work() if prepared else unless_cancelled(lambda: in_turn(store, config, work))
+    if prepared:
+        return work(config)
+    refuse_other_tokenizers(config.model.checkpoints)
+    fitted = unless_cancelled(lambda: each_in_turn(store, config, work))
+    return fitted if isinstance(fitted, State) else [ref for refs in fitted for ref in refs]

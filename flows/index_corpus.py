@@ -9,9 +9,10 @@ from flows.cancelling import unless_cancelled
 from flows.config import CorpusRunConfig
 from flows.fit_curvature import Prepared, prepared_stores, store_folder
 from flows.runs import announce, run_name
-from flows.turns import in_turn
+from flows.turns import each_in_turn
 from storage.ref import StoreRef
 from tasks.gradients.task import index_gradients
+from tasks.model.alike import refuse_other_tokenizers
 
 __all__ = ["index_corpus"]
 
@@ -21,18 +22,25 @@ __all__ = ["index_corpus"]
     flow_run_name=run_name,
     description="Stores the projected gradients of a corpus; documents already there are kept.",
 )
-def index_corpus(config: CorpusRunConfig, prepared: Prepared | None = None) -> StoreRef | State[Any]:
-    """Compute and store the gradients of the documents that are not stored yet.
+def index_corpus(config: CorpusRunConfig, prepared: Prepared | None = None) -> list[StoreRef] | State[Any]:
+    """Compute and store the gradients of the documents that are not stored yet, for one checkpoint after another.
 
     Args:
-        config: model, corpus and projection.
-        prepared: stores a calling flow has made already, which then has taken its turn; leave empty otherwise.
+        config: models, corpus and projection.
+        prepared: stores a calling flow has made already for its one checkpoint, for which it has then taken its turn;
+            leave empty otherwise.
+
+    Returns:
+        The store of gradients for each checkpoint.
     """
     announce(config)
     store = store_folder(config)
 
-    def work() -> StoreRef:
-        stores = prepared or prepared_stores(config)
-        return index_gradients(store, config.model, stores.corpus, stores.bases, config.gradients, what="the corpus")
+    def work(one: CorpusRunConfig) -> StoreRef:
+        stores = prepared or prepared_stores(one)
+        return index_gradients(store, one.model.only, stores.corpus, stores.bases, one.gradients, what="the corpus")
 
-    return work() if prepared else unless_cancelled(lambda: in_turn(store, config, work))
+    if prepared:
+        return [work(config)]
+    refuse_other_tokenizers(config.model.checkpoints)
+    return unless_cancelled(lambda: each_in_turn(store, config, work))

@@ -163,6 +163,7 @@ def validated(kind: type[Config], content: Mapping[str, Any]) -> Config:
         for problem in error.errors():
             name = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
             option = SHORT.get(name, f"--{name}")
+            said = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "missing":
                 nested = [
                     SHORT.get(leaf, f"--{leaf}")
@@ -173,7 +174,8 @@ def validated(kind: type[Config], content: Mapping[str, Any]) -> Config:
             elif problem["type"] == "extra_forbidden":
                 sentences.append(f"{name}: no such option")
             elif isinstance(problem["input"], Mapping):  # several fields that do not go together
-                sentences.append(problem["msg"].removeprefix("Value error, "))
+                sentences.append(said)
             else:
-                sentences.append(f"{option}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}")
+                begun = said if said != problem["msg"] else f"{said[0].lower()}{said[1:]}"  # names keep their letters
+                sentences.append(f"{option}: {begun}, got {problem['input']!r}")
         raise InputError("; ".join(dict.fromkeys(sentences))) from None

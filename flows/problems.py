@@ -1,8 +1,10 @@
 """From a configuration to the problem of an audit: checkpoints, the digits, the demo, or one of one's own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from prefect import task
 
 from flows.config import AuditRunConfig
@@ -13,6 +15,7 @@ from tasks.corpus.stdlib import held_out, standard_library_documentation
 from tasks.corpus.task import prepare_corpus, prepare_queries
 from tasks.counterfactual.config import TrainingConfig
 from tasks.counterfactual.problem import CheckpointProblem, NamedProblem, ProblemPlace
+from tasks.model.alike import refuse_other_tokenizers, refuse_same_weights
 from tasks.model.config import ModelConfig
 from tasks.model.task import train_small_model
 from tasks.model.training import SmallModel
@@ -20,10 +23,14 @@ from tasks.model.training import SmallModel
 __all__ = ["problem_place"]
 
 DIGITS = "tasks.counterfactual.digits:digits"
-# Of the demo's corpus so much that its model is trained in seconds, not minutes.
+# Of the demo's corpus: what a model is trained on first, and the packages that it is then trained on again and again.
+GENERAL = 800
 PACKAGES = ("email", "http", "logging", "unittest", "xml")
-PER_PACKAGE, QUERIES_PER_PACKAGE = 80, 5
+PER_PACKAGE, QUERIES_PER_PACKAGE = 40, 5
 MOST_TOKENS = 256
+# A query with more characters may have more tokens than the model reads.
+QUERY_CHARACTERS = 500
+EPOCHS, RATE, DECAY = 3, 1e-3, 0.0
 
 
 def problem_place(config: AuditRunConfig, store: str) -> ProblemPlace:
@@ -40,44 +47,56 @@ def problem_place(config: AuditRunConfig, store: str) -> ProblemPlace:
     if config.model is None or config.corpus is None or config.queries is None:
         raise ValueError("an audit without a problem's name needs model, corpus and queries")
     title = run_title(config.model.name, config.corpus.files)
-    return _of_checkpoint(store, config.model, config.corpus, config.queries, config.training, title)
+    refuse_other_tokenizers(config.model.checkpoints)
+    refuse_same_weights(config.model.checkpoints)
+    return _of_checkpoints(store, config.model.checkpoints, config.corpus, config.queries, config.training, title)
 
 
-def _of_checkpoint(
-    store: str, model: ModelConfig, corpus: CorpusConfig, queries: QueriesConfig, training: TrainingConfig, title: str
+def _of_checkpoints(
+    store: str,
+    checkpoints: tuple[ModelConfig, ...],
+    corpus: CorpusConfig,
+    queries: QueriesConfig,
+    training: TrainingConfig,
+    title: str,
 ) -> CheckpointProblem:
-    documents = prepare_corpus(store, model, corpus)
-    asked = prepare_queries(store, model, queries)
-    return CheckpointProblem((model,), documents, asked, training, title)
+    documents = prepare_corpus(store, checkpoints[0], corpus)
+    asked = prepare_queries(store, checkpoints[0], queries)
+    return CheckpointProblem(checkpoints, documents, asked, training, title)
 
 
 def _demo(config: AuditRunConfig, store: str) -> CheckpointProblem:
-    """The demo's model, tokenizer and training on some packages of its corpus."""
+    """The demo's model, trained on most packages of its corpus, then fine-tuned on passages of five others."""
     folder = Path(config.results).absolute() / "demo"
     write_audited_corpus(str(folder), config.audit.seed)
-    corpus = CorpusConfig(files=[str(folder / "corpus.jsonl")], max_length=MOST_TOKENS)
+    general, corpus = (
+        CorpusConfig(files=[str(folder / name)], max_length=MOST_TOKENS) for name in ("general.jsonl", "corpus.jsonl")
+    )
     settings = SmallModel(seed=config.audit.seed)
-    model = train_small_model(str(folder / "model"), corpus, settings)
+    base = train_small_model(str(folder / "base"), general, settings)
+    tuning = replace(settings, epochs=EPOCHS, learning_rate=RATE, weight_decay=DECAY)
+    model = train_small_model(str(folder / "model"), corpus, tuning, base)
     training = TrainingConfig(
-        epochs=settings.epochs,
-        batch_tokens=settings.batch_tokens,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
+        epochs=EPOCHS, batch_tokens=settings.batch_tokens, learning_rate=RATE, weight_decay=DECAY, seed=settings.seed
     )
     checkpoint = ModelConfig(name=model, base=f"{model}/base", device="cpu")
     queries = QueriesConfig(file=str(folder / "queries.jsonl"))
-    return _of_checkpoint(store, checkpoint, corpus, queries, training, "the demo's language model")
+    return _of_checkpoints(store, (checkpoint,), corpus, queries, training, "the demo's language model")
 
 
-@task(name="write-audited-corpus", task_run_name="read some packages of the standard library's documentation")
+@task(name="write-audited-corpus", task_run_name="read the standard library's documentation")
 def write_audited_corpus(folder: str, seed: int) -> None:
-    """`corpus.jsonl` and `queries.jsonl` in the folder."""
-    passages = [row for row in standard_library_documentation() if row["source"] in PACKAGES]
-    split = held_out(passages, QUERIES_PER_PACKAGE, seed)
-    documents = [
-        row for package in PACKAGES for row in [row for row in split.corpus if row["source"] == package][:PER_PACKAGE]
-    ]
+    """`general.jsonl`, `corpus.jsonl` and `queries.jsonl` in the folder."""
+    passages, generator = standard_library_documentation(), np.random.default_rng(seed)
+    split = held_out([row for row in passages if row["source"] in PACKAGES], QUERIES_PER_PACKAGE, seed)
+    documents = []
+    for package in PACKAGES:
+        own = [row for row in split.corpus if row["source"] == package]
+        documents += [own[number] for number in np.sort(generator.permutation(len(own))[:PER_PACKAGE])]
+    others = [row for row in passages if row["source"] not in PACKAGES]
+    general = [others[number] for number in np.sort(generator.permutation(len(others))[:GENERAL])]
+    asked = [row for row in split.queries if len(row["prompt"]) + len(row["completion"]) <= QUERY_CHARACTERS]
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("corpus.jsonl", documents), ("queries.jsonl", split.queries)):
-        replace_file(target / name, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+    for name, rows in (("general", general), ("corpus", documents), ("queries", asked)):
+        replace_file(target / f"{name}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows).encode())

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ PLACE = "; if it held a place on a device, that is free again within a minute"
 NODE, SPACE, PROCESS = "dataworth.node", "dataworth.processes", "dataworth.process"
 
 
-def run_title(model: str, files: list[str]) -> str:
-    """Model and corpus, as a person names them."""
-    return f"{Path(model).name} on {', '.join(Path(name).name for name in files)}"
+def run_title(models: Sequence[str], files: Sequence[str]) -> str:
+    """Model and corpus, as a person names them; of several checkpoints, how many."""
+    named = ", ".join(Path(name).name for name in models)
+    model = named if len(models) == 1 else f"{len(models)} checkpoints ({named})"
+    return f"{model} on {', '.join(Path(name).name for name in files)}"
 
 
 def run_name() -> str:
@@ -38,13 +40,14 @@ def run_name() -> str:
     if isinstance(config, CorpusRunConfig):
         config = config.model_dump()
     try:
-        return run_title(config["model"]["name"], config["corpus"]["files"])
+        name = config["model"]["name"]
+        return run_title([name] if isinstance(name, str) else name, config["corpus"]["files"])
     except (KeyError, TypeError):
         return str(flow_run.flow_name)
 
 
 def announce(config: CorpusRunConfig | None = None) -> None:
-    """Label the run under way with its process and its model, and mark runs of this machine that are dead."""
+    """Label the run under way with its process and its models, and mark runs of this machine that are dead."""
     sentences_for_known_errors()
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
@@ -57,7 +60,7 @@ def announce(config: CorpusRunConfig | None = None) -> None:
             PROCESS: os.getpid(),
         }
         client.update_flow_run_labels(run.id, labels)
-        tags = {"dataworth"} if config is None else {"dataworth", f"model:{Path(config.model.name).name}"}
+        tags = {"dataworth", *(f"model:{Path(name).name}" for name in (config.model.name if config else []))}
         client.update_flow_run(run.id, tags=sorted({*run.tags, *tags}))
         if run.parent_task_run_id is None:
             _mark_dead_runs(client)

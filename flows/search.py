@@ -24,11 +24,12 @@ from tasks.corpus.task import prepare_corpus, prepare_queries
 from tasks.curvature.task import fit_covariances, fit_matrices
 from tasks.gradients.config import GradientsConfig
 from tasks.gradients.task import gradient_store, index_gradients
+from tasks.model.alike import refuse_other_tokenizers
 from tasks.projection.task import make_bases
-from tasks.scoring.blocks import window_scores
+from tasks.scoring.blocks import Preconditioned, window_scores
 from tasks.scoring.queries import layer_columns, preconditioned
+from tasks.scoring.ready import damped_inverses
 from tasks.scoring.sketches import best_rows, sketch_matrix
-from tasks.scoring.task import damped_inverses
 
 __all__ = ["Found", "search"]
 
@@ -50,14 +51,57 @@ class Found:
 
 
 def search(config: SearchConfig) -> Found:
-    """The documents with the highest influence on a query, among those a sketch finds.
+    """The documents with the highest influence on a query, the mean over the checkpoints, among those a sketch finds.
 
     Raises:
         InputError: the corpus is not indexed, or the search library is missing.
     """
     if importlib.util.find_spec("faiss") is None:
         raise InputError("search needs the package faiss: pip install 'dataworth[search]'")
-    store, model, tokens = store_folder(config), config.model, config.gradients.batch_tokens
+    refuse_other_tokenizers(config.model.checkpoints)
+    indexed: list[_Indexed] = []
+    for one in config.by_checkpoint:
+        indexed.append(_indexed(one, indexed[0].queries if indexed else None))
+    corpus, queries = indexed[0].corpus, indexed[0].queries
+    found = [_candidates(each.gradients, corpus, each.ready.queries[0], config) for each in indexed]
+    numbers = np.unique(np.concatenate(found))
+    scores = np.mean([each.scores(numbers) for each in indexed], axis=0)
+    order = np.lexsort((numbers, -scores))[: config.count]
+    documents = [
+        {**document, "rank": rank, "score": float(scores[place]), "query_id": "query"}
+        for rank, (place, document) in enumerate(zip(order, corpus.documents(numbers[order].tolist()), strict=True), 1)
+    ]
+    return Found(str(queries.column("text")[0].as_py()), documents)
+
+
+@dataclass(frozen=True)
+class _Indexed:
+    """What a search needs of one checkpoint.
+
+    Args:
+        corpus, gradients: the documents, and theirs.
+        queries: the one query.
+        ready: its gradient, preconditioned.
+    """
+
+    corpus: CorpusStore
+    gradients: GradientStore
+    queries: CorpusStore
+    ready: Preconditioned
+
+    def scores(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) exact scores of some documents of the corpus."""
+        rows_of = self.gradients.rows_of(self.corpus.contents[numbers])
+        return np.array([window_scores(rows, self.ready)[0].sum() for rows in rows_of], np.float64)
+
+
+def _indexed(config: SearchConfig, queries: CorpusStore | None) -> _Indexed:
+    """Stores of one checkpoint that was indexed; `queries` as an earlier checkpoint completed them.
+
+    Raises:
+        InputError: the corpus is not indexed.
+    """
+    store, model, tokens = store_folder(config), config.model.only, config.gradients.batch_tokens
     corpus_ref = prepare_corpus.fn(store, model, config.corpus)
     covariances = None
     if needs_covariances(config):
@@ -71,24 +115,22 @@ def search(config: SearchConfig) -> Found:
     curvature = None
     if config.curvature.kind != "none":
         curvature = fit_matrices.fn(store, model, corpus_ref, bases, covariances, config.curvature, tokens)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "query.jsonl"
-        path.write_text(json.dumps({"id": "query", "prompt": config.query, "completion": config.completion}))
-        asked = QueriesConfig(file=str(path), max_new_tokens=config.max_new_tokens)
-        queries = CorpusStore.open(prepare_queries.fn(store, model, asked))
+    queries = queries or _query(config)
     precise = GradientsConfig(dtype="float32", batch_tokens=tokens)
     ref = index_gradients.fn(store, model, queries.ref, bases, precise, "the query")
     (query_rows,) = GradientStore.open(ref).rows_of(queries.contents)
     inverses = damped_inverses(curvature, config.curvature.damping)
     ready = preconditioned(query_rows, layer_columns(gradients.layers, []), inverses, "dot")
-    numbers = _candidates(gradients, corpus, ready.queries[0], config)
-    scores = [float(window_scores(rows, ready)[0].sum()) for rows in gradients.rows_of(corpus.contents[numbers])]
-    order = np.lexsort((numbers, -np.asarray(scores)))[: config.count]
-    documents = [
-        {**document, "rank": rank, "score": scores[place], "query_id": "query"}
-        for rank, (place, document) in enumerate(zip(order, corpus.documents(numbers[order].tolist()), strict=True), 1)
-    ]
-    return Found(str(queries.column("text")[0].as_py()), documents)
+    return _Indexed(corpus, gradients, queries, ready)
+
+
+def _query(config: SearchConfig) -> CorpusStore:
+    """The query as a store of one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "query.jsonl"
+        path.write_text(json.dumps({"id": "query", "prompt": config.query, "completion": config.completion}))
+        asked = QueriesConfig(file=str(path), max_new_tokens=config.max_new_tokens)
+        return CorpusStore.open(prepare_queries.fn(store_folder(config), config.model.only, asked))
 
 
 def _candidates(gradients: GradientStore, corpus: CorpusStore, query: np.ndarray, config: SearchConfig) -> np.ndarray:

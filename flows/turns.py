@@ -6,6 +6,7 @@ themselves, whose own locks then refuse the second: it begins again, and finds t
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from prefect.client.schemas.objects import State, StateType
@@ -17,7 +18,7 @@ from storage.manifest import writer_lock
 from storage.ref import fingerprint
 from tasks.progress import run_logger
 
-__all__ = ["in_turn"]
+__all__ = ["each_in_turn", "in_turn"]
 
 T = TypeVar("T")
 
@@ -54,6 +55,26 @@ def in_turn(store: str, config: CorpusRunConfig, work: Callable[[], T]) -> T | S
             run_logger().info("waiting for another run to end (overlap: wait): %s", error)
             _wait(error.folder)
             run_logger().info("the other run has ended: going on")
+
+
+def each_in_turn(store: str, config: CorpusRunConfig, work: Callable[[CorpusRunConfig], T]) -> list[T] | State[Any]:
+    """Do some work for one checkpoint after another, each while no other run does it: see `in_turn`.
+
+    Args:
+        store: root of the stores.
+        config: parameters of the run.
+        work: is given those of a run of one checkpoint.
+
+    Returns:
+        What the work returns for each; the state Skipped where one was skipped, and with it those after it.
+    """
+    found: list[T] = []
+    for one in config.by_checkpoint:
+        outcome = in_turn(store, one, partial(work, one))
+        if isinstance(outcome, State):
+            return outcome
+        found.append(outcome)
+    return found
 
 
 def _wait(folder: str | None) -> None:

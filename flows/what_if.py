@@ -26,7 +26,7 @@ from tasks.coalitions.play import MOST_EVALUATED, Play
 from tasks.coalitions.portions import all_but, divided
 from tasks.coalitions.sampling import MOST_ENUMERATED
 from tasks.coalitions.task import game_fingerprint, play_of
-from tasks.coalitions.what_if import shares_without, split_gain
+from tasks.coalitions.what_if import mean_estimate, shares_without, split_gain
 from tasks.model.loading import load
 from tasks.report.numbers import interval, number, percent
 
@@ -62,6 +62,7 @@ class Valued:
         scores: fingerprint of the scoring pass.
         notes: what the valuation tells beside its values.
         model_fingerprint: of the weights that were valued.
+        checkpoints: each valued by itself, where the values are the mean over several; empty where there is one.
     """
 
     store: Location
@@ -73,6 +74,7 @@ class Valued:
     scores: str
     notes: dict[str, Any]
     model_fingerprint: str
+    checkpoints: tuple["Valued", ...] = ()
 
     def numbers(self, option: str, names: Sequence[str]) -> list[int]:
         """Sources by name, each once.
@@ -104,8 +106,11 @@ class Valued:
     def estimate(self, game: SourcesConfig, portions: np.ndarray) -> Estimate:
         """Values of players that hold portions of the sources; the last row is of all queries together.
 
-        Up to 16 players exact, unless their coalitions are too many for forward passes; beyond that as the run's.
+        Up to 16 players exact, unless their coalitions are too many for forward passes; beyond that as the run's. Of
+        several checkpoints the mean, each playing the game by itself.
         """
+        if self.checkpoints:
+            return mean_estimate([each.estimate(game, portions) for each in self.checkpoints])
         if game.game == "additive":
             values = (portions @ self.sums)[None]
             return Estimate(values, np.zeros_like(values), values, values, 0, "closed form")
@@ -116,6 +121,8 @@ class Valued:
 
     def title(self, game: SourcesConfig) -> str:
         """A game's name; that of newton with its utility."""
+        if self.checkpoints:
+            return self.checkpoints[0].title(game)
         return f"newton, {self._play.utility(game)}" if game.game == "newton" else game.game
 
     @cached_property
@@ -146,16 +153,25 @@ def valued(results: Path, by: str | None) -> Valued:
     """
     try:
         made = json.loads((results / "valuation.json").read_bytes())
-        locations, model = made["stores"], made["fingerprints"]["model"]
+        locations, weights = made["stores"], made["fingerprints"]["model"]
+        each_weights = [each["fingerprints"]["model"] for each in made.get("checkpoints", [])]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"--results {results}: valuation.json is damaged; run `dataworth value` again") from None
     if "values" not in locations:
         raise InputError(f"--results {results}: made by an earlier dataworth; run `dataworth value` again")
     store = CoalitionStore(_grouped(locations["values"], by))
-    attributes = store.attributes
+    places = [store.path.parent / name for name in store.attributes.get("checkpoints", [])]
+    singles = zip(places, each_weights, strict=True)
+    return replace(
+        _opened(store, weights), checkpoints=tuple(_opened(CoalitionStore(place), own) for place, own in singles)
+    )
+
+
+def _opened(store: CoalitionStore, weights: str) -> Valued:
+    """The sources of one store of values, by the weights of a fingerprint."""
+    attributes, root = store.attributes, store.path.parent.parent
     rows = store.values.to_pandas()
     rows = rows[(rows["query_id"] == ALL_QUERIES) & (rows["level"] == rows["level"].max())]
-    root = store.path.parent.parent
     sums = ScoreStore(StoreFolders(root).scores / attributes["scores"]).source_sums.to_pandas()
     sums = sums[sums["query_id"] == ALL_QUERIES].set_index("source")["sum"]
     parts = attributes.get("game parts")
@@ -168,7 +184,7 @@ def valued(results: Path, by: str | None) -> Valued:
         parts=None if parts is None else GameParts.model_validate(parts),
         scores=attributes["scores"],
         notes=attributes["notes"],
-        model_fingerprint=model,
+        model_fingerprint=weights,
     )
 
 
@@ -257,6 +273,8 @@ def _remarks(found: Valued, splitting: bool) -> list[str]:
     lines = []
     if not (found.parts and found.parts.sums) and splitting:
         lines.append("for the other games value the corpus with one of them first: dataworth value … --game path")
+    if found.checkpoints:
+        lines.append(f"all numbers are means over {len(found.checkpoints)} checkpoints, each played by itself")
     if "projections" in found.notes:
         lines.append(
             f"shares now are the mean over {found.notes['projections']} projections; games are played here with the "

@@ -155,6 +155,7 @@ VALUES = pa.schema(
         pa.field("error_documents", pa.float64()),  # of the documents the source happened to contribute
         pa.field("error_queries", pa.float64()),  # of the queries asked
         pa.field("error_projection", pa.float64()),  # of the projection's seed
+        pa.field("error_checkpoint", pa.float64()),  # of the checkpoint, or the seed it was trained with
     ]
 )
 

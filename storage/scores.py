@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from storage.errors import StoreIncompleteError
 from storage.locations import Location, Place
 from storage.manifest import Store, new_store, write_manifest
 from storage.schema import LAYER_SCORES, PASSAGES, SOURCE_SUMS
 from storage.zarr_arrays import array_at
 
-__all__ = ["ScoreStore", "ScoreWriter"]
+__all__ = ["ScoreMatrix", "ScoreStore", "ScoreWriter"]
 
 COLUMNS_PER_CHUNK = 65_536
 
@@ -55,7 +56,7 @@ class ScoreWriter:
 
     def add(self, block: np.ndarray, document_ids: list[str]) -> None:
         """Append (n_queries, n) scores of n documents."""
-        self._pending.append(block)
+        self._pending.append(np.asarray(block, np.float32))
         self._document_ids += document_ids
         self._flush(whole_chunks=True)
 
@@ -79,6 +80,32 @@ class ScoreWriter:
         self._scores[:, self._written : self._written + n_ready] = joined[:, :n_ready]
         self._written += n_ready
         self._pending = [joined[:, n_ready:]] if n_ready < n_pending else []
+
+
+class ScoreMatrix:
+    """The matrix of all scores, of which some columns are read at a time.
+
+    Args:
+        place: folder of the Zarr group (`scores.zarr`).
+
+    Raises:
+        StoreDamagedError: an array of it is gone.
+    """
+
+    def __init__(self, place: Location) -> None:
+        group = zarr.open_group(place.array_store(), mode="r")
+        self._scores = array_at(group, "scores")
+        self.document_ids: list[str] = np.asarray(array_at(group, "document_id")[...]).tolist()
+
+    @property
+    def columns_per_chunk(self) -> int:
+        return int(self._scores.chunks[1])
+
+    def columns(self, numbers: np.ndarray) -> np.ndarray:
+        """(n_queries, n) float32 scores of some documents, in the order asked for."""
+        if len(numbers) and (np.diff(numbers) == 1).all():
+            return np.asarray(self._scores[:, int(numbers[0]) : int(numbers[-1]) + 1])
+        return np.asarray(self._scores.oindex[:, numbers])
 
 
 class ScoreStore(Store):
@@ -116,6 +143,18 @@ class ScoreStore(Store):
         """Folder of the matrix of all scores, if it was kept."""
         path = self.path / "scores.zarr"
         return path if path.is_dir() else None
+
+    @property
+    def matrix(self) -> ScoreMatrix:
+        """The matrix of all scores.
+
+        Raises:
+            StoreIncompleteError: it was not kept.
+        """
+        path = self.matrix_path
+        if path is None:
+            raise StoreIncompleteError(f"{self.path} was made without --scoring.save_matrix: value the corpus with it")
+        return ScoreMatrix(path)
 
     @property
     def total_scores(self) -> np.ndarray | None:

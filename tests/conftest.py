@@ -33,6 +33,7 @@ CHECKED = [
     "tasks.gradients.order",
     "tasks.scoring.blocks",
     "tasks.scoring.tally",
+    "tasks.scoring.averages",
     "tasks.scoring.baselines",
     "tasks.coalitions.additive",
     "tasks.coalitions.games",

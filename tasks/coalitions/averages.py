@@ -1,6 +1,7 @@
-"""Values over several projections: their mean, and how far a value moves from one to another."""
+"""Values over several projections, or checkpoints: their mean, and how far a value moves from one to another."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -9,18 +10,22 @@ from scipy.stats import t as student
 from tasks.coalitions.additive import shares
 from tasks.coalitions.quadrature import in_quadrature
 
-__all__ = ["averaged"]
+__all__ = ["Repeated", "averaged", "mean_document_values", "mean_overlap"]
+
+# What was drawn or trained anew from one table of values to the next: a cause of errors (see tasks.coalitions.values).
+Repeated = Literal["projection", "checkpoint"]
 
 
-def averaged(tables: Sequence[pd.DataFrame], confidence: float) -> pd.DataFrame:
-    """The mean of tables VALUES (storage.schema) over projections drawn with different seeds.
+def averaged(tables: Sequence[pd.DataFrame], confidence: float, repeated: Repeated) -> pd.DataFrame:
+    """The mean of tables VALUES (storage.schema) over projections drawn with different seeds, or over checkpoints.
 
-    The error of the projection is the standard error of that mean. Errors of other causes come from the same documents,
-    queries and orders in all of them, so they do not shrink: they are the root mean squares.
+    The error of the projection, or checkpoint, is the standard error of that mean. Errors of other causes come from the
+    same documents, queries and orders in all of them, so they do not shrink: they are the root mean squares.
 
     Args:
         tables: at least two, of the same rows.
         confidence: of the intervals.
+        repeated: what differs between them.
 
     Raises:
         ValueError: other rows, or values by another game.
@@ -29,7 +34,7 @@ def averaged(tables: Sequence[pd.DataFrame], confidence: float) -> pd.DataFrame:
     for other in tables[1:]:
         if not first[same].equals(other[same]):
             games = sorted({game for table in tables for game in table["game"]})
-            raise ValueError(f"the projections are not valued by one game, but by {' and '.join(games)}")
+            raise ValueError(f"the {repeated}s are not valued by one game, but by {' and '.join(games)}")
     columns = {
         name: np.stack([table[name].to_numpy(np.float64, na_value=np.nan) for table in tables])
         for name in first.columns
@@ -38,7 +43,7 @@ def averaged(tables: Sequence[pd.DataFrame], confidence: float) -> pd.DataFrame:
     values, n = columns["value"], len(tables)
     mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(n)
     causes = {name: _root_mean_square(found) for name, found in columns.items() if name.startswith("error_")}
-    causes["error_projection"] = error
+    causes[f"error_{repeated}"] = error
     reach = student.ppf(0.5 + confidence / 2, n - 1) * error
     found = first.assign(
         value=mean,
@@ -50,6 +55,30 @@ def averaged(tables: Sequence[pd.DataFrame], confidence: float) -> pd.DataFrame:
     by_query = found.groupby(["query_id", "level"], sort=False)["value"]
     found["share"] = by_query.transform(lambda column: shares(column.to_numpy()[None])[0])
     return found
+
+
+def mean_document_values(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The mean of tables DOCUMENT_VALUES (storage.schema), largest first: they add up to the means of their sources.
+
+    Args:
+        tables: at least one, of the same documents in any order.
+    """
+    first = tables[0]
+    by_document = [table.set_index("document_id")["value"].loc[first["document_id"]] for table in tables]
+    mean = first.assign(value=np.mean([values.to_numpy(np.float64) for values in by_document], axis=0))
+    return mean.sort_values("value", ascending=False, kind="stable", ignore_index=True)
+
+
+def mean_overlap(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The mean of tables OVERLAP (storage.schema), over those that know a pair's overlap; NaN where none does.
+
+    Args:
+        tables: at least one, of the same rows.
+    """
+    overlaps = np.stack([table["overlap"].to_numpy(np.float64, na_value=np.nan) for table in tables])
+    n_known = (~np.isnan(overlaps)).sum(axis=0)
+    total = np.nansum(overlaps, axis=0)
+    return tables[0].assign(overlap=np.divide(total, n_known, out=np.full(total.shape, np.nan), where=n_known > 0))
 
 
 def _root_mean_square(parts: np.ndarray) -> np.ndarray:

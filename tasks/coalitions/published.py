@@ -5,11 +5,12 @@ import pandas as pd
 
 from tasks.coalitions.config import PayoutConfig
 from tasks.coalitions.payouts import payouts, published_names
+from tasks.coalitions.values import CAUSES
 
 __all__ = ["published"]
 
 ADDED = ["value", "share", "payout", "n_documents", "n_tokens"]
-UNKNOWN = ["standard_error", "low", "high", "error_coalitions", "error_documents", "error_queries", "error_projection"]
+UNKNOWN = ["standard_error", "low", "high", *(f"error_{cause}" for cause in CAUSES)]
 
 
 def published(values: pd.DataFrame, config: PayoutConfig) -> pd.DataFrame:

@@ -1,11 +1,12 @@
 """Prefect task that turns the sums of a scoring pass into values of sources."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from prefect import task
 
@@ -14,10 +15,10 @@ from storage.corpus import CorpusStore
 from storage.errors import InputError
 from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
-from storage.schema import ALL_QUERIES, VALUES
+from storage.schema import ALL_QUERIES, DOCUMENT_VALUES, OVERLAP, VALUES
 from storage.scores import ScoreStore
 from tasks.cluster import cluster_address, dask_client
-from tasks.coalitions.averages import averaged
+from tasks.coalitions.averages import Repeated, averaged, mean_document_values, mean_overlap
 from tasks.coalitions.check import Check, RetrainedCheck
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.document_values import path_document_values
@@ -41,10 +42,15 @@ from tasks.retries import RETRIES, RETRY_DELAYS, may_help
 
 __all__ = ["GameParts", "average_values", "game_fingerprint", "play_of", "value_sources"]
 
-ALGORITHM = 6
+ALGORITHM = 7
 GAMES = 2
-AVERAGES = 1
+AVERAGES = 2
 LOCAL = ClusterConfig()
+# What to pass where some are valued by the game that was asked for, and some fell back to the additive one.
+REMEDIES = {
+    "projection": "--sources.projection_seeds: {}; raise --projection.rank",
+    "checkpoint": "--model: {}; pass --game additive",
+}
 
 
 @task(
@@ -99,36 +105,68 @@ def value_sources(
     return CoalitionStore.write(root, name, rows, attributes, found.overlap, found.documents)
 
 
-@task(name="average-values", task_run_name="mean over the projections")
-def average_values(store: str, projections: list[StoreRef], confidence: float) -> StoreRef:
-    """The mean of values over projections with different seeds, with the error of the projection.
+@task(name="average-values", task_run_name="mean over the {repeated}s")
+def average_values(
+    store: str,
+    tables: list[StoreRef],
+    confidence: float,
+    repeated: Repeated = "projection",
+    scores: StoreRef | None = None,
+) -> StoreRef:
+    """The mean of values over projections with different seeds, or over checkpoints, with the error of those.
 
     Args:
         store: root of the stores.
-        projections: values of each, the first that of the configuration's own seed.
+        tables: values of each, the first that of the configuration's own seed, or of its first checkpoint.
         confidence: of the intervals.
+        repeated: what differs between them.
+        scores: whose sums by source these are the means of, where there are such; else those of the first.
 
     Raises:
         InputError: not all of them are of one game.
     """
-    stores = [CoalitionStore.open(each) for each in projections]
-    parts = {"averaged": AVERAGES, "projections": [each.fingerprint for each in projections], "confidence": confidence}
+    stores = [CoalitionStore.open(each) for each in tables]
+    names = [each.fingerprint for each in tables]
+    parts: dict[str, Any] = {"averaged": AVERAGES, f"{repeated}s": names, "confidence": confidence}
+    if scores is not None:
+        parts["scores"] = scores.fingerprint
     root, name = StoreFolders(store).values, fingerprint(parts)
     if CoalitionStore.exists(root, name):
         run_logger().info("values %s are there already", name)
         return StoreRef(kind="coalitions", location=str(root / name), fingerprint=name)
     try:
-        table = averaged([each.values.to_pandas() for each in stores], confidence)
+        table = averaged([each.values.to_pandas() for each in stores], confidence, repeated)
     except ValueError as error:
-        raise InputError(f"--sources.projection_seeds: {error}; raise --projection.rank") from None
-    own = stores[0]
-    notes = own.attributes["notes"] | {
-        "projections": len(stores),
-        "errors": f"{own.attributes['notes']['errors']}; of the projection, by {len(stores)} seeds",
-    }
+        raise InputError(REMEDIES[repeated].format(error)) from None
     rows = pa.Table.from_pandas(table, VALUES, preserve_index=False).to_pylist()
-    overlap = None if own.overlap is None else own.overlap.to_pylist()
-    return CoalitionStore.write(root, name, rows, {**own.attributes, **parts, "notes": notes}, overlap)
+    overlap = _mean_rows([each.overlap for each in stores], mean_overlap, OVERLAP)
+    documents = _mean_rows([each.documents for each in stores], mean_document_values, DOCUMENT_VALUES)
+    attributes = {**stores[0].attributes, **parts, "notes": _mean_notes(stores, repeated)}
+    return CoalitionStore.write(root, name, rows, attributes, overlap, documents)
+
+
+def _mean_rows(
+    tables: Sequence[pa.Table | None], mean: Callable[[list[pd.DataFrame]], pd.DataFrame], schema: pa.Schema
+) -> list[dict[str, Any]] | None:
+    """Rows of the mean of optional tables; None where the game has none."""
+    known = [table.to_pandas() for table in tables if table is not None]
+    if not known:
+        return None
+    rows: list[dict[str, Any]] = pa.Table.from_pandas(mean(known), schema, preserve_index=False).to_pylist()
+    return rows
+
+
+def _mean_notes(stores: Sequence[CoalitionStore], repeated: Repeated) -> dict[str, Any]:
+    """What is to be known of the first, but that a game is reliable only where it is so for all."""
+    found = [each.attributes["notes"] for each in stores]
+    counted = f"{len(stores)} seeds" if repeated == "projection" else f"{len(stores)} of them"
+    notes = found[0] | {
+        f"{repeated}s": len(stores),
+        "errors": f"{found[0]['errors']}; of the {repeated}, by {counted}",
+    }
+    if "reliable" in found[0]:
+        notes["reliable"] = all(each.get("reliable", True) for each in found)
+    return dict(notes)
 
 
 def play_of(game: GameParts, names: Sequence[str], pull: float | None) -> Play:

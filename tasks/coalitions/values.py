@@ -16,7 +16,7 @@ from tasks.coalitions.quadrature import in_quadrature
 __all__ = ["CAUSES", "Players", "Values", "value_rows"]
 
 # Of errors, each a column `error_…` of VALUES.
-CAUSES = ("coalitions", "documents", "queries", "projection")
+CAUSES = ("coalitions", "documents", "queries", "projection", "checkpoint")
 
 
 @dataclass(frozen=True)

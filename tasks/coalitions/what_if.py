@@ -14,7 +14,7 @@ from jaxtyping import Float
 from tasks.coalitions.additive import shares
 from tasks.coalitions.estimators import Estimate
 
-__all__ = ["SharesWithout", "SplitGain", "shares_without", "split_gain"]
+__all__ = ["SharesWithout", "SplitGain", "mean_estimate", "shares_without", "split_gain"]
 
 # A gain below this part of the value is that of rounding.
 ROUNDING = 1e-9
@@ -59,6 +59,30 @@ class SplitGain:
         """The gain as a part of the value's size; NaN where that is 0."""
         size = np.abs(self.whole)
         return np.divide(self.gain, size, out=np.full_like(size, np.nan), where=size > 0)
+
+
+def mean_estimate(checkpoints: Sequence[Estimate]) -> Estimate:
+    """The mean of what several checkpoints estimate of the same players.
+
+    Errors and ends of intervals are means, too, as if all checkpoints erred alike: where they do not, the interval
+    covers more than it says. How far the mean would move with other checkpoints, it does not tell.
+
+    Args:
+        checkpoints: at least one, of the same queries and players.
+    """
+
+    def mean(arrays: list[np.ndarray]) -> np.ndarray:
+        found: np.ndarray = np.mean(arrays, axis=0)
+        return found
+
+    return Estimate(
+        values=mean([each.values for each in checkpoints]),
+        standard_errors=mean([each.standard_errors for each in checkpoints]),
+        low=mean([each.low for each in checkpoints]),
+        high=mean([each.high for each in checkpoints]),
+        n_coalitions=max(each.n_coalitions for each in checkpoints),
+        estimator=checkpoints[0].estimator,
+    )
 
 
 def shares_without(others: Estimate, absent: Sequence[int]) -> SharesWithout:

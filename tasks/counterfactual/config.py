@@ -1,6 +1,6 @@
 """Parameters of training a model again, and of an audit."""
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.configuration import Configuration
 
@@ -73,6 +73,12 @@ class AuditConfig(Configuration):
         if len(set(names)) < len(names):
             raise ValueError("a method is named twice")
         return names
+
+    @model_validator(mode="after")
+    def _enough(self) -> "AuditConfig":
+        if self.tune and self.subsets < 6:
+            raise ValueError("--audit.tune: takes half of the subsets to choose on: pass --audit.subsets 6 or more")
+        return self
 
     @field_validator("problem")
     @classmethod

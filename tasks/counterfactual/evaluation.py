@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from tasks.counterfactual.lds import Agreement, ceiling, difference, lds, predicted, rank_correlations
 
-__all__ = ["Truth", "ceiling_row", "mean_with_error", "method_rows", "source_rows"]
+__all__ = ["REACH", "Truth", "ceiling_row", "mean_with_error", "method_rows", "source_rows"]
 
 # Of a normal distribution, for intervals of 95 %.
 REACH = 1.959963984540054

@@ -304,7 +304,7 @@ def evaluate(
         cost = LayerStore.open(each.scores).attributes
         row |= {"control": each.run.control, "seconds": cost["seconds"], "bytes": cost["bytes"]}
         for column, found in (("sources", further), ("removal", rises), ("patch", falls)):
-            row[column], row[f"{column}_error"] = found.get(each.name, (None, None))
+            row[column], row[f"{column}_error"] = map(_known, found.get(each.name, (None, None)))
     return Findings(
         ceiling=ceiling_row(truth),
         rows=rows,
@@ -313,6 +313,11 @@ def evaluate(
         n_documents=truth.masks.shape[1],
         baseline_loss=float(-truth.outcomes.mean()),
     )
+
+
+def _known(value: float | None) -> float | None:
+    """JSON has no NaN, which the error of a single query is."""
+    return None if value is None or value != value else value
 
 
 def _truth(subsets: StoreRef) -> Truth:

@@ -1,18 +1,22 @@
-"""Parameters of loading a checkpoint."""
+"""Parameters of loading a checkpoint, and of a run's checkpoints."""
 
-from typing import Literal
+import os.path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from tasks.configuration import Configuration
 
-__all__ = ["ModelConfig"]
+__all__ = ["ModelConfig", "ModelsConfig"]
 
 
-class ModelConfig(Configuration):
-    """The causal language model, or sequence classifier, whose training data is valued."""
+Name = Annotated[str, Field(min_length=1)]
 
-    name: str = Field(min_length=1, description="Hugging Face name or a local checkpoint folder (safetensors only).")
+
+class _Loading(Configuration):
+    """How weights are loaded, and what of them is tracked."""
+
+    name: Any  # of one checkpoint or of several, see below; here because it comes first in forms and help
     base: str | None = Field(
         None,
         min_length=1,
@@ -37,3 +41,57 @@ class ModelConfig(Configuration):
     exclude: list[str] = Field(
         default_factory=list, description="Do not track layers whose name matches one of these patterns."
     )
+
+
+class ModelConfig(_Loading):
+    """One checkpoint of the causal language model, or sequence classifier, whose training data is valued."""
+
+    name: str = Field(min_length=1, description="Hugging Face name or a local checkpoint folder (safetensors only).")
+
+
+class ModelsConfig(_Loading):
+    """The causal language model, or sequence classifier, whose training data is valued: one checkpoint, or several."""
+
+    name: list[Name] = Field(
+        min_length=1,
+        description="Hugging Face name or a local checkpoint folder (safetensors only); of several checkpoints or "
+        "seeds of one model, which share its tokenizer, scores and values are averaged.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one(cls, given: Any) -> Any:
+        return given.model_dump(exclude_unset=True) if isinstance(given, ModelConfig) else given
+
+    @field_validator("name", mode="before", json_schema_input_type=list[Name] | Name)
+    @classmethod
+    def _single(cls, name: Any) -> Any:
+        return [name] if isinstance(name, str) else name
+
+    @field_validator("name")
+    @classmethod
+    def _distinct(cls, name: list[str]) -> list[str]:
+        seen: set[str] = set()
+        for each in name:
+            folder = os.path.normpath(each)
+            if folder in seen:
+                raise ValueError(f"{each} is given twice")
+            seen.add(folder)
+        return name
+
+    @property
+    def checkpoints(self) -> tuple[ModelConfig, ...]:
+        """Each checkpoint by itself, in the given order; base, precision, device and layers are those of all."""
+        settings = self.model_dump(exclude={"name"})
+        return tuple(ModelConfig(name=each, **settings) for each in self.name)
+
+    @property
+    def only(self) -> ModelConfig:
+        """The checkpoint of a run of one.
+
+        Raises:
+            ValueError: the run is of several.
+        """
+        if len(self.name) != 1:
+            raise ValueError(f"expected one checkpoint, got {len(self.name)}")
+        return self.checkpoints[0]

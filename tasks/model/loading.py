@@ -29,7 +29,7 @@ from tasks.model.layers import TrackedLayer, tracked_layers
 from tasks.model.sharding import shard
 from tasks.model.weights import refuse_missing, refuse_pickled
 
-__all__ = ["LoadedModel", "base_weights", "load", "model_fingerprint", "tokenizer_fingerprint"]
+__all__ = ["LoadedModel", "base_weights", "load", "model_fingerprint", "tokenizer_fingerprint", "vocabulary"]
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -89,6 +89,17 @@ def load(config: ModelConfig, towards_base: float = 0.0) -> LoadedModel:
     if config.base is None:
         raise InputError("--model.base: not given, so that nothing is known of where training began")
     return _loaded(config.model_dump_json(), files + _files_state(config.base), towards_base)
+
+
+def vocabulary(name: str) -> tuple[str, tuple[str, ...] | None]:
+    """Fingerprint of a checkpoint's tokenizer, and the classes of a classifier; no weights are read.
+
+    Raises:
+        InputError: no such checkpoint.
+    """
+    with _loading(name):
+        labels = _labels(AutoConfig.from_pretrained(_base_name(name), trust_remote_code=False))
+    return tokenizer_fingerprint(_tokenizer(name)), labels
 
 
 def base_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]:

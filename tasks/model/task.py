@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prefect import task
+from transformers import PreTrainedTokenizerFast
 
 from storage.manifest import is_complete, read_manifest, write_manifest
 from storage.ref import fingerprint
@@ -19,15 +20,26 @@ __all__ = ["train_small_model"]
 
 
 @task(name="train-model", task_run_name="train a small model")
-def train_small_model(folder: str, corpus: CorpusConfig, settings: SmallModel) -> str:
+def train_small_model(folder: str, corpus: CorpusConfig, settings: SmallModel, start: str | None = None) -> str:
     """Train a small language model on a corpus, unless the folder holds the one this would give.
+
+    Args:
+        folder: of the model.
+        corpus: the documents.
+        settings: size and training.
+        start: folder of a model that training goes on from, with its tokenizer; None: weights drawn anew.
 
     Returns:
         The folder.
     """
     target = Path(folder)
     texts = [document.text for document in read_documents(corpus)]
-    name = fingerprint({"texts": texts, "settings": asdict(settings)})
+    parts = {"texts": texts, "settings": asdict(settings)}
+    tokenizer = None
+    if start is not None:
+        parts["start"] = read_manifest(Path(start))["fingerprint"]
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+    name = fingerprint(parts)
     if is_complete(target) and read_manifest(target)["fingerprint"] == name:
         run_logger().info("the model is there already: %s", target)
         return folder
@@ -42,7 +54,8 @@ def train_small_model(folder: str, corpus: CorpusConfig, settings: SmallModel) -
                 if step % 100 == 0:
                     run_logger().info("step %s of %s, loss %.3f nats a token", step, steps, loss)
 
-            loss = train_language_model(texts, partial, settings, on_step)
+            begin = None if start is None else Path(start)
+            loss = train_language_model(texts, partial, settings, on_step, tokenizer, begin)
         write_manifest(partial, {"fingerprint": name, "settings": asdict(settings), "loss": loss})
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)

@@ -17,11 +17,13 @@ class Certainty:
         warning: why the values are not of the game that was asked for; empty where they are.
         check: what the game predicted against what was measured.
         intervals: how many tell a sign or an order.
+        averages: what the values are means over; empty where they are of one checkpoint and one projection.
     """
 
     warning: str
     check: str
     intervals: str
+    averages: str
 
 
 def certainty(sources: Sequence[Mapping[str, Any]], notes: Mapping[str, Any]) -> Certainty:
@@ -31,7 +33,7 @@ def certainty(sources: Sequence[Mapping[str, Any]], notes: Mapping[str, Any]) ->
         sources: rows of VALUES of all queries together, largest value first.
         notes: what was written beside the values (`Check.facts`, `Outcome.facts`, `fallback`).
     """
-    return Certainty(_warning(notes), _check(notes), _intervals(sources))
+    return Certainty(_warning(notes), _check(notes), _intervals(sources), _averages(notes))
 
 
 def _warning(notes: Mapping[str, Any]) -> str:
@@ -73,6 +75,21 @@ def _retrained(notes: Mapping[str, Any]) -> str:
     )
     if "coalitions" in notes:
         said += f" Values come from {int(notes['coalitions']):,} trainings ({notes.get('estimator', 'all of them')})."
+    return said
+
+
+def _averages(notes: Mapping[str, Any]) -> str:
+    repeated = [f"{int(notes[what]):,} {what}" for what in ("checkpoints", "projections") if what in notes]
+    if not repeated:
+        return ""
+    said = (
+        f"Values are the mean over {' and '.join(repeated)}, and intervals tell how far it would move with others of "
+        "their kind: a few leave them wide."
+    )
+    if "missed" in notes or "reach" in notes:
+        said += " The check is that of the first."
+    if "checkpoints" in notes:
+        said += " The window that a passage shows is that of the first checkpoint."
     return said
 
 

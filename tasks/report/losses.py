@@ -1,6 +1,7 @@
 """The model's loss of each query, as it was measured while the query's gradient was taken."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ from storage.corpus import CorpusStore
 from storage.gradients import GradientStore
 from storage.schema import NO_CLASS
 
-__all__ = ["QueryLoss", "query_losses"]
+__all__ = ["QueryLoss", "mean_losses", "query_losses"]
 
 
 @dataclass(frozen=True)
@@ -55,4 +56,16 @@ def query_losses(queries: CorpusStore, gradients: GradientStore) -> dict[str, Qu
             of_class=bool(of_class[own].any()),
         )
         for query_id, losses, own in zip(ids, columns, ranges, strict=True)
+    }
+
+
+def mean_losses(checkpoints: Sequence[Mapping[str, QueryLoss]]) -> dict[str, QueryLoss]:
+    """Query id → its mean loss.
+
+    Args:
+        checkpoints: losses of the same queries by each of them, at least one.
+    """
+    return {
+        query_id: replace(loss, total=float(np.mean([each[query_id].total for each in checkpoints])))
+        for query_id, loss in checkpoints[0].items()
     }

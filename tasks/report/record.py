@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from storage.corpus import CorpusStore
 from storage.gradients import GradientStore
 from storage.manifest import replace_file
 from storage.ref import StoreRef, fingerprint
+from tasks.coalitions.values import CAUSES
 from tasks.report.parameters import of_the_valuation
 from tasks.report.summary import Summary
 from tasks.report.tracking import LoggedRun
-from tasks.report.valuation import ValuationParts, game_notes, versions
+from tasks.report.valuation import CheckpointParts, ValuationParts, game_notes, versions
 
 __all__ = ["mlflow_record", "record", "valuation_fingerprint", "with_run", "write_record"]
 
@@ -26,8 +27,8 @@ def record(parts: ValuationParts, gathered: Summary) -> dict[str, Any]:
         "model": parts.model_fingerprint,
         "corpus": parts.corpus.fingerprint,
         "queries": parts.queries.fingerprint,
-        "gradients": parts.gradients.fingerprint,
-        "curvature": parts.curvature.fingerprint if parts.curvature else None,
+        "gradients": _fingerprints([each.gradients for each in parts.checkpoints] or [parts.gradients]),
+        "curvature": _fingerprints([each.curvature for each in parts.checkpoints] or [parts.curvature]),
         "scores": parts.scores.fingerprint,
         "values": parts.values.fingerprint,
     }
@@ -44,14 +45,12 @@ def record(parts: ValuationParts, gathered: Summary) -> dict[str, Any]:
             "scores": parts.scores.location,
             "values": {_grouping(ref): ref.location for ref in (parts.values, *parts.further_values)},
         },
+        "checkpoints": [_checkpoint(each) for each in parts.checkpoints],  # none where there is one
         "counts": _counts(parts, gathered),
         "parameters": parts.parameters,
         "game": game_notes(parts),
         "standard_errors": {  # of all queries together
-            row["source"]: {
-                cause: _finite(row[f"error_{cause}"]) for cause in ("coalitions", "documents", "queries", "projection")
-            }
-            for row in gathered.sources
+            row["source"]: {cause: _finite(row[f"error_{cause}"]) for cause in CAUSES} for row in gathered.sources
         },
         "versions": versions(),
         "seconds": parts.timings,
@@ -91,6 +90,28 @@ def mlflow_record(logged: LoggedRun) -> dict[str, Any]:
 def write_record(folder: Path, content: Mapping[str, Any]) -> None:
     """Write `valuation.json`, at once or not at all."""
     replace_file(folder / "valuation.json", json.dumps(content, indent=2).encode())
+
+
+def _fingerprints(stores: Sequence[StoreRef | None]) -> str | None:
+    """Of a store of each checkpoint, joined by commas; None where there is none."""
+    return ", ".join(each.fingerprint for each in stores if each is not None) or None
+
+
+def _checkpoint(parts: CheckpointParts) -> dict[str, Any]:
+    """One of several checkpoints: its weights, and the stores it was valued by."""
+    stores = {
+        "gradients": parts.gradients,
+        "query_gradients": parts.query_gradients,
+        "curvature": parts.curvature,
+        "scores": parts.scores,
+        "values": parts.values,
+    }
+    made = {name: ref for name, ref in stores.items() if ref is not None}
+    return {
+        "model": parts.model_name,
+        "fingerprints": {"model": parts.model_fingerprint} | {name: ref.fingerprint for name, ref in made.items()},
+        "stores": {name: ref.location for name, ref in made.items()},
+    }
 
 
 def _counts(parts: ValuationParts, gathered: Summary) -> dict[str, int]:

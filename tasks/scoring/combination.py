@@ -74,6 +74,11 @@ class Combination:
                 columns = np.repeat(self._open.pop(key)[:, None], len(joined), axis=1)
                 self._merge(self._block(columns, joined), columns, joined)
 
+    def add_whole(self, block: np.ndarray, documents: np.ndarray) -> None:
+        """Merge (n_queries, n) scores of documents none of which comes in parts, and their numbers (n,)."""
+        tally = block_tally(block, documents, self._sources[documents], self._n_sources, self._k, self.reached)
+        self._merge(tally, block, documents)
+
     def _merge(self, tally: Tally, block: np.ndarray | None, documents: np.ndarray) -> None:
         self._waiting.append(tally)
         if len(self._waiting) >= MERGED_TOGETHER:

@@ -1,7 +1,8 @@
-"""Prefect task that scores every document for every query: one task that holds a Dask client."""
+"""Prefect tasks that score every document for every query: one that holds a Dask client, and one that averages."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,31 @@ from prefect import task
 from storage.corpus import CorpusStore
 from storage.errors import InputError, StoreIncompleteError
 from storage.gradients import GradientStore
-from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore, ScoreWriter
 from tasks.cluster import MOST_LOSSES, dask_client, named_losses
 from tasks.coalitions.groupings import SOURCE
-from tasks.coalitions.players import document_groups
 from tasks.configuration import ClusterConfig
 from tasks.curvature.config import DampingConfig
-from tasks.curvature.precondition import Preconditioner, damped_inverse
 from tasks.progress import progress, run_logger
 from tasks.retries import RETRIES, RETRY_DELAYS, may_help
-from tasks.scoring.blocks import Preconditioned, Whitenings, self_influence, window_scores
+from tasks.scoring.averages import mean_blocks
+from tasks.scoring.blocks import Preconditioned
 from tasks.scoring.combination import Combination
 from tasks.scoring.config import ScoringConfig
+from tasks.scoring.passages import passages, source_sums
 from tasks.scoring.plan import ShardWork, corpus_places, shard_works
-from tasks.scoring.players import Players, chosen_sources, players
-from tasks.scoring.queries import LayerColumns, layer_columns, preconditioned, whitenings
+from tasks.scoring.players import Players
+from tasks.scoring.ready import Pass, ReadyPass, counted_layers, ready_players
 from tasks.scoring.shards import ShardScores, score_shard
 from tasks.scoring.tally import Tally
 
-__all__ = ["damped_inverses", "score_corpus"]
+__all__ = ["average_scores", "score_corpus"]
 
 ALGORITHM = 1
+AVERAGES = 1
 SHARDS_AHEAD = 4
 
 
@@ -84,57 +85,91 @@ def score_corpus(
         run_logger().info("scores %s are there already", name)
         return ref
     documents, query_store = CorpusStore.open(corpus), CorpusStore.open(queries)
-    gradient_store = GradientStore.open(gradients)
-    scored = _players(documents, scoring, grouping)
-    columns = _layer_columns(gradient_store, scoring)
-    inverses = damped_inverses(curvature, damping_config)
-    query_rows = np.concatenate(GradientStore.open(query_gradients).rows_of(query_store.contents))
-    queries_ready = preconditioned(query_rows, columns, inverses, scoring.kind)
+    scored = ready_players(documents, scoring, grouping)
+    ready = ReadyPass.of(documents, scored, gradients, query_store, query_gradients, curvature, damping_config, scoring)
     query_ids = [*query_store.column("document_id").to_pylist(), ALL_QUERIES]
     with ScoreStore.writing(root, name) as target:
-        tally = _tally(
-            gradient_store, documents, scored, queries_ready, scoring, cluster, query_ids, target.matrix_path
-        )
-        by_number = _rows_of_kept(tally, scored, documents, gradient_store)
-        relative = whitenings(columns, inverses)
-        passages = _passages(tally, scored, documents, by_number, queries_ready, relative, query_ids)
-        by_layer = None
-        if scoring.by_layer:
-            by_layer = _layer_scores(tally, passages, by_number, queries_ready, columns)
-        target.write(passages, _source_sums(tally, scored, query_ids), parts, by_layer)
+        tally = _tally(ready, scoring, cluster, query_ids, target.matrix_path)
+        table, by_layer = passages(tally, documents, scored, [ready], query_ids, by_layer=scoring.by_layer)
+        target.write(table, source_sums(tally, scored, query_ids), parts, by_layer)
     return ref
 
 
-def _players(corpus: CorpusStore, scoring: ScoringConfig, grouping: str) -> Players:
-    sources = corpus.column("source").to_pylist()
-    try:
-        kept = chosen_sources(sorted(set(sources)), scoring.sources, scoring.without_sources)
-    except ValueError as error:
-        raise InputError(f"--scoring.sources: {error}") from None
-    chosen = np.fromiter((source in kept for source in sources), bool, len(sources))
-    ids, n_tokens = corpus.column("document_id").to_pylist(), corpus.column("n_tokens").to_numpy()
-    return players(ids, document_groups(corpus, grouping), n_tokens, chosen)
+@task(
+    name="average-scores",
+    task_run_name="mean scores over the checkpoints",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_help,
+)
+def average_scores(
+    store: str,
+    corpus: StoreRef,
+    queries: StoreRef,
+    passes: list[Pass],
+    damping_config: DampingConfig,
+    scoring: ScoringConfig,
+    grouping: str = SOURCE,
+) -> StoreRef:
+    """The mean of the scores of several checkpoints, kept as those of one pass are: top k, bottom k, sums, matrix.
+
+    Matrices are read a chunk at a time. A passage is the first checkpoint's telling window.
+
+    Args:
+        store: root of the stores.
+        corpus, queries: of all passes.
+        passes: one a checkpoint, each with the matrix of all its scores.
+        damping_config: of all passes.
+        scoring: of all passes, and what is kept of the mean.
+        grouping: of the documents, whatever that of the passes was.
+
+    Raises:
+        StoreIncompleteError: a pass kept no matrix.
+        InputError: `by_layer`, and the checkpoints' layers differ.
+        ValueError: the passes are not of the same documents.
+    """
+    parts = {
+        "mean scores": AVERAGES,
+        "corpus": corpus.fingerprint,
+        "queries": queries.fingerprint,
+        "passes": [each.scores.fingerprint for each in passes],
+        **scoring.model_dump(),
+        **({} if grouping == SOURCE else {"grouping": grouping}),
+    }
+    root, name = StoreFolders(store).scores, fingerprint(parts)
+    ref = StoreRef(kind="scores", location=str(root / name), fingerprint=name)
+    if ScoreStore.exists(root, name):
+        run_logger().info("scores %s are there already", name)
+        return ref
+    if scoring.by_layer:
+        _refuse_other_layers(passes, scoring)
+    documents, query_store = CorpusStore.open(corpus), CorpusStore.open(queries)
+    scored = ready_players(documents, scoring, grouping)
+    ready = (
+        ReadyPass.of(
+            documents,
+            scored,
+            each.gradients,
+            query_store,
+            each.query_gradients,
+            each.curvature,
+            damping_config,
+            scoring,
+        )
+        for each in passes
+    )
+    query_ids = [*query_store.column("document_id").to_pylist(), ALL_QUERIES]
+    with ScoreStore.writing(root, name) as target:
+        tally = _mean_tally(documents, scored, passes, scoring, query_ids, target.matrix_path)
+        table, by_layer = passages(tally, documents, scored, ready, query_ids, by_layer=scoring.by_layer)
+        target.write(table, source_sums(tally, scored, query_ids), parts, by_layer)
+    return ref
 
 
-def damped_inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, Preconditioner]:
-    """The damped inverse of each layer's curvature; empty without a curvature."""
-    inverses = {}
-    if curvature is not None:
-        fitted = LayerStore.open(curvature)
-        for layer in fitted.layers:
-            name = layer["name"]
-            try:
-                inverses[name] = damped_inverse({key: fitted.matrix(name, key) for key in fitted.names(name)}, config)
-            except ValueError as error:
-                raise InputError(f"layer {name}: {error}; pass --curvature.damping.rule absolute") from None
-    return inverses
-
-
-def _layer_columns(gradients: GradientStore, scoring: ScoringConfig) -> LayerColumns:
-    try:
-        return layer_columns(gradients.layers, scoring.layers)
-    except ValueError as error:
-        raise InputError(f"--scoring.layers: {error}") from None
+def _refuse_other_layers(passes: Sequence[Pass], scoring: ScoringConfig) -> None:
+    names = {tuple(name for name, _ in counted_layers(GradientStore.open(each.gradients), scoring)) for each in passes}
+    if len(names) > 1:
+        raise InputError("--scoring.by_layer: the checkpoints have other layers; leave --scoring.by_layer out")
 
 
 def _shard_results(
@@ -192,133 +227,72 @@ def _shard_results(
 
 
 def _tally(
-    gradients: GradientStore,
+    ready: ReadyPass, scoring: ScoringConfig, cluster: ClusterConfig, query_ids: list[str], matrix_path: Path
+) -> Tally:
+    """Stream all shards through the cluster and merge what they give, in the order of the shards."""
+    corpus, players = ready.corpus, ready.players
+    scored = _scored(corpus, players)
+    places = corpus_places(corpus.contents[scored], players.numbers[scored])
+    works: list[ShardWork] = []
+    for segment in ready.gradients.segments():
+        usable = np.where(segment.content_done(), segment.contents, b"")
+        works += shard_works(str(segment.path), usable, segment.first_rows, segment.rows_per_shard, places)
+    with _combination(corpus, players, scoring, query_ids, matrix_path) as combination:
+        with (
+            dask_client(cluster, len(works)) as client,
+            progress("scores", len(works), "shard") as bar,
+        ):
+            for work, result in _shard_results(client, works, ready.queries, players, scoring, combination):
+                combination.add(work, result.tally, result.partial, result.block, result.documents)
+                bar.advance()
+        n_scored = int(combination.tally.counts.sum())
+        if n_scored != int(scored.sum()):
+            raise StoreIncompleteError(
+                f"the store holds gradients of {n_scored} of {int(scored.sum())} documents: run index-corpus first"
+            )
+    return combination.tally
+
+
+def _mean_tally(
     corpus: CorpusStore,
     players: Players,
-    preconditioned: Preconditioned,
+    passes: Sequence[Pass],
     scoring: ScoringConfig,
-    cluster: ClusterConfig,
     query_ids: list[str],
     matrix_path: Path,
 ) -> Tally:
-    """Stream all shards through the cluster and merge what they give, in the order of the shards."""
-    scored = (corpus.column("n_windows").to_numpy() > 0) & players.chosen
-    places = corpus_places(corpus.contents[scored], players.numbers[scored])
-    works: list[ShardWork] = []
-    for segment in gradients.segments():
-        usable = np.where(segment.content_done(), segment.contents, b"")
-        works += shard_works(str(segment.path), usable, segment.first_rows, segment.rows_per_shard, places)
+    """Stream the passes' matrices and merge the blocks of their mean, in the order of the first."""
+    matrices = [ScoreStore.open(each.scores).matrix for each in passes]
     ids = corpus.column("document_id").to_pylist()
-    writer = ScoreWriter(matrix_path, query_ids, int(scored.sum())) if scoring.save_matrix else None
+    numbers = {ids[row]: number for number, row in enumerate(players.rows)}
+    with (
+        _combination(corpus, players, scoring, query_ids, matrix_path) as combination,
+        progress("mean scores", int(_scored(corpus, players).sum()), "document") as bar,
+    ):
+        for block, names in mean_blocks(matrices):
+            combination.add_whole(block, np.fromiter((numbers[name] for name in names), np.int64, len(names)))
+            bar.advance(len(names))
+    return combination.tally
+
+
+def _scored(corpus: CorpusStore, players: Players) -> np.ndarray:
+    """(n_corpus,) bool: the document has a score."""
+    scored: np.ndarray = (corpus.column("n_windows").to_numpy() > 0) & players.chosen
+    return scored
+
+
+@contextmanager
+def _combination(
+    corpus: CorpusStore, players: Players, scoring: ScoringConfig, query_ids: list[str], matrix_path: Path
+) -> Iterator[Combination]:
+    """What blocks of scores are added to; the matrix of all of them is whole when the block ends, if it is kept."""
+    ids = corpus.column("document_id").to_pylist()
+    writer = ScoreWriter(matrix_path, query_ids, int(_scored(corpus, players).sum())) if scoring.save_matrix else None
 
     def keep(block: np.ndarray, documents: np.ndarray) -> None:
         if writer is not None:
             writer.add(block, [ids[players.rows[number]] for number in documents])
 
-    combination = Combination(players.sources, len(players.names), len(query_ids), scoring.top_k, keep)
-    with (
-        dask_client(cluster, len(works)) as client,
-        progress("scores", len(works), "shard") as bar,
-    ):
-        for work, result in _shard_results(client, works, preconditioned, players, scoring, combination):
-            combination.add(work, result.tally, result.partial, result.block, result.documents)
-            bar.advance()
-    n_scored = int(combination.tally.counts.sum())
-    if n_scored != int(scored.sum()):
-        raise StoreIncompleteError(
-            f"the store holds gradients of {n_scored} of {int(scored.sum())} documents: run index-corpus first"
-        )
+    yield Combination(players.sources, len(players.names), len(query_ids), scoring.top_k, keep)
     if writer is not None:
         writer.close()
-    return combination.tally
-
-
-def _source_sums(tally: Tally, players: Players, query_ids: list[str]) -> list[dict[str, Any]]:
-    return [
-        {
-            "query_id": query_id,
-            "source": name,
-            "sum": float(tally.sums[row, number]),
-            "sum_of_squares": float(tally.squares[row, number]),
-            "n_documents": int(players.n_documents[number]),
-            "n_tokens": int(players.n_tokens[number]),
-        }
-        for row, query_id in enumerate(query_ids)
-        for number, name in enumerate(players.names)
-    ]
-
-
-def _rows_of_kept(
-    tally: Tally, players: Players, corpus: CorpusStore, gradients: GradientStore
-) -> dict[int, np.ndarray]:
-    """Document number → (n_windows, n_columns) gradients of every document among the best or the worst."""
-    numbers = np.unique(np.concatenate([tally.top.documents, tally.bottom.documents], axis=None))
-    numbers = numbers[numbers >= 0]
-    found = gradients.rows_of(corpus.contents[players.rows[numbers]])
-    return dict(zip(numbers.tolist(), found, strict=True))
-
-
-def _passages(
-    tally: Tally,
-    players: Players,
-    corpus: CorpusStore,
-    by_number: dict[int, np.ndarray],
-    preconditioned: Preconditioned,
-    whitening: Whitenings,
-    query_ids: list[str],
-) -> list[dict[str, Any]]:
-    """The best documents of each query (rank 1, 2, …) and the worst (rank -1, -2, …), with their telling window."""
-    rows = players.rows[list(by_number)]
-    documents = dict(zip(by_number, corpus.documents(rows), strict=True))
-    passages = []
-    for query, sign, place, number, score in _kept(tally):
-        one_query = Preconditioned(preconditioned.queries[query : query + 1], preconditioned.whitening)
-        relative = Preconditioned(one_query.queries, whitening)
-        by_window = window_scores(by_number[number], one_query)[0]
-        window = int(corpus.first_windows[players.rows[number]]) + int(np.argmax(sign * by_window))
-        start = int(corpus.windows["character_start"][window])
-        end = int(corpus.windows["character_end"][window])
-        passages.append(
-            {
-                "query_id": query_ids[query],
-                "rank": sign * (place + 1),
-                "document_id": documents[number]["document_id"],
-                "source": documents[number]["source"],
-                "score": score,
-                "relative_score": float(window_scores(by_number[number], relative)[0].sum()),
-                "window_start": start,
-                "text": documents[number]["text"][start:end],
-            }
-        )
-    return passages
-
-
-def _kept(tally: Tally) -> Iterator[tuple[int, int, int, int, float]]:
-    """(query, 1 or -1, place, document number, score) of the best, then of the worst documents."""
-    for sign, kept in ((1, tally.top), (-1, tally.bottom)):
-        for query in range(len(kept.documents)):
-            for place in np.flatnonzero(kept.documents[query] >= 0):
-                number, score = int(kept.documents[query, place]), float(kept.scores[query, place])
-                yield query, sign, int(place), number, score
-
-
-def _layer_scores(
-    tally: Tally,
-    passages: list[dict[str, Any]],
-    by_number: dict[int, np.ndarray],
-    preconditioned: Preconditioned,
-    columns: LayerColumns,
-) -> list[dict[str, Any]]:
-    """What each layer gave to each kept document's score; they add up to it."""
-    table = []
-    for (query, _, _, number, _), passage in zip(_kept(tally), passages, strict=True):
-        rows = by_number[number].astype(np.float32)
-        norms = np.ones(len(rows))
-        if preconditioned.whitening is not None:
-            norms = np.sqrt(self_influence(rows, preconditioned.whitening))
-        weights = np.divide(1.0, norms, out=np.zeros(len(rows)), where=norms > 0)
-        for name, where in columns:
-            score = float(weights @ (rows[:, where] @ preconditioned.queries[query, where]).astype(np.float64))
-            common = {key: passage[key] for key in ("query_id", "rank", "document_id")}
-            table.append({**common, "layer": name, "score": score})
-    return table

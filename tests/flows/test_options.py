@@ -8,7 +8,9 @@ from click.testing import CliRunner
 from flows.cli import cli
 from flows.config import ValueConfig
 from flows.options import ConfiguredCommand, command_line, configuration, options
+from flows.runs import run_title
 from storage.errors import InputError
+from tasks.model.config import ModelConfig
 
 NEEDED = {"model__name": "m", "corpus__files": ("a", "b"), "queries__file": "q", "results": "r"}
 
@@ -41,6 +43,13 @@ def test_options_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
         ({**NEEDED, "config_file": "gone.yaml"}, "gone.yaml: cannot be read"),
         ({**NEEDED, "sources__game": "path", "sources__semivalue": "banzhaf"}, "path values are averages along a path"),
         ({**NEEDED, "sources__game": "newton", "scoring__layers": ("*",)}, "the game newton is over all sources and"),
+        ({**NEEDED, "model__name": ("m", "m")}, "--model: m is given twice, got ['m', 'm']"),
+        ({**NEEDED, "model__name": ("a/m", "b", "./a//m/")}, "--model: ./a//m/ is given twice"),
+        ({**NEEDED, "model__name": ("m", "")}, "--model: string should have at least 1 character"),
+        (
+            {**NEEDED, "model__name": ("m", "n"), "model__base": "b", "sources__game": "retrain"},
+            "the game retrain is played from --model.base, not from checkpoints: pass one --model",
+        ),
     ],
 )
 def test_wrong_options(given, message):
@@ -67,6 +76,43 @@ def test_wrong_files(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_models_are_one_or_several_in_files_and_on_the_command_line(tmp_path):
+    path = tmp_path / "c.yaml"
+    for text, names in (("m", ["m"]), ("[m, n]", ["m", "n"])):
+        path.write_text(f"model: {{name: {text}, base: b}}\n")
+        config = configuration(ValueConfig, {**NEEDED, "model__name": None, "config_file": str(path)})
+        assert config.model.name == names
+        assert [(each.name, each.base) for each in config.model.checkpoints] == [(name, "b") for name in names]
+    for words in (["--model", "m", "--model", "n"], ["--model", "m", "n"], ["--model=m", "--model=n"]):
+        command = ConfiguredCommand("value", params=options(ValueConfig), callback=lambda **given: given)
+        assert command.main(words, standalone_mode=False)["model__name"] == ("m", "n")
+
+
+def test_a_run_of_several_models_is_one_of_each():
+    config = configuration(ValueConfig, {**NEEDED, "model__name": ("m", "n"), "model__dtype": "float32"})
+    assert [one.model.only for one in config.by_checkpoint] == list(config.model.checkpoints)
+    assert all(one.corpus == config.corpus for one in config.by_checkpoint)
+    with pytest.raises(ValueError, match="expected one checkpoint, got 2"):
+        _ = config.model.only
+
+
+def test_parameters_of_one_checkpoint_are_those_of_a_run_of_one():
+    """In code, and in the form of a deployment, whose parameters are checked against the schema."""
+    one = ModelConfig(name="m", exclude=["head"])
+    config = ValueConfig.model_validate(
+        {"model": one, "corpus": {"files": ["c"]}, "queries": {"file": "q"}, "results": "r"}
+    )
+    assert config.model.checkpoints == (one,)
+    name = ValueConfig.model_json_schema()["$defs"]["ModelsConfig"]["properties"]["name"]
+    assert [kind["type"] for kind in name["anyOf"]] == ["array", "string"]
+    assert name["description"]
+
+
+def test_the_title_says_how_many_checkpoints():
+    assert run_title(["runs/m"], ["data/c.jsonl"]) == "m on c.jsonl"
+    assert run_title(["a/m", "b/n"], ["c.jsonl", "d"]) == "2 checkpoints (m, n) on c.jsonl, d"
+
+
 def test_help_of_every_command():
     runner = CliRunner()
     for name in cli.commands:
@@ -85,6 +131,7 @@ def test_help_of_every_command():
             "projection__kind": "pca",
             "curvature__damping__value": "1e-3",
         },
+        {"model__name": ("run/step 800", "run/step-1000", "-odd")},
         {"scoring__save_matrix": True, "scoring__sources": ("news*",), "sources__by": ("publisher>section", "source")},
         {
             "sources__game": "newton",

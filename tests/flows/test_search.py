@@ -12,7 +12,7 @@ from storage.gradients import GradientStore
 from tasks.curvature.config import CurvatureConfig
 from tasks.gradients.config import GradientsConfig
 from tasks.scoring.sketches import best_rows, sketch_matrix
-from tests.reference.checkpoints import TEXTS
+from tests.reference.checkpoints import TEXTS, save_another
 from tests.reference.pipeline import MAX_LENGTH, Pipeline, matrix_by_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*swig.*", "ignore:.*Swig.*")
@@ -70,6 +70,31 @@ def test_a_search_finds_what_an_exact_pass_ranks_first(indexed):
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
     with pytest.raises(StoreDamagedError, match="sketch_64 is damaged: remove that folder"):
         search(config)
+
+
+def test_a_search_with_two_checkpoints_ranks_by_their_mean(indexed, checkpoints, queries_file, tmp_path):
+    pipeline, config = indexed
+    other = save_another(checkpoints["llama"], tmp_path / "other")
+    model = config.model.model_copy(update={"name": [*config.model.name, str(other)]})
+    both = config.model_copy(update={"model": model})
+    with pytest.raises(InputError, match="120 of 120 documents are not indexed"):
+        search(both)
+    second = Pipeline(
+        tmp_path / "store",
+        other,
+        tmp_path / "many.jsonl",
+        queries_file,
+        {"kind": "random", "rank": 4},
+        CurvatureConfig(draws=2),
+        GradientsConfig(),
+    )
+    one, two = (matrix_by_id(each.scores(), 1) for each in (pipeline, second))
+    mean = {name: (float(one[name][0]) + float(two[name][0])) / 2 for name in one}
+    best = sorted(mean, key=lambda name: -mean[name])[:5]
+    found = search(both).documents
+    assert [document["document_id"] for document in found] == best
+    for document in found:
+        assert document["score"] == pytest.approx(mean[document["document_id"]], rel=1e-3)
 
 
 def test_a_corpus_that_is_not_indexed_is_refused(indexed, corpus_file):

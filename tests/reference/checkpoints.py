@@ -1,11 +1,12 @@
 """Small random checkpoints of the architectures people use, written as real folders."""
 
+import shutil
 from pathlib import Path
 
 import torch
 import transformers as hf
 
-__all__ = ["ARCHITECTURES", "CLASSIFIERS", "TEXTS", "save_checkpoint"]
+__all__ = ["ARCHITECTURES", "CLASSIFIERS", "TEXTS", "save_another", "save_checkpoint"]
 
 TEXTS = [
     "The river runs down from the hills and never asks the way to the sea.",
@@ -65,3 +66,15 @@ def save_checkpoint(name: str, folder: Path, tokenizer) -> None:
             parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def save_another(checkpoint: Path, folder: Path) -> Path:
+    """Another checkpoint of the same language model: other weights, the same tokenizer."""
+    shutil.copytree(checkpoint, folder)
+    model = hf.AutoModelForCausalLM.from_pretrained(checkpoint)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder

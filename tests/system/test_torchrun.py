@@ -13,7 +13,7 @@ import pytest
 
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
-from tests.reference.checkpoints import TEXTS
+from tests.reference.checkpoints import TEXTS, save_another
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -79,6 +79,19 @@ def test_two_processes_leave_what_one_leaves(prefect_server, dataworth, checkpoi
         assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
     again = together(prefect_server, tmp_path, "index", *given, "--store", tmp_path / "sharded")
     assert "the corpus: 0 of 1,306 examples to compute" in again.stderr
+
+
+def test_two_processes_index_two_checkpoints(prefect_server, checkpoints, corpus, tmp_path):
+    models = [checkpoints["llama"], save_another(checkpoints["llama"], tmp_path / "other")]
+    given = ["--corpus", corpus, "--corpus.max_length", "32", "--projection.rank", "4"]
+    for extra in ([], ["--model.shard", "--gradients.dtype", "float32"]):
+        found = together(
+            prefect_server, tmp_path, "index", "--model", *models, *given, *extra, "--store", tmp_path / "s"
+        )
+        assert found.returncode == 0, found.stderr
+        stores = re.findall(r"gradient store: (\S+)", found.stdout)
+        assert len(set(stores)) == 2
+        assert all(len(GradientStore(store).stored()) > 1000 for store in stores)
 
 
 def test_two_processes_fit_what_one_fits(prefect_server, dataworth, checkpoints, corpus, tmp_path):

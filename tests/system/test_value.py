@@ -52,7 +52,7 @@ def test_a_valuation_and_all_it_leaves(dataworth, prefect_server, checkpoints, c
     assert list(sources.columns) == [
         "query_id", "source", "value", "standard_error", "low", "high", "share", "n_documents", "n_tokens", "game",
         "semivalue", "grouping", "level", "error_coalitions", "error_documents", "error_queries",
-        "error_projection",
+        "error_projection", "error_checkpoint",
     ]  # fmt: skip
     assert set(sources["query_id"]) == {"q0", "q1", "*"}
     group = zarr.open_group(out / "scores.zarr", mode="r")

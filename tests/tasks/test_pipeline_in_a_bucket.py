@@ -15,6 +15,9 @@ from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.task import value_sources
 from tasks.curvature.config import CurvatureConfig
 from tasks.gradients.config import GradientsConfig
+from tasks.scoring.config import ScoringConfig
+from tasks.scoring.ready import Pass
+from tasks.scoring.task import average_scores
 from tests.reference.pipeline import Pipeline, matrix_by_id
 
 HALF = GradientsConfig(batch_tokens=96)
@@ -68,6 +71,25 @@ def test_a_bucket_holds_what_a_folder_would_and_all_that_follows(run, bucket, tm
     run(bucket)
     again = CorpusStore.open(pipeline.queries)
     assert len(GradientStore.open(pipeline.query_gradients).rows_of(again.contents)) == again.n_documents
+
+
+def test_scores_in_a_bucket_are_averaged(run, bucket, monkeypatch):
+    monkeypatch.setattr("storage.scores.COLUMNS_PER_CHUNK", 5)
+    pipeline, _, _ = run(bucket)
+    passes = [
+        Pass(
+            gradients=pipeline.gradients,
+            query_gradients=pipeline.query_gradients,
+            curvature=pipeline.curvature,
+            scores=pipeline.scores(kind=kind),
+        )
+        for kind in ("dot", "relative")
+    ]
+    damping, scoring = pipeline.curvature_config.damping, ScoringConfig(save_matrix=True)
+    ref = average_scores.fn(pipeline.store, pipeline.corpus, pipeline.queries, passes, damping, scoring)
+    one, two = (matrix_by_id(each.scores, 3) for each in passes)
+    for name, scores in matrix_by_id(ref, 3).items():
+        np.testing.assert_allclose(scores, (one[name].astype(np.float64) + two[name]) / 2, rtol=1e-6)
 
 
 def test_workers_score_from_the_bucket(run, bucket):

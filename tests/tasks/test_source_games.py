@@ -21,7 +21,7 @@ from tasks.coalitions.designs import all_coalitions
 from tasks.coalitions.newton import NewtonSteps
 from tasks.coalitions.parts import GameParts
 from tasks.coalitions.semivalues import exact_semivalues, size_weights
-from tasks.coalitions.task import value_sources
+from tasks.coalitions.task import average_values, value_sources
 from tasks.coalitions.worth import MeasuredLosses, model_sums, query_losses
 from tasks.configuration import ClusterConfig
 from tasks.curvature import task as curvature_task
@@ -32,6 +32,7 @@ from tasks.model.config import ModelConfig
 from tasks.model.displacement import base_displacements
 from tasks.model.loading import base_weights, load
 from tasks.projection.logra import projected_weights, stored_projections
+from tests.reference.checkpoints import save_another
 from tests.reference.pipeline import Pipeline
 
 SAMPLED = CurvatureConfig(draws=3, seed=5)
@@ -359,3 +360,42 @@ def test_values_of_documents_along_the_path_add_up_to_their_sources(made, base, 
     assert by_id["copy"] == pytest.approx(by_id["d0"], rel=1e-4)
     with pytest.raises(ValueError, match="document_values"):
         SourcesConfig(game="newton", document_values=True)
+
+
+def test_games_of_two_checkpoints_are_averaged_with_all_they_tell(
+    made, checkpoints, corpus_file, queries_file, tmp_path
+):
+    """Values, overlaps and the documents' values of the path: all means, and documents add up to their sources."""
+    other = save_another(checkpoints["llama"], tmp_path / "other")
+    first = made({"kind": "random", "rank": 3})
+    second = Pipeline(tmp_path / "store", other, corpus_file, queries_file, {"kind": "random", "rank": 3}, SAMPLED)
+    config = SourcesConfig(game="path", fallback=False, document_values=True, pull=1.0, document_groups=1)
+    singles = [
+        value_sources.fn(run.store, run.scores(), config, parts_of(run, run.model, n_groups=1))
+        for run in (first, second)
+    ]
+    found = CoalitionStore.open(average_values.fn(first.store, singles, 0.95, "checkpoint", first.scores()))
+    one, two = (CoalitionStore.open(ref) for ref in singles)
+    table = found.values.to_pandas()
+    values = [store.values.to_pandas()["value"] for store in (one, two)]
+    np.testing.assert_allclose(table["value"], np.mean(values, axis=0))
+    np.testing.assert_allclose(table["error_checkpoint"], np.abs(values[0] - values[1]) / 2)
+    overlaps = [store.overlap.to_pandas()["overlap"] for store in (one, two)]
+    np.testing.assert_allclose(found.overlap.to_pandas()["overlap"], np.mean(overlaps, axis=0))
+    documents = found.documents.to_pandas()
+    assert documents["value"].is_monotonic_decreasing
+    whole = table[table["query_id"] == "*"].set_index("source")["value"]
+    added = documents.groupby("source")["value"].sum()
+    np.testing.assert_allclose(added[whole.index], whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
+    notes = found.attributes["notes"]
+    assert notes["checkpoints"] == 2
+    assert notes["reliable"] == all(store.attributes["notes"]["reliable"] for store in (one, two))
+
+
+def test_checkpoints_valued_by_different_games_are_refused(made):
+    first = made({"kind": "random", "rank": 3})
+    games = (SourcesConfig(), SourcesConfig(game="path", fallback=False, pull=1.0, document_groups=1))
+    parts = (None, parts_of(first, first.model, n_groups=1))
+    singles = [value_sources.fn(first.store, first.scores(), *each) for each in zip(games, parts, strict=True)]
+    with pytest.raises(InputError, match="^--model: the checkpoints are not valued by one game, but by additive and "):
+        average_values.fn(first.store, singles, 0.95, "checkpoint", first.scores())

@@ -19,6 +19,7 @@ def values(*rows):
                 "high": value + 1, "share": share, "n_documents": n, "n_tokens": tokens, "game": "additive",
                 "semivalue": "shapley", "grouping": "source", "level": 1,
                 "error_coalitions": np.nan, "error_documents": 0.4, "error_queries": 0.3, "error_projection": np.nan,
+                "error_checkpoint": np.nan,
             }
             for query in ("q", "*") for name, value, share, n, tokens in rows
         ],

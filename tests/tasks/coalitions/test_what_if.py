@@ -9,7 +9,7 @@ from tasks.coalitions.estimators import Estimate, exact
 from tasks.coalitions.games import AdditiveGame, InteractionGame
 from tasks.coalitions.portions import PortionedGame, all_but, divided
 from tasks.coalitions.semivalues import size_weights
-from tasks.coalitions.what_if import shares_without, split_gain
+from tasks.coalitions.what_if import mean_estimate, shares_without, split_gain
 
 
 class Saturating:
@@ -110,3 +110,17 @@ def test_intervals_of_sampled_values():
 def test_nobody_left_has_no_share():
     negative = Estimate(*(-np.ones((1, 2)),) * 4, 4, "exact")
     assert np.isnan(shares_without(negative, [0]).shares[:, 1:]).all()
+
+
+def test_the_mean_of_checkpoints_is_that_of_values_and_of_gains(sums):
+    """Efficiency, splitting: both are linear in the game, so that they are so of the mean of two."""
+    games = [Saturating(sums), Saturating(2 * sums[::-1])]
+    mean = mean_estimate([shapley(game) for game in games])
+    np.testing.assert_allclose(mean.values, (shapley(games[0]).values + shapley(games[1]).values) / 2)
+    portions = divided(5, 1, 3)
+    in_parts = mean_estimate([shapley(PortionedGame(game, portions)) for game in games])
+    gains = [gain(game, 1, 3).gain for game in games]
+    np.testing.assert_allclose(split_gain(mean, in_parts, 1).gain, np.mean(gains, axis=0))
+    assert mean_estimate([mean]).n_coalitions == mean.n_coalitions
+    assert (mean.low <= mean.values).all()
+    assert (mean.high >= mean.values).all()

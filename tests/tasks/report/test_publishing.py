@@ -1,5 +1,7 @@
 """A real valuation published: its figures, the losses of its queries, and what a second run leaves of a first."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +14,9 @@ from storage.scores import ScoreStore
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.task import value_sources
 from tasks.curvature.config import CurvatureConfig
-from tasks.report.losses import query_losses
+from tasks.report.losses import QueryLoss, mean_losses, query_losses
 from tasks.report.task import publish_valuation
-from tasks.report.valuation import ValuationParts
+from tasks.report.valuation import CheckpointParts, ValuationParts
 from tests.reference.pipeline import Pipeline, matrix_by_id, tokens_of
 
 
@@ -78,3 +80,28 @@ def test_total_scores_are_the_last_row_of_the_matrix(run):
     scores = run.scores()
     by_id = matrix_by_id(scores, 3)
     np.testing.assert_array_equal(ScoreStore.open(scores).total_scores, [row[2] for row in by_id.values()])
+
+
+def test_losses_of_checkpoints_are_averaged():
+    one, two = {"q": QueryLoss(6.0, 4, False)}, {"q": QueryLoss(2.0, 4, False)}
+    assert mean_losses([one]) == one
+    assert mean_losses([one, two]) == {"q": QueryLoss(4.0, 4, False)}
+
+
+def test_each_checkpoint_is_recorded(run, tmp_path):
+    parts, out = parts_of(run), tmp_path / "out"
+    own = {name: getattr(parts, name) for name in ("gradients", "query_gradients", "curvature", "scores", "values")}
+    several = (
+        CheckpointParts(model_name="m/1", model_fingerprint="f1", **own),
+        CheckpointParts(model_name="m/2", model_fingerprint="f2", **{**own, "curvature": None}),
+    )
+    publish_valuation.fn(str(out), parts.model_copy(update={"checkpoints": several}), 0.95)
+    made = json.loads((out / "valuation.json").read_text())
+    assert [(each["model"], each["fingerprints"]["model"]) for each in made["checkpoints"]] == [
+        ("m/1", "f1"),
+        ("m/2", "f2"),
+    ]
+    assert made["fingerprints"]["gradients"] == ", ".join([run.gradients.fingerprint] * 2)
+    assert made["checkpoints"][0]["stores"]["curvature"] == run.curvature.location
+    assert "curvature" not in made["checkpoints"][1]["stores"]
+    assert "m/1 (f1), m/2 (f2)" in (out / "report.html").read_text()

@@ -115,6 +115,18 @@ def test_the_report_says_how_sure_it_is():
     assert "not checked against the model" in certainty(rows, {"error": "documents"}).check
 
 
+def test_the_report_says_what_values_are_means_over():
+    rows = [source("a", 2.0, 1.0, 3.0)]
+    assert certainty(rows, {}).averages == ""
+    notes = {"checkpoints": 3, "projections": 2, "v(all)": -8.0, "v(none)": -16.0, "missed": 0.1}
+    found = certainty(rows, notes).averages
+    assert found.startswith("Values are the mean over 3 checkpoints and 2 projections, and intervals tell")
+    assert "The check is that of the first." in found
+    assert "of the first checkpoint." in found
+    assert found in report_html("t", Summary([], rows, [], [], notes=notes), 0.95)
+    assert "check" not in certainty(rows, {"projections": 2}).averages
+
+
 def test_the_report_names_the_loss_and_the_command():
     rows = [source("a", 2.0, 1.0, 3.0)]
     queries = [

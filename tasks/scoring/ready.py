@@ -1,0 +1,132 @@
+"""What a scoring pass over the stores of one checkpoint is made of, read and made ready."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from storage.corpus import CorpusStore
+from storage.errors import InputError
+from storage.gradients import GradientStore
+from storage.layers import LayerStore
+from storage.ref import StoreRef
+from tasks.coalitions.players import document_groups
+from tasks.curvature.config import DampingConfig
+from tasks.curvature.precondition import Preconditioner, damped_inverse
+from tasks.scoring.blocks import Preconditioned, Whitenings
+from tasks.scoring.config import ScoringConfig
+from tasks.scoring.players import Players, chosen_sources, players
+from tasks.scoring.queries import LayerColumns, layer_columns, preconditioned, whitenings
+from tasks.scoring.tally import Tally
+
+__all__ = ["Pass", "ReadyPass", "counted_layers", "damped_inverses", "ready_players"]
+
+
+class Pass(BaseModel):
+    """The stores of one checkpoint that a scoring pass reads, and what it left.
+
+    Args:
+        gradients, query_gradients: of documents and queries.
+        curvature: None for `none`.
+        scores: of the pass, with the matrix of all of them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gradients: StoreRef
+    query_gradients: StoreRef
+    curvature: StoreRef | None
+    scores: StoreRef
+
+
+@dataclass(frozen=True)
+class ReadyPass:
+    """A pass made ready.
+
+    Args:
+        corpus, gradients: the stores.
+        players: who is scored, and valued for it.
+        columns: of the layers that count.
+        queries: preconditioned, their sum as the last row.
+        relative: whitening of those layers, for scores relative to self-influence.
+    """
+
+    corpus: CorpusStore
+    gradients: GradientStore
+    players: Players
+    columns: LayerColumns
+    queries: Preconditioned
+    relative: Whitenings
+
+    @classmethod
+    def of(
+        cls,
+        corpus: CorpusStore,
+        players: Players,
+        gradients: StoreRef,
+        queries: CorpusStore,
+        query_gradients: StoreRef,
+        curvature: StoreRef | None,
+        damping: DampingConfig,
+        scoring: ScoringConfig,
+    ) -> "ReadyPass":
+        """Read what a pass needs.
+
+        Raises:
+            InputError: the curvature of a layer is zero under relative damping, or no layer matches a pattern.
+        """
+        store = GradientStore.open(gradients)
+        columns = counted_layers(store, scoring)
+        inverses = damped_inverses(curvature, damping)
+        rows = np.concatenate(GradientStore.open(query_gradients).rows_of(queries.contents))
+        ready = preconditioned(rows, columns, inverses, scoring.kind)
+        return cls(corpus, store, players, columns, ready, whitenings(columns, inverses))
+
+    def rows_of_kept(self, tally: Tally) -> dict[int, np.ndarray]:
+        """Document number → (n_windows, n_columns) gradients of every document among the best or the worst."""
+        numbers = np.unique(np.concatenate([tally.top.documents, tally.bottom.documents], axis=None))
+        numbers = numbers[numbers >= 0]
+        found = self.gradients.rows_of(self.corpus.contents[self.players.rows[numbers]])
+        return dict(zip(numbers.tolist(), found, strict=True))
+
+
+def ready_players(corpus: CorpusStore, scoring: ScoringConfig, grouping: str) -> Players:
+    """Who is scored, grouped.
+
+    Raises:
+        InputError: a pattern matches no source, or the corpus keeps no such field to group by.
+    """
+    sources = corpus.column("source").to_pylist()
+    try:
+        kept = chosen_sources(sorted(set(sources)), scoring.sources, scoring.without_sources)
+    except ValueError as error:
+        raise InputError(f"--scoring.sources: {error}") from None
+    chosen = np.fromiter((source in kept for source in sources), bool, len(sources))
+    ids, n_tokens = corpus.column("document_id").to_pylist(), corpus.column("n_tokens").to_numpy()
+    return players(ids, document_groups(corpus, grouping), n_tokens, chosen)
+
+
+def damped_inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, Preconditioner]:
+    """The damped inverse of each layer's curvature; empty without a curvature."""
+    inverses = {}
+    if curvature is not None:
+        fitted = LayerStore.open(curvature)
+        for layer in fitted.layers:
+            name = layer["name"]
+            try:
+                inverses[name] = damped_inverse({key: fitted.matrix(name, key) for key in fitted.names(name)}, config)
+            except ValueError as error:
+                raise InputError(f"layer {name}: {error}; pass --curvature.damping.rule absolute") from None
+    return inverses
+
+
+def counted_layers(gradients: GradientStore, scoring: ScoringConfig) -> LayerColumns:
+    """Names and columns of the layers that count.
+
+    Raises:
+        InputError: a pattern matches no layer.
+    """
+    try:
+        return layer_columns(gradients.layers, scoring.layers)
+    except ValueError as error:
+        raise InputError(f"--scoring.layers: {error}") from None

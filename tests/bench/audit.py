@@ -1,0 +1,186 @@
+"""Methods against training again, on the digits (100 subsets x 5 seeds) and on the demo's language model.
+
+What was trained is kept in $DATAWORTH_BENCH (default: ~/.dataworth/bench), so that a stopped bench goes on there.
+"""
+
+import copy
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from flows.config import AuditRunConfig
+from flows.problems import problem_place
+from storage.locations import home
+from tasks.attribution.methods import MethodSettings, attributor
+from tasks.capture.losses import example_losses
+from tasks.configuration import ClusterConfig
+from tasks.corpus.examples import Examples
+from tasks.counterfactual.designs import random_subsets
+from tasks.counterfactual.digits import DigitsProblem
+from tasks.counterfactual.evaluation import REACH
+from tasks.counterfactual.lds import Agreement, ceiling, difference, lds, predicted
+from tasks.counterfactual.outcomes import Outcomes
+from tasks.counterfactual.problem import NamedProblem, Problem, ProblemPlace
+from tasks.curvature.config import CurvatureConfig
+from tasks.model.plain import Model
+from tasks.projection.config import ProjectionConfig
+from tests.reference.kronfluence import RowDataset, WindowDataset, kronfluence_scores
+
+__all__ = ["rows"]
+
+DIGITS = (100, 5, "tests.bench.audit:five_digits")
+LANGUAGE = (48, 3)
+RECOMMENDED = "recommended"
+DIGITS_METHODS = (
+    *(RECOMMENDED, "gauss-newton", "logra-pca", "logra-random", "logra-mask", "ekfac", "kfac", "cg", "arnoldi"),
+    *("datainf", "trak", "relatif", "theta-relatif", "dot", "cosine", "embedding", "random"),
+)
+LANGUAGE_METHODS = (
+    *(RECOMMENDED, "logra-pca", "logra-random", "ekfac", "datainf", "trak", "relatif", "dot", "cosine", "embedding"),
+    *("size", "random"),
+)
+
+
+def five_digits() -> DigitsProblem:
+    """The digits with five checkpoints, each of a seed of its own."""
+    return DigitsProblem(seeds=(0, 1, 2, 3, 4))
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """A row a problem and method: score, errors, and how far below the recommended setting, paired."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    store = Path(os.environ.get("DATAWORTH_BENCH") or home() / "bench") / "audit"
+    yield from _rows(str(store), NamedProblem(DIGITS[2]), *DIGITS[:2], DIGITS_METHODS, _digits_by_kronfluence)
+    config = AuditRunConfig.model_validate({"audit": {"problem": "demo"}, "results": str(store)})
+    place = problem_place(config, str(store))
+    yield from _rows(str(store), place, *LANGUAGE, LANGUAGE_METHODS, _language_by_kronfluence)
+
+
+def _rows(
+    store: str,
+    place: ProblemPlace,
+    n_subsets: int,
+    n_seeds: int,
+    methods: Sequence[str],
+    theirs: Callable[[Model, Problem], np.ndarray],
+) -> Iterator[dict[str, Any]]:
+    problem = place.opened()
+    start = time.perf_counter()
+    masks = random_subsets(problem.examples.n_documents, n_subsets, 0.5, 0)
+    outcomes = Outcomes(store, place, range(n_seeds), ClusterConfig()).measured(masks)
+    spent = round(time.perf_counter() - start)
+    reached = ceiling(outcomes)
+    about = {"problem": problem.title, "subsets": n_subsets, "seeds": n_seeds, "queries": outcomes.shape[1]}
+    yield {**about, "method": "noise ceiling", **_said(reached), "seconds of trainings now": spent}
+    truth, models = outcomes.mean(axis=0), list(problem.models())
+    found: dict[str, Agreement] = {}
+    for name, scores in _scored(problem, models, methods, theirs):
+        start = time.perf_counter()
+        each = [lds(predicted(part, masks), truth) for part in scores()]
+        found[name] = _mean(each)
+        seconds = round((time.perf_counter() - start) / len(each), 1)
+        below = difference(found[RECOMMENDED], found[name])
+        ends = {
+            "below recommended": round(below.mean, 3),
+            "low": round(below.mean - REACH * below.standard_error, 3),
+            "high": round(below.mean + REACH * below.standard_error, 3),
+        }
+        yield {**about, "models": len(each), "method": name, **_said(found[name]), **ends, "seconds a model": seconds}
+
+
+def _scored(
+    problem: Problem, models: Sequence[Model], methods: Sequence[str], theirs: Callable[[Model, Problem], np.ndarray]
+) -> Iterator[tuple[str, Callable[[], list[np.ndarray]]]]:
+    """By method the scores of each model by itself; of all models together where the name says so."""
+    settings = _settings(problem)
+
+    def by(name: str, together: Sequence[Sequence[Model]]) -> Callable[[], list[np.ndarray]]:
+        return lambda: [
+            _of_documents(attributor(name, settings).fit(group, problem.examples).score(problem.queries), problem)
+            for group in together
+        ]
+
+    yield RECOMMENDED, by(RECOMMENDED, [[model] for model in models])
+    yield "kronfluence EK-FAC", lambda: [_of_documents(theirs(model, problem), problem) for model in models]
+    for name in methods[1:]:
+        yield name, by(name, [[model] for model in models])
+    if len(models) > 1:
+        for name in (RECOMMENDED, "trak", "ekfac"):
+            yield f"{name}, {len(models)} models", by(name, [models])
+
+
+def _settings(problem: Problem) -> MethodSettings:
+    classifies = problem.models()[0].n_classes is not None
+    return MethodSettings(
+        projection=ProjectionConfig(),
+        curvature=CurvatureConfig(labels="exact" if classifies else "sampled"),
+        classifies=classifies,
+        weight_decay=problem.weight_decay,
+        n_examples=problem.examples.n_examples,
+        outcome=lambda masks: masks,  # of no method that is run here
+        seed=0,
+    )
+
+
+def _of_documents(scores: np.ndarray, problem: Problem) -> np.ndarray:
+    found = np.zeros((problem.examples.n_documents, len(scores)))
+    np.add.at(found, problem.examples.documents, scores.T)
+    return found.T
+
+
+def _mean(each: Sequence[Agreement]) -> Agreement:
+    """Of several checkpoints, held against the same trainings."""
+    return Agreement(np.mean([one.by_query for one in each], axis=0), np.mean([one.without for one in each], axis=0))
+
+
+def _said(agreement: Agreement) -> Mapping[str, Any]:
+    return {"LDS": round(agreement.mean, 3), "standard error": round(agreement.standard_error, 3)}
+
+
+def _digits_by_kronfluence(model: Model, problem: Problem) -> np.ndarray:
+    def loss(module: Any, batch: Mapping[str, Any], sample: bool) -> torch.Tensor:
+        logits = module(batch["inputs"])
+        labels = torch.multinomial(logits.softmax(-1), 1)[:, 0] if sample else batch["labels"]
+        return cross_entropy(logits, labels.detach(), reduction="sum")
+
+    with tempfile.TemporaryDirectory() as folder:
+        return kronfluence_scores(
+            folder, _unwrapped(model), loss, RowDataset(problem.examples), RowDataset(problem.queries),
+            batch_size=100, empirical=False,
+        )  # fmt: skip
+
+
+def _language_by_kronfluence(model: Model, problem: Problem) -> np.ndarray:
+    def loss(module: Any, batch: Mapping[str, Any], sample: bool) -> torch.Tensor:
+        logits, labels = module(input_ids=batch["input_ids"]).logits, batch["labels"]
+        if sample:
+            drawn = torch.multinomial(logits[:, :-1].detach().flatten(0, 1).softmax(-1), 1).view(len(labels), -1)
+            labels = torch.cat([labels[:, :1], torch.where(labels[:, 1:] == -100, -100, drawn)], dim=1)
+        return example_losses(logits, labels).sum()
+
+    names = [layer.name for layer in model.layers]
+    with tempfile.TemporaryDirectory() as folder:
+        return kronfluence_scores(
+            folder, _unwrapped(model), loss, _windows(problem.examples), _windows(problem.queries),
+            modules=names, empirical=False,
+        )  # fmt: skip
+
+
+def _unwrapped(model: Model) -> Any:
+    """A copy: kronfluence changes the modules it tracks."""
+    return copy.deepcopy(model.model)
+
+
+def _windows(examples: Examples) -> WindowDataset:
+    found = []
+    for number in range(examples.n_examples):
+        inputs, _, labels = examples.batch(np.array([number]), torch.device("cpu"))
+        found.append((inputs[0], labels[0]))
+    return WindowDataset(found)
