@@ -1,4 +1,4 @@
-"""The demo by its console script and its own Prefect server, from nothing, and again: the second run reuses all.
+"""The demo by its console script and its own Prefect server, from nothing, and again: a second run reuses it all.
 
 Of fewer epochs; tests.bench.demo runs the whole against its limits of time.
 """
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 EPOCHS = 1
 
 
-def test_the_demo(script, tmp_path):
+def test_the_demo(script, dataworth, tmp_path):
     words = ("demo", "--results", tmp_path / "demo", "--epochs", EPOCHS)
     first = script(*words)
     assert first.returncode == 0, first.stderr
@@ -33,7 +33,7 @@ def test_the_demo(script, tmp_path):
     for place in ("report ", "MLflow ", "store "):
         assert f"\n{place}" in first.stdout
     made = pd.read_parquet(tmp_path / "demo" / "results" / "sources.parquet")
-    again = script(*words)
+    again = dataworth(*words)
     assert again.returncode == 0, again.stderr
     assert "the model is there already" in again.stderr
     assert re.search(r"the corpus: 0 of [\d,]+ examples", again.stderr)
