@@ -31,7 +31,9 @@ def rows() -> Iterator[dict[str, Any]]:
             start = time.perf_counter()
             told = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, check=True)
             seconds = time.perf_counter() - start
-            if run == "again" and not ("the model is there already" in told.stderr and re.search(FOUND_THERE, told.stderr)):
+            if run == "again" and not (
+                "the model is there already" in told.stderr and re.search(FOUND_THERE, told.stderr)
+            ):
                 raise RuntimeError(f"the second run computed again what the first had left:\n{told.stderr}")
             rates = re.findall(r"^(influence|BM25|chance) +(\d+)%", told.stdout, re.M)
             own_first = {f"{name}: own source first": f"{rate}%" for name, rate in rates}
