@@ -66,8 +66,9 @@ A problem of your own, any model and training: MODULE:FUNCTION that returns a ta
 """,
     "demo": """\
 \b
-Example:
+Examples:
   dataworth demo --results demo --seed 1
+  dataworth demo --epochs 2                     trained less, sooner done
 """,
     "publish": """\
 \b

@@ -8,7 +8,8 @@ os.environ["DATAWORTH_HOME"] = tempfile.mkdtemp(prefix="dataworth-home-")
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="dataworth-prefect-")
 for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "DATAWORTH_DASK"):
     os.environ.pop(name, None)
-if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, two processes with two threads each would fight over two cores
+# Side by side, two processes with two threads each fight over two cores: small products take ten times as long.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for those that tests start
 
 from jaxtyping import install_import_hook
@@ -63,6 +64,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from storage.locations import Location
@@ -70,7 +72,11 @@ from tasks.model.training import train_tokenizer
 from tests.reference.checkpoints import ARCHITECTURES, CLASSIFIERS, TEXTS, save_checkpoint
 from tests.reference.objects import environment, new_bucket, object_server
 
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # of NumPy, which plugins have imported by now
+else:
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

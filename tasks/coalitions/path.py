@@ -62,16 +62,16 @@ def path_values(
     spectra = [np.linalg.eigh(np.tensordot(held, layer.curvatures, axes=1)) for layer in layers]
     largest = max((float(eigenvalues.max(initial=0.0)) for eigenvalues, _ in spectra), default=0.0)
     values = np.zeros((len(expansion.losses), n_sources))
+
+    def solved(number: int, right: np.ndarray, t: float) -> np.ndarray:
+        """(t H + lambda I)^-1 applied to the rows of one layer."""
+        eigenvalues, vectors = spectra[number]
+        return ((right @ vectors) / (t * np.maximum(eigenvalues, 0.0) + damping)) @ vectors.T
+
     for t, weight in zip(*_nodes(largest / damping, n_nodes), strict=True):
-
-        def solved(number: int, right: np.ndarray, t: float = t) -> np.ndarray:
-            """(t H + lambda I)^-1 applied to the rows of one layer."""
-            eigenvalues, vectors = spectra[number]
-            return ((right @ vectors) / (t * np.maximum(eigenvalues, 0.0) + damping)) @ vectors.T
-
-        position = [solved(n, (1 - t * held) @ layer.gradients) for n, layer in enumerate(layers)]
+        position = [solved(n, (1 - t * held) @ layer.gradients, t) for n, layer in enumerate(layers)]
         moves = [
-            solved(n, layer.gradients + layer.curvatures @ at)
+            solved(n, layer.gradients + layer.curvatures @ at, t)
             for n, (layer, at) in enumerate(zip(layers, position, strict=True))
         ]
         slopes = expansion.gradients
@@ -121,22 +121,22 @@ def path_points(
     largest = max((float(eigenvalues.max(initial=0.0)) for eigenvalues, _ in spectra), default=0.0)
     sizes = np.cumsum([layer.gradients.shape[1] for layer in layers])[:-1]
     slopes, positions = [], []
+
+    def solved(rows: np.ndarray, t: float) -> np.ndarray:
+        """(t H + lambda I)^-1 applied to a row of all layers."""
+        parts = [
+            vectors @ ((part @ vectors) / (t * np.maximum(eigenvalues, 0.0) + damping))
+            for part, (eigenvalues, vectors) in zip(np.split(rows, sizes), spectra, strict=True)
+        ]
+        return np.concatenate(parts)
+
     for t, weight in zip(*_nodes(largest / damping, n_nodes), strict=True):
-
-        def solved(rows: np.ndarray, t: float = t) -> np.ndarray:
-            """(t H + lambda I)^-1 applied to a row of all layers."""
-            parts = [
-                vectors @ ((part @ vectors) / (t * np.maximum(eigenvalues, 0.0) + damping))
-                for part, (eigenvalues, vectors) in zip(np.split(rows, sizes), spectra, strict=True)
-            ]
-            return np.concatenate(parts)
-
-        position = solved((1 - t) * np.concatenate([layer.gradients.sum(axis=0) for layer in layers]))
+        position = solved((1 - t) * np.concatenate([layer.gradients.sum(axis=0) for layer in layers]), t)
         slope = expansion.gradients.sum(axis=0)
         if expansion.factors is not None:
             factors = expansion.factors.reshape(-1, expansion.factors.shape[-1])
             slope = slope + (factors @ position) @ factors
-        slopes.append(weight * solved(slope))
+        slopes.append(weight * solved(slope, t))
         positions.append(position)
     ends = [0, *sizes.tolist(), len(slopes[0])]
     columns = [slice(first, last) for first, last in pairwise(ends)]

@@ -18,6 +18,7 @@ BENCHES = (
     "incremental",
     "search",
     "kills",
+    "demo",
     "fuzz",
     "games",
     "truth",

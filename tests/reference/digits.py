@@ -28,6 +28,7 @@ MASKS = all_coalitions(len(NAMES))
 N_CLASSES = 10
 ALONE = 9
 EACH, TINY, HELD_OUT = 80, 10, 300
+AT_ONCE = 32  # coalitions whose logits a processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def trained(
 ) -> list[Tensor]:
     """Weights (2^8, out, in) after training on each coalition of MASKS: gradient descent on the sum of its losses.
 
+    Coalitions that differ only in which of the two copies they hold are trained once.
+
     Args:
         network, problem: what is trained on what.
         start: theta_0 of every coalition.
@@ -145,13 +148,33 @@ def trained(
         decay: lambda of 1/2 lambda |theta - theta_0|^2.
         momentum: of the steps.
     """
-    counted = torch.from_numpy(MASKS[:, problem.sources]).float()
-    weights = [layer.expand(len(MASKS), *layer.shape).clone().requires_grad_(True) for layer in start]
+    held = MASKS.copy()
+    held[:, COPIES] = np.sort(MASKS[:, COPIES], axis=1)
+    different, numbers = np.unique(held, axis=0, return_inverse=True)
+    parts = [
+        _trained_on(network, problem, masks, start, steps, rate, decay, momentum)
+        for masks in np.array_split(different, range(AT_ONCE, len(different), AT_ONCE))
+    ]
+    return [torch.cat(layers)[numbers.ravel()] for layers in zip(*parts, strict=True)]
+
+
+def _trained_on(
+    network: Network,
+    problem: Digits,
+    masks: np.ndarray,
+    start: list[Tensor],
+    steps: int,
+    rate: float,
+    decay: float,
+    momentum: float,
+) -> list[Tensor]:
+    counted = torch.from_numpy(masks[:, problem.sources]).float()
+    weights = [layer.expand(len(masks), *layer.shape).clone().requires_grad_(True) for layer in start]
     speeds = [torch.zeros_like(layer) for layer in weights]
-    inputs, labels = problem.inputs.expand(len(MASKS), *problem.inputs.shape), problem.labels.repeat(len(MASKS))
+    inputs, labels = problem.inputs.expand(len(masks), *problem.inputs.shape), problem.labels.repeat(len(masks))
     for _ in range(steps):
         losses = cross_entropy(network.logits(weights, inputs).flatten(0, 1), labels, reduction="none")
-        gradients = torch.autograd.grad((losses.view(len(MASKS), -1) * counted).sum(), weights)
+        gradients = torch.autograd.grad((losses.view(len(masks), -1) * counted).sum(), weights)
         with torch.no_grad():
             for layer, speed, gradient, first in zip(weights, speeds, gradients, start, strict=True):
                 pulled = gradient + decay * (layer - first)

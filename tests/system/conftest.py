@@ -1,4 +1,4 @@
-"""A real Prefect server on loopback for the whole session, and the command line as a process."""
+"""A real Prefect server on loopback for the whole session, and the command line as a process that uses it."""
 
 import contextlib
 import os
@@ -7,12 +7,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from flows.servers import child, free_port, wait_for
+from tests.reference.forks import Forked, Forks, forks
+
+SCRIPT = Path(sys.executable).with_name("dataworth")
 
 
 @pytest.fixture(scope="session")
@@ -25,14 +29,32 @@ def prefect_server():
         yield f"http://127.0.0.1:{port}/api"
 
 
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Forks]:
+    """Starts commands without the seconds of their imports."""
+    with forks() as found:
+        yield found
+
+
 @pytest.fixture
-def dataworth(prefect_server, tmp_path):
+def dataworth(forked, prefect_server, tmp_path):
     """Runs a command; returns what `subprocess.run` returns, with text."""
 
     def run(*words, environment=None, timeout=300) -> "subprocess.CompletedProcess[str]":
+        there = {**os.environ, "PREFECT_API_URL": prefect_server, **(environment or {})}
+        return forked.run([*map(str, words)], there, tmp_path, timeout)
+
+    return run
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs the console script itself, with no server but the one it starts for itself; returns the same."""
+
+    def run(*words, environment=None, timeout=300) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [Path(sys.executable).with_name("dataworth"), *map(str, words)],
-            env={**os.environ, "PREFECT_API_URL": prefect_server, **(environment or {})},
+            [SCRIPT, *map(str, words)],
+            env={**os.environ, **(environment or {})},
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -44,27 +66,22 @@ def dataworth(prefect_server, tmp_path):
 
 
 @pytest.fixture
-def started_dataworth(prefect_server, tmp_path):
-    """Starts a command in a session of its own.
+def started_dataworth(forked, prefect_server, tmp_path):
+    """Starts a command in a session of its own, by its console script where `script` is true.
 
     Returns the process, the file of its log, and a function that lists the processes of its session, and those it
     started in other sessions, that are still alive after 15 s.
     """
     started = []
 
-    def start(*words, environment=None):
+    def start(*words, environment=None, script=False):
         log = tmp_path / "started.log"
+        there = {**os.environ, "PREFECT_API_URL": prefect_server, "PYTHONUNBUFFERED": "1", **(environment or {})}
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                [Path(sys.executable).with_name("dataworth"), *map(str, words)],
-                env={**os.environ, "PREFECT_API_URL": prefect_server, "PYTHONUNBUFFERED": "1", **(environment or {})},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                cwd=tmp_path,
-                # A shell's background job, and all it starts, ignores Ctrl-C; a person's terminal does not.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-            )
+            if script:
+                process = _started_script([*map(str, words)], there, tmp_path, file)
+            else:
+                process = forked.start([*map(str, words)], there, tmp_path, file, file)
         family: set[psutil.Process] = set()
         started.append((process, family))
         watcher = threading.Thread(target=_watch, args=(process, family), daemon=True)
@@ -90,8 +107,8 @@ def stopped_dataworth(started_dataworth):
     Returns exit code, log, and the processes it left.
     """
 
-    def run(*words, when: str, kind: signal.Signals) -> tuple[int, str, list[psutil.Process]]:
-        process, log, left = started_dataworth(*words)
+    def run(*words, when: str, kind: signal.Signals, script=False) -> tuple[int, str, list[psutil.Process]]:
+        process, log, left = started_dataworth(*words, script=script)
         deadline = time.monotonic() + 120
         while when not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -102,7 +119,20 @@ def stopped_dataworth(started_dataworth):
     return run
 
 
-def _watch(process: "subprocess.Popen[bytes]", family: set[psutil.Process]) -> None:
+def _started_script(words: list[str], environment: dict[str, str], folder: Path, log) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [SCRIPT, *words],
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd=folder,
+        # A shell's background job, and all it starts, ignores Ctrl-C; a person's terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def _watch(process: "subprocess.Popen[bytes] | Forked", family: set[psutil.Process]) -> None:
     """Note every descendant while the process lives: servers it starts have sessions of their own."""
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):

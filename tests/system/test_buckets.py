@@ -2,12 +2,13 @@
 
 import re
 import signal
+import time
 
 import pandas as pd
 import pytest
 
 from storage.locations import Location
-from tests.reference.objects import SECRET, object_server, refusing
+from tests.reference.objects import SECRET, new_bucket, object_server, refusing
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -86,8 +87,6 @@ def test_what_is_wrong_is_a_sentence(dataworth, bucket, s3_server, checkpoints, 
 def test_a_server_that_goes_away_meanwhile(started_dataworth, bucket, checkpoints, corpus_file):
     with object_server() as address:
         environment = {"AWS_ENDPOINT_URL": address}
-        from tests.reference.objects import new_bucket
-
         place = f"s3://{new_bucket(address)}/x"
         process, log, _ = started_dataworth(
             *("index", "--model", checkpoints["neox"], "--corpus", corpus_file, *OPTIONS),
@@ -95,7 +94,7 @@ def test_a_server_that_goes_away_meanwhile(started_dataworth, bucket, checkpoint
             environment=environment,
         )
         while process.poll() is None and "cut the corpus" not in log.read_text():
-            pass
+            time.sleep(0.02)
     assert process.wait(120) == 1, log.read_text()
     said = log.read_text()
     assert "Traceback" not in said

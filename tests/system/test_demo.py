@@ -1,4 +1,7 @@
-"""The demo from nothing, and again: the second run reuses what is there."""
+"""The demo by its console script and its own Prefect server, from nothing, and again: a second run reuses it all.
+
+Of fewer epochs; tests.bench.demo runs the whole against its limits of time.
+"""
 
 import re
 
@@ -8,8 +11,12 @@ import pytest
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 
-def test_the_demo(dataworth, tmp_path):
-    first = dataworth("demo", "--results", tmp_path / "demo", timeout=900)
+EPOCHS = 1
+
+
+def test_the_demo(script, dataworth, tmp_path):
+    words = ("demo", "--results", tmp_path / "demo", "--epochs", EPOCHS)
+    first = script(*words)
     assert first.returncode == 0, first.stderr
     documents, sources, queries = map(
         int,
@@ -26,7 +33,7 @@ def test_the_demo(dataworth, tmp_path):
     for place in ("report ", "MLflow ", "store "):
         assert f"\n{place}" in first.stdout
     made = pd.read_parquet(tmp_path / "demo" / "results" / "sources.parquet")
-    again = dataworth("demo", "--results", tmp_path / "demo")
+    again = dataworth(*words)
     assert again.returncode == 0, again.stderr
     assert "the model is there already" in again.stderr
     assert re.search(r"the corpus: 0 of [\d,]+ examples", again.stderr)

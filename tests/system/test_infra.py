@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from flows.servers import child
 from tests.reference.compose import CODE, OnLoopback, secret_names
 
-pytestmark = [pytest.mark.system, pytest.mark.slow]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.xdist_group("services")]  # one set of services
 
 SECONDS_TO_START = 180.0
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")

@@ -18,7 +18,7 @@ from storage.manifest import writer_lock
 from tests.reference.api import Api, wait_until
 from tests.reference.checkpoints import TEXTS
 
-pytestmark = [pytest.mark.system, pytest.mark.slow]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.xdist_group("deployments")]  # one worker of a pool
 
 SECONDS_TO_CANCEL = 15.0
 

@@ -4,10 +4,8 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ INDEXING = "examples to compute"
 FEW_RETRIES = {"PREFECT_CLIENT_MAX_RETRIES": "2"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def given(checkpoints, tmp_path_factory):
     """Options of a valuation, but for its folders, that takes long enough to be met in the middle."""
     folder, generator = tmp_path_factory.mktemp("given"), np.random.default_rng(0)
@@ -44,17 +42,12 @@ def in_folder(folder):
     return ("--store", folder / "store", "--results", folder / "out")
 
 
-@pytest.fixture(scope="module")
-def straight(prefect_server, given, tmp_path_factory):
+@pytest.fixture(scope="session")
+def straight(forked, prefect_server, given, tmp_path_factory):
     """Folder of the store and the results of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("straight")
-    made = subprocess.run(
-        [Path(sys.executable).with_name("dataworth"), "value", *map(str, (*given, *in_folder(folder)))],
-        env={**os.environ, "PREFECT_API_URL": prefect_server},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ["value", *map(str, (*given, *in_folder(folder)))]
+    made = forked.run(words, {**os.environ, "PREFECT_API_URL": prefect_server}, folder, 300)
     assert made.returncode == 0, made.stderr
     return folder
 

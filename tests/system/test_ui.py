@@ -13,7 +13,9 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 def test_the_ui_runs_a_valuation_from_its_form(started_dataworth, checkpoints, corpus_file, queries_file, tmp_path):
     own = {"PREFECT_HOME": str(tmp_path / "prefect"), "DATAWORTH_HOME": str(tmp_path / "home")}
-    process, log, left = started_dataworth("ui", "--prefect-port", "0", "--mlflow-port", "0", environment=own)
+    process, log, left = started_dataworth(
+        "ui", "--prefect-port", "0", "--mlflow-port", "0", environment=own, script=True
+    )
     wait_until(lambda: "Ctrl-C ends both" in log.read_text() or process.poll() is not None, 180, "no servers")
     prefect, mlflow = re.search(r"Prefect  (\S+)/deployments\nMLflow   (\S+)/#/experiments", log.read_text()).groups()
 

@@ -16,6 +16,7 @@ import zarr
 from mlflow.tracking import MlflowClient
 from transformers import AutoModelForCausalLM
 
+from tasks.coalitions.values import CAUSES
 from tasks.model.training import SmallModel, train_language_model
 from tests.reference.checkpoints import TEXTS
 
@@ -151,8 +152,8 @@ def test_a_game_in_which_copies_share(dataworth, checkpoints, corpus_file, queri
     assert set(sources["game"]) == {"newton"}
     made = json.loads((tmp_path / "out" / "valuation.json").read_text())
     notes = made["game"]
-    causes = {"coalitions", "documents", "queries", "projection"}
-    assert all(set(errors) == causes for errors in made["standard_errors"].values())
+    assert all(set(errors) == set(CAUSES) for errors in made["standard_errors"].values())
+    assert all(errors["checkpoint"] is None for errors in made["standard_errors"].values())  # of one alone, unknown
     assert (notes["ended by"], notes["utility"], notes["coalitions evaluated now"]) == ("exact", "evaluated", 8)
     whole = sources[sources["query_id"] == "*"]
     assert whole["value"].sum() == pytest.approx(notes["v(all)"] - notes["v(none)"], rel=1e-4)
@@ -181,7 +182,6 @@ def test_everything_a_user_can_get_wrong_is_a_sentence(dataworth, checkpoints, c
         "--corpus": corpus_file,
         "--queries": queries_file,
         "--results": tmp_path / "out",
-        "--store": tmp_path / "store",
         "--corpus.max_length": 32,
     }
     broken = tmp_path / "broken.jsonl"
@@ -202,15 +202,14 @@ def test_everything_a_user_can_get_wrong_is_a_sentence(dataworth, checkpoints, c
 
     def refused(entry):
         (flag, value), (code, message) = entry
-        result = dataworth("value", *(str(word) for pair in {**given, flag: value}.items() for word in pair))
+        own = {**given, "--store": tmp_path / f"store of {flag}", flag: value}
+        result = dataworth("value", *(str(word) for pair in own.items() for word in pair))
         assert result.returncode == code, (flag, result.stderr)
         assert sentence(result).startswith(message), (flag, result.stderr)
         return result
 
-    # Those of input and options are told before anything is written, so that they need not wait for each other.
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(refused, (entry for entry in wrong.items() if entry[1][0] == 2)))
-    refused((("--cluster.address", "tcp://127.0.0.1:9"), wrong["--cluster.address", "tcp://127.0.0.1:9"]))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(refused, wrong.items()))
     assert not (tmp_path / "out").exists()
 
 
@@ -240,7 +239,9 @@ def test_a_stopped_run_leaves_nothing_in_the_way(
             *("--projection.rank", "16", "--curvature", "none"),
         )
 
-    code, log, left = stopped_dataworth(*given("stopped"), when="examples to compute", kind=kind)
+    # Ctrl-C meets the console script, as a person starts it.
+    by_hand = kind == signal.SIGINT
+    code, log, left = stopped_dataworth(*given("stopped"), when="examples to compute", kind=kind, script=by_hand)
     assert left == []
     if kind == signal.SIGINT:
         assert code == 130, log
@@ -285,18 +286,26 @@ def test_two_runs_on_one_store_the_second_is_refused(
     assert "another run is writing" in sentence(refused)
 
 
-def test_sources_are_trained_again_and_projections_averaged(dataworth, tmp_path, corpus_file, queries_file):
-    """The game retrain from the command line, on two workers; values over three projections; refusals."""
-    settings = {"epochs": 3, "batch_tokens": 128, "learning_rate": 6e-3, "weight_decay": 0.1}
-    small = SmallModel(vocabulary=300, hidden=16, layers=1, heads=2, intermediate=24, positions=32, **settings)
+TRAINING = {"epochs": 3, "batch_tokens": 128, "learning_rate": 6e-3, "weight_decay": 0.1}
+
+
+@pytest.fixture
+def of_a_trained_model(tmp_path, corpus_file, queries_file):
+    """Options of a valuation of a model trained on the corpus, whose base is kept."""
+    small = SmallModel(vocabulary=300, hidden=16, layers=1, heads=2, intermediate=24, positions=32, **TRAINING)
     texts = [json.loads(line)["text"] for line in corpus_file.read_text().splitlines()]
     train_language_model(texts, tmp_path / "model", small, lambda *_: None)
     given = ("--model", tmp_path / "model", "--corpus", corpus_file, "--queries", queries_file, *OPTIONS)
-    given += ("--store", tmp_path / "store", "--results", tmp_path / "out")
+    return (*given, "--store", tmp_path / "store", "--results", tmp_path / "out")
+
+
+def test_sources_are_trained_again(dataworth, of_a_trained_model, tmp_path):
+    """The game retrain from the command line, on two workers; without a base it is refused."""
+    given = of_a_trained_model
     refused = dataworth("value", *given, "--sources.game", "retrain")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "--model.base" in refused.stderr
-    training = [word for name, value in settings.items() for word in (f"--training.{name}", value)]
+    training = [word for name, value in TRAINING.items() for word in (f"--training.{name}", value)]
     base = ("--model.base", tmp_path / "model" / "base", "--sources.game", "retrain", "--cluster.workers", "2")
     trained = dataworth("value", *given, *base, *training)
     assert trained.returncode == 0, trained.stderr
@@ -308,6 +317,10 @@ def test_sources_are_trained_again_and_projections_averaged(dataworth, tmp_path,
     assert notes["reach"] == pytest.approx(1, abs=0.05)
     assert "training again goes" in (tmp_path / "out" / "report.html").read_text()
 
+
+def test_values_are_averaged_over_projections(dataworth, of_a_trained_model, tmp_path):
+    """Over three; of principal components there is one only."""
+    given = of_a_trained_model
     seeds = dataworth("value", *given, "--sources.projection_seeds", "3")
     assert seeds.returncode == 0, seeds.stderr
     mean = pd.read_parquet(tmp_path / "out" / "sources.parquet").set_index(["query_id", "source"])

@@ -52,24 +52,26 @@ def test_layers_of_steps_are_parts_of_them(n_parts):
     assert [columns.stop - columns.start for _, columns in parts] == [part.n_columns for part, _ in parts]
 
 
-@pytest.mark.parametrize("linear", [False, True])
-def test_a_cluster_plays_the_same_game(linear):
+def test_a_cluster_plays_the_same_game():
+    """Whether the queries are quadratic or linear, on one worker, on two, and on what is left of two."""
     problem, masks = Quadratic(), all_coalitions(N_SOURCES)
-    expansion = problem.expansion
-    if linear:
-        expansion = QueryExpansion(expansion.losses, expansion.gradients, None)
-    game = ExpandedGame(NewtonSteps(problem.layers(), PULL, largest=0.5), expansion, N_SOURCES)
+    whole = problem.expansion
+    steps = NewtonSteps(problem.layers(), PULL, largest=0.5)
+    expansions = (whole, QueryExpansion(whole.losses, whole.gradients, None))
+    games = [ExpandedGame(steps, expansion, N_SOURCES) for expansion in expansions]
     found = []
     for n_workers in (1, 2):
         with dask_client(ClusterConfig(workers=n_workers), 2) as client:
-            spread = SpreadGame(game, client)
-            found.append(spread.utilities(masks))
+            spread = [SpreadGame(game, client) for game in games]
+            found.append([game.utilities(masks) for game in spread])
             if n_workers == 2:
                 (first, *_) = client.scheduler_info()["workers"]
                 client.retire_workers([first], close_workers=True, remove=True)
-                np.testing.assert_array_equal(spread.utilities(masks), found[0])
-    np.testing.assert_array_equal(*found)
-    np.testing.assert_allclose(found[0], game.utilities(masks), rtol=1e-12)
+                for game, before in zip(spread, found[0], strict=True):
+                    np.testing.assert_array_equal(game.utilities(masks), before)
+    for game, one, two in zip(games, *found, strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_allclose(one, game.utilities(masks), rtol=1e-12)
 
 
 def test_the_damping_says_how_far_training_came_where_it_stopped_early():

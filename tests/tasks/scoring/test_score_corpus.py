@@ -240,5 +240,6 @@ def test_a_scheduler_that_goes_away_is_one_sentence(small, tmp_path, monkeypatch
             fresh_scores(small, ClusterConfig(address=address))
     assert not ScoreStore.exists(StoreFolders(small.corpus.path.parents[1]).scores, "x")
     assert not list(StoreFolders(small.corpus.path.parents[1]).scores.glob("[0-9a-f]*"))
+    monkeypatch.setattr("tasks.cluster.SECONDS_TO_CONNECT", 3)
     with pytest.raises(DataworthError, match="no Dask scheduler answers at"):
         fresh_scores(small, ClusterConfig(address=address))
