@@ -14,9 +14,9 @@ from click.shell_completion import get_completion_class
 from flows.config import AuditRunConfig, CorpusRunConfig, DemoConfig, PublishConfig, SearchConfig, ValueConfig
 from flows.examples import BY_COMMAND, WHOLE
 from flows.options import ConfiguredCommand, configuration, options
+from flows.outcomes import say_audit, say_valuation
 from flows.terminal import mlflow_place, passages, say, sentences_for_known_errors, table
 from storage.errors import DataworthError, InputError, ServerLostError, StoreUnreachableError
-from tasks.report.numbers import interval, number, percent
 from tasks.visible import visible, without_password
 
 if TYPE_CHECKING:
@@ -306,51 +306,6 @@ def completion(shell: str) -> None:
 
 for _name, _examples in BY_COMMAND.items():
     cli.commands[_name].epilog = _examples
-
-
-def say_valuation(valuation: dict[str, Any]) -> None:
-    """The sources' table and where everything is."""
-    import pandas as pd
-
-    from tasks.report.summary import level_title
-
-    values = pd.read_parquet(Path(valuation["results"]) / "sources.parquet")
-    for key, rows in values[values["query_id"] == "*"].groupby(["grouping", "level"], sort=False):
-        say(sources_table(rows, level_title(*key)))
-        say()
-    say(f"report   {valuation['results']}/report.html")
-    say(f"MLflow   {mlflow_place(valuation['mlflow_url'], valuation['mlflow_run_id'])}")
-
-
-def say_audit(audited: dict[str, Any]) -> None:
-    """The methods' table, what it comes to, and where everything is."""
-    from tasks.report.audit import audit_table, read_audit
-
-    audit = read_audit(Path(audited["results"]))
-    say(table(*audit_table(audit)))
-    say()
-    say("\n".join(audit.sentences()))
-    say()
-    say(f"report   {audited['results']}/report.html")
-    if audit.tuned is not None:
-        say(f"tuned    dataworth value --config {audited['results']}/tuned.yaml …")
-    say(f"MLflow   {mlflow_place(audited['mlflow_url'], audited['mlflow_run_id'])}")
-
-
-def sources_table(values: Any, title: str = "source") -> str:
-    """Sources by value, for the terminal."""
-    rows = [
-        [
-            row.source,
-            percent(row.share),
-            number(row.value),
-            interval(row.low, row.high),
-            f"{row.n_documents:,}",
-            f"{row.n_tokens:,}",
-        ]
-        for row in values.sort_values("value", ascending=False, kind="stable").itertuples()
-    ]
-    return table([title, "share", "value", "interval", "documents", "tokens"], rows)
 
 
 def _check_inputs(files: list[str], queries: str | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 from prefect import flow, task
 
 from flows.config import DemoConfig, ValueConfig
+from flows.outcomes import sources_table
 from flows.runs import announce
 from flows.terminal import mlflow_place, passages, table
 from flows.value_corpus import value_corpus
@@ -70,7 +71,6 @@ def demo_report(outcome: dict[str, Any]) -> str:
     import numpy as np
     import pandas as pd
 
-    from flows.cli import sources_table
     from storage.schema import ALL_QUERIES
     from tasks.scoring.baselines import bm25_scores, first_rate, source_sums
 
