@@ -1,5 +1,6 @@
 """Cheap rankings to hold beside influence: BM25, and the size of a source."""
 
+import logging
 from collections.abc import Sequence
 
 import bm25s
@@ -7,6 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 __all__ = ["bm25_scores", "first_rate", "source_sums"]
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it is at DEBUG by itself, and writes into a run's log
 
 
 def bm25_scores(documents: Sequence[str], queries: Sequence[str]) -> Float[np.ndarray, "q n"]:
