@@ -20,6 +20,7 @@ from storage.locations import Location, check_writable, default_store
 from storage.ref import StoreRef
 from tasks.attribution.methods import lacking
 from tasks.counterfactual.choice import families
+from tasks.counterfactual.designs import followed_queries
 from tasks.counterfactual.parts import Chosen, MethodRun, Scored
 from tasks.counterfactual.problem import Problem, ProblemPlace
 from tasks.counterfactual.task import (
@@ -84,15 +85,21 @@ def _audited(config: AuditRunConfig, store: str, results: str) -> dict[str, Any]
         run = MethodRun(method="configured", projection=chosen.projection, curvature=chosen.curvature, seed=audit.seed)
         scored.insert(1, _scored(config, store, place, "tuned", run))
     methods = [each for each in scored if not each.run.control]
+    # What a sweep looked at is not reported on.
+    reported = range(problem.queries.n_examples) if chosen is None else chosen.queries
     removed: dict[str, StoreRef] = {}
+    followed = followed_queries(reported, audit.removal_queries)
     if audit.removal:
         removed = {
-            each.name: train_without_best(store, place, audit, cluster, each.name, each.scores)
+            each.name: train_without_best(store, place, audit, cluster, each.name, each.scores, followed)
             for each in methods
             if each.name in audit.removal_methods
         }
-    patched = patch_tails(store, place, {each.name: each.scores for each in methods}, audit) if audit.patch else None
-    findings = evaluate(place, [*methods, *_controls(scored)], subsets, sources, removed, patched, chosen)
+    patched = None
+    if audit.patch:
+        stepped = followed_queries(reported, audit.patch_queries)
+        patched = patch_tails(store, place, {each.name: each.scores for each in methods}, audit, stepped)
+    findings = evaluate(place, [*methods, *_controls(scored)], subsets, sources, removed, followed, patched, chosen)
     made = Audit(
         title=problem.title,
         made=int(time.time() * 1000),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["random_subsets", "tuning_split", "without_best", "without_each_source"]
+__all__ = ["followed_queries", "random_subsets", "tuning_split", "without_best", "without_each_source"]
 
 
 def random_subsets(n_documents: int, count: int, fraction: float, seed: int) -> Bool[np.ndarray, "m n"]:
@@ -77,3 +77,9 @@ def tuning_split(
 
 def _halves(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order[: len(order) // 2], order[len(order) // 2 :]
+
+
+def followed_queries(reported: Sequence[int], count: int) -> list[int]:
+    """The queries that are followed through removal and steps, evenly among those that are reported on."""
+    places = np.linspace(0, len(reported) - 1, min(count, len(reported))).round().astype(np.int64)
+    return [reported[place] for place in np.unique(places)]

@@ -1,6 +1,7 @@
 """Prefect tasks of an audit: trainings, scores by every method, steps on the best documents, a choice of settings."""
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -36,7 +37,6 @@ __all__ = [
     "attribute",
     "choose",
     "evaluate",
-    "followed_queries",
     "patch_tails",
     "sweep",
     "train_subsets",
@@ -78,18 +78,19 @@ def train_without_sources(store: str, place: ProblemPlace, audit: AuditConfig, c
     **RETRIED,
 )
 def train_without_best(
-    store: str, place: ProblemPlace, audit: AuditConfig, cluster: ClusterConfig, method: str, scores: StoreRef
+    store: str,
+    place: ProblemPlace,
+    audit: AuditConfig,
+    cluster: ClusterConfig,
+    method: str,
+    scores: StoreRef,
+    queries: list[int],
 ) -> StoreRef:
-    """Train on everything, then without the best documents of each query that is followed; as in `train_subsets`."""
+    """Train on everything, then without the best documents of each of some queries; as in `train_subsets`."""
     found = LayerStore.open(scores).matrix(ONLY, "scores")
-    masks = without_best(found, followed_queries(len(found), audit.removal_queries), audit.removal)
+    masks = without_best(found, np.array(queries), audit.removal)
     everything = np.ones((1, masks.shape[1]), bool)
     return _kept_outcomes(store, place, audit, cluster, f"without best, {method}", np.concatenate([everything, masks]))
-
-
-def followed_queries(n_queries: int, count: int) -> np.ndarray:
-    """Numbers of the queries that are followed through removal and steps, evenly among all."""
-    return np.unique(np.linspace(0, n_queries - 1, min(count, n_queries)).round().astype(np.int64))
 
 
 def _kept_outcomes(
@@ -180,15 +181,18 @@ def _of_documents(scores: np.ndarray, examples: Examples) -> np.ndarray:
 
 
 @task(name="patch-tails", task_run_name="one step on the best documents of every method", tags=[DEVICE_TAG])
-def patch_tails(store: str, place: ProblemPlace, scores: dict[str, StoreRef], audit: AuditConfig) -> StoreRef:
-    """Falls (n_methods, n_followed) of the queries' losses after a step, at the first model, in nats."""
+def patch_tails(
+    store: str, place: ProblemPlace, scores: dict[str, StoreRef], audit: AuditConfig, queries: list[int]
+) -> StoreRef:
+    """Falls (n_methods, len(queries)) of some queries' losses after a step, at the first model, in nats."""
     problem = place.opened()
     model = problem.models()[0]
     parts = {
         "patch": PATCH,
         "corpus": problem.contents,
         "scores": {name: ref.fingerprint for name, ref in scores.items()},
-        **audit.model_dump(mode="json", include={"patch", "patch_queries", "patch_length"}),
+        **audit.model_dump(mode="json", include={"patch", "patch_length"}),
+        "queries": queries,
     }
     root, name = StoreFolders(store).layers, fingerprint(parts)
     if LayerStore.exists(root, name):
@@ -197,8 +201,7 @@ def patch_tails(store: str, place: ProblemPlace, scores: dict[str, StoreRef], au
     falls = []
     for ref in scores.values():
         found = LayerStore.open(ref).matrix(ONLY, "scores")
-        followed = followed_queries(len(found), audit.patch_queries)
-        chosen = [(int(query), best_documents(found[query], audit.patch)) for query in followed]
+        chosen = [(query, best_documents(found[query], audit.patch)) for query in queries]
         falls.append(patched_falls(model, problem.examples, problem.queries, chosen, audit.patch_length))
     return LayerStore.write(root, name, [{"name": ONLY}], [{"falls": np.stack(falls)}], parts)
 
@@ -273,6 +276,7 @@ def evaluate(
     subsets: StoreRef,
     sources: StoreRef | None,
     removed: dict[str, StoreRef],
+    followed: list[int],
     patched: StoreRef | None,
     chosen: Chosen | None,
 ) -> Findings:
@@ -284,6 +288,7 @@ def evaluate(
         subsets: trainings on subsets.
         sources: trainings without each source.
         removed: trainings without the best documents, by the name of the method.
+        followed: the queries whose best documents those are.
         patched: falls after steps, of all but the controls.
         chosen: of a sweep, whose half is left out here.
     """
@@ -296,7 +301,7 @@ def evaluate(
     rows = method_rows({name: each[queries] for name, each in scores.items()}, truth)
     further = _without_sources(problem, sources, scores, queries)
     falls = {} if patched is None else _falls(scored, patched)
-    rises = {name: _rises(ref) for name, ref in removed.items()}
+    rises = {name: _rises(ref, followed) for name, ref in removed.items()}
     for row, each in zip(rows, scored, strict=True):
         cost = LayerStore.open(each.scores).attributes
         row |= {"control": each.run.control, "seconds": cost["seconds"], "bytes": cost["bytes"]}
@@ -332,11 +337,10 @@ def _without_sources(
     return source_rows(asked, ~present, outcomes[:, :, 1:], outcomes[:, :, 0])
 
 
-def _rises(removed: StoreRef) -> tuple[float, float]:
+def _rises(removed: StoreRef, followed: Sequence[int]) -> tuple[float, float]:
     """Of the loss of each query that is followed, without its best documents: mean, and error over queries."""
     found = LayerStore.open(removed)
     lost = found.matrix(ONLY, "outcomes").mean(axis=0)
-    followed = followed_queries(len(lost), lost.shape[1] - 1)
     return mean_with_error([lost[query, 0] - lost[query, 1 + place] for place, query in enumerate(followed)])
 
 

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from tasks.counterfactual.designs import random_subsets, tuning_split, without_best, without_each_source
+from tasks.counterfactual.designs import (
+    followed_queries,
+    random_subsets,
+    tuning_split,
+    without_best,
+    without_each_source,
+)
 
 
 @pytest.mark.parametrize(("n", "fraction", "size"), [(10, 0.5, 5), (2, 0.9, 1), (3, 0.01, 1), (100, 0.25, 25)])
@@ -46,3 +52,9 @@ def test_halves_share_nothing():
     assert sorted([*queries, *other_queries]) == list(range(5))
     with pytest.raises(ValueError, match="at least 6 subsets"):
         tuning_split(5, 5, 1)
+
+
+def test_what_is_followed_is_evenly_among_what_is_reported():
+    assert followed_queries(range(9), 3) == [0, 4, 8]
+    assert followed_queries([2, 3, 5, 7], 2) == [2, 7]
+    assert followed_queries([2, 3], 5) == [2, 3]
