@@ -9,7 +9,8 @@ from tasks.projection.config import ProjectionConfig
 
 __all__ = ["Candidate", "Family", "families"]
 
-RANKS = (8, 16, 32)
+# A dense Fisher of more columns than there are labels is noise; EK-FAC takes any rank.
+RANKS = {"fisher": (8, 16, 32), "ekfac": (8, 16, 32, 64, 128)}
 # Of the mean eigenvalue that carries mass; MATH.md has the best ones measured from 0.03 to 3.
 RATIOS = (0.01, 0.1, 1.0, 10.0)
 # Of the weight decay of training.
@@ -64,13 +65,12 @@ def families(
     dampings = [DampingConfig(rule="relative", value=value) for value in RATIOS]
     if weight_decay:
         dampings += [DampingConfig(rule="absolute", value=weight_decay * value) for value in MULTIPLES]
-    ranks = sorted({min(rank, max(sides)) for rank in (*RANKS, projection.rank)})
     return [
         Family(
             projection.model_copy(update={"kind": "pca", "rank": rank}),
             curvature.model_copy(update={"kind": kind}),
             tuple(dampings),
         )
-        for rank in ranks
-        for kind in ("fisher", "ekfac")
+        for kind, ranks in RANKS.items()
+        for rank in sorted({min(rank, max(sides)) for rank in (*ranks, projection.rank)})
     ]
