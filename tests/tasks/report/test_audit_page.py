@@ -34,7 +34,7 @@ def audit():
     return Audit(
         title=EVIL, made=1_700_000_000_000, started=1_699_999_000_000, parameters={"audit": {"problem": EVIL}},
         findings=findings, notes=["bm25 is left out: it compares texts."], trials=[trial],
-        tuned={"projection": {"rank": 8}}, command=f"dataworth audit --model '{EVIL}'", fingerprints={"problem": "ab"},
+        tuned={"projection": {"rank": 8}}, command=f"cd here\ndataworth audit --model '{EVIL}'", fingerprints={"problem": "ab"},
     )  # fmt: skip
 
 
@@ -68,6 +68,7 @@ def test_the_page_stands_alone_and_escapes(audit):
     assert not re.search(r"(src|href)=", page)
     assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S)
     assert page.count('<rect class="plus"') == 3
+    assert "<pre>cd here\ndataworth audit" in page
 
 
 def test_read_back_as_it_was(audit, tmp_path):
