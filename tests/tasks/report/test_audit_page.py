@@ -34,7 +34,8 @@ def audit():
     return Audit(
         title=EVIL, made=1_700_000_000_000, started=1_699_999_000_000, parameters={"audit": {"problem": EVIL}},
         findings=findings, notes=["bm25 is left out: it compares texts."], trials=[trial],
-        tuned={"projection": {"rank": 8}}, command=f"cd here\ndataworth audit --model '{EVIL}'", fingerprints={"problem": "ab"},
+        tuned={"projection": {"rank": 8}}, command=f"cd here\ndataworth audit --model '{EVIL}'",
+        fingerprints={"problem": "ab"},
     )  # fmt: skip
 
 
