@@ -18,10 +18,9 @@ from tasks.projection.config import ProjectionConfig
 
 __all__ = ["MethodSettings", "attributor", "lacking", "recommended"]
 
-# Both were chosen on problems other than those an audit is shown on. With every class and its probability a dense
-# Fisher is known exactly, and ranks from 32 on gain little. Of a language model it is known by a few drawn labels an
-# example, fewer than a dense matrix has columns: there EK-FAC, whose eigenvalues need few, does better, the more so the
-# more directions it keeps (tests/tasks/attribution/test_lessons.py).
+# With every class and its probability a dense Fisher is known exactly, and ranks from 32 on gain little. Of a language
+# model it is known by a few drawn labels an example, fewer than a dense matrix has columns: there EK-FAC, whose
+# eigenvalues need few, does better, the more so the more directions it keeps.
 CLASSIFIER_RANK = 32
 LANGUAGE_RANK = 128
 PERMUTATIONS = 8
