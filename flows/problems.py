@@ -1,6 +1,7 @@
 """From a configuration to the problem of an audit: checkpoints, the digits, the demo, or one of one's own."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tasks.model.config import ModelConfig
 from tasks.model.task import train_small_model
 from tasks.model.training import SmallModel
 
-__all__ = ["problem_place"]
+__all__ = ["PACKAGES", "documentation_problem", "problem_place"]
 
 DIGITS = "tasks.counterfactual.digits:digits"
 # Of the demo's corpus: what a model is trained on first, and the packages that it is then trained on again and again.
@@ -41,7 +42,8 @@ def problem_place(config: AuditRunConfig, store: str) -> ProblemPlace:
     """
     name = config.audit.problem
     if name == "demo":
-        return _demo(config, store)
+        folder = Path(config.results).absolute() / "demo"
+        return documentation_problem(folder, store, config.audit.seed, PACKAGES, "the demo's language model")
     if name is not None:
         return NamedProblem(DIGITS if name == "digits" else name)
     if config.model is None or config.corpus is None or config.queries is None:
@@ -65,14 +67,23 @@ def _of_checkpoints(
     return CheckpointProblem(checkpoints, documents, asked, training, title)
 
 
-def _demo(config: AuditRunConfig, store: str) -> CheckpointProblem:
-    """The demo's model, trained on most packages of its corpus, then fine-tuned on passages of five others."""
-    folder = Path(config.results).absolute() / "demo"
-    write_audited_corpus(str(folder), config.audit.seed)
+def documentation_problem(
+    folder: Path, store: str, seed: int, packages: Sequence[str], title: str
+) -> CheckpointProblem:
+    """A model trained on most packages of the demo's corpus, then fine-tuned on passages of a few others.
+
+    Args:
+        folder: of the corpora, the base and the model; what is there already is not made again.
+        store: root of the stores.
+        seed: of the passages, the weights and the order of training.
+        packages: whose documentation is valued.
+        title: in a few words.
+    """
+    write_audited_corpus(str(folder), seed, packages)
     general, corpus = (
         CorpusConfig(files=[str(folder / name)], max_length=MOST_TOKENS) for name in ("general.jsonl", "corpus.jsonl")
     )
-    settings = SmallModel(seed=config.audit.seed)
+    settings = SmallModel(seed=seed)
     base = train_small_model(str(folder / "base"), general, settings)
     tuning = replace(settings, epochs=EPOCHS, learning_rate=RATE, weight_decay=DECAY)
     model = train_small_model(str(folder / "model"), corpus, tuning, base)
@@ -81,19 +92,19 @@ def _demo(config: AuditRunConfig, store: str) -> CheckpointProblem:
     )
     checkpoint = ModelConfig(name=model, base=f"{model}/base", device="cpu")
     queries = QueriesConfig(file=str(folder / "queries.jsonl"))
-    return _of_checkpoints(store, (checkpoint,), corpus, queries, training, "the demo's language model")
+    return _of_checkpoints(store, (checkpoint,), corpus, queries, training, title)
 
 
 @task(name="write-audited-corpus", task_run_name="read the standard library's documentation")
-def write_audited_corpus(folder: str, seed: int) -> None:
+def write_audited_corpus(folder: str, seed: int, packages: Sequence[str]) -> None:
     """`general.jsonl`, `corpus.jsonl` and `queries.jsonl` in the folder."""
     passages, generator = standard_library_documentation(), np.random.default_rng(seed)
-    split = held_out([row for row in passages if row["source"] in PACKAGES], QUERIES_PER_PACKAGE, seed)
+    split = held_out([row for row in passages if row["source"] in packages], QUERIES_PER_PACKAGE, seed)
     documents = []
-    for package in PACKAGES:
+    for package in packages:
         own = [row for row in split.corpus if row["source"] == package]
         documents += [own[number] for number in np.sort(generator.permutation(len(own))[:PER_PACKAGE])]
-    others = [row for row in passages if row["source"] not in PACKAGES]
+    others = [row for row in passages if row["source"] not in packages]
     general = [others[number] for number in np.sort(generator.permutation(len(others))[:GENERAL])]
     asked = [row for row in split.queries if len(row["prompt"]) + len(row["completion"]) <= QUERY_CHARACTERS]
     target = Path(folder)
