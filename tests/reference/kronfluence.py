@@ -34,7 +34,7 @@ class WindowDataset(Dataset):
 
 
 def kronfluence_scores(
-    folder, model, loss, train, queries, *, damping=None, dtype=None, batch_size=1, modules=None, empirical=True
+    folder, model, loss, train, queries, *, damping=None, dtype=None, batch_size=1, modules=None, empirical=True, seed=0
 ):
     """(n_queries, n_examples) scores.
 
@@ -48,6 +48,7 @@ def kronfluence_scores(
         batch_size: examples of a pass.
         modules: names of those that are tracked; None: all it knows.
         empirical: the Fisher of the data's labels, not of sampled ones, which `loss` is then asked for by `sample`.
+        seed: of torch, from which `loss` draws them.
     """
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -65,6 +66,7 @@ def kronfluence_scores(
 
     names = ("activation_covariance_dtype", "gradient_covariance_dtype", "per_sample_gradient_dtype", "lambda_dtype")
     precise = {} if dtype is None else dict.fromkeys(names, dtype)
+    torch.manual_seed(seed)
     task = Loss()
     analyzer = Analyzer("run", prepare_model(model, task), task, cpu=True, disable_tqdm=True, output_dir=str(folder))
     arguments = FactorArguments(
