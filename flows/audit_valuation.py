@@ -16,6 +16,7 @@ from flows.config import AuditRunConfig
 from flows.options import command_here
 from flows.problems import problem_place
 from flows.runs import announce
+from flows.turns import in_turn, results_turn
 from storage.locations import Location, check_writable, default_store
 from storage.ref import StoreRef
 from tasks.attribution.methods import lacking
@@ -54,14 +55,16 @@ def audit_valuation(config: AuditRunConfig) -> dict[str, Any] | State[Any]:
     """Train again, score by every method, and say how far each can be trusted.
 
     Returns:
-        `results`, `mlflow_run_id`, `mlflow_url`.
+        `results`, `mlflow_run_id`, `mlflow_url`; `skipped` alone, the reason, where another audit into the same folder
+        was under way and `overlap` is `skip`.
     """
     announce()
     results = Path(config.results).absolute()
     check_writable(Location.of(str(results)), "--results")
     store = Location.of(config.store or default_store()).absolute()
     check_writable(store, "--store")
-    return unless_cancelled(lambda: _audited(config, str(store), str(results)))
+    turn = results_turn(str(store), str(results))
+    return unless_cancelled(lambda: in_turn(turn, config.overlap, lambda: _audited(config, str(store), str(results))))
 
 
 def _run_name() -> str:

@@ -138,7 +138,9 @@ def _audit(config: AuditRunConfig) -> None:
         _check_inputs(config.corpus.files, None if config.queries is None else config.queries.file)
     from flows.audit_valuation import audit_valuation
 
-    say_audit(cast(dict[str, Any], audit_valuation(config)))
+    audited = cast(dict[str, Any], audit_valuation(config))
+    if not _skipped(audited):
+        say_audit(audited)
 
 
 @_command("publish", PublishConfig, "Log a valuation to MLflow, where that failed; done twice, it leaves one run.")

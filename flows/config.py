@@ -21,6 +21,7 @@ __all__ = [
     "CorpusRunConfig",
     "DemoConfig",
     "EventsConfig",
+    "Overlap",
     "PublishConfig",
     "SearchConfig",
     "ValueConfig",
@@ -31,6 +32,7 @@ STORE = (
     "default: $DATAWORTH_HOME/store, else ~/.dataworth/store."
 )
 
+Overlap = Literal["wait", "skip", "refuse"]
 OVERLAP = "Where another run with the same parameters is under way, or is writing the same store: wait, skip or refuse."
 
 
@@ -51,7 +53,7 @@ class CorpusRunConfig(Configuration):
     curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Curvature of the training loss.")
     gradients: GradientsConfig = Field(default_factory=GradientsConfig, description="Computing and storing gradients.")
     store: str | None = Field(None, min_length=1, description=STORE)
-    overlap: Literal["wait", "skip", "refuse"] = Field("wait", description=OVERLAP)
+    overlap: Overlap = Field("wait", description=OVERLAP)
 
     @property
     def by_checkpoint(self) -> list[Self]:
@@ -133,6 +135,7 @@ class AuditRunConfig(Configuration):
     store: str | None = Field(None, min_length=1, description=STORE)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster of the trainings.")
+    overlap: Overlap = Field("wait", description="Where another audit into `results` is under way: wait, skip, refuse.")
 
     @model_validator(mode="after")
     def _trainable(self) -> "AuditRunConfig":

@@ -10,6 +10,7 @@ from flows.config import DemoConfig, ValueConfig
 from flows.outcomes import sources_table
 from flows.runs import announce
 from flows.terminal import mlflow_place, passages, table
+from flows.turns import in_turn, results_turn
 from flows.value_corpus import value_corpus
 from storage.manifest import replace_file
 from tasks.corpus.config import CorpusConfig, QueriesConfig
@@ -39,31 +40,34 @@ def write_demo_corpus(folder: str, seed: int) -> None:
 
 @flow(name="demo", description="Trains a small model on Python's own documentation and values its packages.")
 def demo(config: DemoConfig) -> dict[str, Any]:
-    """Make the corpus, train the model, value the corpus for held-out passages.
+    """Make the corpus, train the model, value the corpus for held-out passages; after another demo in the same folder.
 
     Returns:
         What `value-corpus` returns, and `folder`.
     """
     announce()
     folder = Path(config.results).absolute()
+    turn = results_turn(str(folder / "store"), str(folder))
+    # Both wait for other runs, so that neither is skipped.
+    return cast(dict[str, Any], in_turn(turn, "wait", lambda: _made_and_valued(config, folder)))
+
+
+def _made_and_valued(config: DemoConfig, folder: Path) -> dict[str, Any]:
     write_demo_corpus(str(folder), config.seed)
     corpus = CorpusConfig(files=[str(folder / "corpus.jsonl")], max_length=256)
     settings = SmallModel(seed=config.seed, epochs=config.epochs)
     model = train_small_model(str(folder / "model"), corpus, settings)
-    valuation = cast(  # it waits for other runs, so that it is never skipped
-        dict[str, Any],
-        value_corpus(
-            ValueConfig(
-                model=ModelsConfig(name=[model], device="cpu"),
-                corpus=corpus,
-                queries=QueriesConfig(file=str(folder / "queries.jsonl")),
-                curvature=CurvatureConfig(fraction=0.5, seed=config.seed),
-                store=str(folder / "store"),
-                results=str(folder / "results"),
-            )
-        ),
+    valuation = value_corpus(
+        ValueConfig(
+            model=ModelsConfig(name=[model], device="cpu"),
+            corpus=corpus,
+            queries=QueriesConfig(file=str(folder / "queries.jsonl")),
+            curvature=CurvatureConfig(fraction=0.5, seed=config.seed),
+            store=str(folder / "store"),
+            results=str(folder / "results"),
+        )
     )
-    return {"folder": str(folder), **valuation}
+    return {"folder": str(folder), **cast(dict[str, Any], valuation)}
 
 
 def demo_report(outcome: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from flows.config import CorpusRunConfig, ValueConfig
 from flows.fit_curvature import Prepared, fit_curvature, prepared_stores, store_folder
 from flows.index_corpus import index_corpus
-from flows.turns import in_turn
+from flows.turns import in_turn, run_turn
 from storage.ref import StoreRef
 from tasks.coalitions.parts import GameParts
 from tasks.coalitions.task import average_values, value_sources
@@ -100,7 +100,8 @@ def valued_checkpoint(
     Returns:
         What it left; the state Skipped where another run was under way and `overlap` is `skip`.
     """
-    made = in_turn(store, _narrowed(config), lambda: _made(config, store, queries, seconds))
+    turn = run_turn(store, _narrowed(config))
+    made = in_turn(turn, config.overlap, lambda: _made(config, store, queries, seconds))
     if isinstance(made, State):
         return made
     with seconds.step("queries"):

@@ -1,7 +1,8 @@
 """Runs that would get in each other's way take turns: the second waits, is skipped or is refused.
 
-A run holds the writer's lock of a name made of its parameters. Runs with other parameters meet only at the stores
-themselves, whose own locks then refuse the second: it begins again, and finds there what the first has made.
+A run holds the writer's lock of a name made of its parameters, or of the folder that it makes. Runs with other
+parameters meet only at the stores themselves, whose own locks then refuse the second: it begins again, and finds there
+what the first has made.
 """
 
 import time
@@ -11,14 +12,14 @@ from typing import Any, TypeVar
 
 from prefect.client.schemas.objects import State, StateType
 
-from flows.config import CorpusRunConfig
+from flows.config import CorpusRunConfig, Overlap
 from storage.errors import StoreBusyError
-from storage.locations import StoreFolders
+from storage.locations import Location, StoreFolders
 from storage.manifest import writer_lock
 from storage.ref import fingerprint
 from tasks.progress import run_logger
 
-__all__ = ["each_in_turn", "in_turn"]
+__all__ = ["each_in_turn", "in_turn", "results_turn", "run_turn"]
 
 T = TypeVar("T")
 
@@ -27,12 +28,26 @@ SECONDS_BETWEEN_TRIES = 2.0
 IRRELEVANT = {"store", "overlap", "tracking", "cluster", "events"}
 
 
-def in_turn(store: str, config: CorpusRunConfig, work: Callable[[], T]) -> T | State[Any]:
-    """Do some work while no other run with the same parameters does.
+def run_turn(store: str, config: CorpusRunConfig) -> Location:
+    """Whose lock a run holds that no other with the same parameters may overlap."""
+    return _turn(store, {"run": 1, **config.model_dump(mode="json", exclude=IRRELEVANT)})
+
+
+def results_turn(store: str, results: str) -> Location:
+    """Whose lock a run holds that no other into the same folder may overlap."""
+    return _turn(store, {"results": 1, "folder": results})
+
+
+def _turn(store: str, parts: dict[str, Any]) -> Location:
+    return StoreFolders(store).runs / fingerprint(parts)
+
+
+def in_turn(turn: Location, overlap: Overlap, work: Callable[[], T]) -> T | State[Any]:
+    """Do some work while no other run has the turn.
 
     Args:
-        store: root of the stores.
-        config: parameters of the run, and what to do where another is under way.
+        turn: of `run_turn` or `results_turn`.
+        overlap: what to do where another run has it, or is writing a store that the work writes.
         work: is begun again where a store turns out to be busy; what is made is found again.
 
     Returns:
@@ -41,15 +56,14 @@ def in_turn(store: str, config: CorpusRunConfig, work: Callable[[], T]) -> T | S
     Raises:
         StoreBusyError: another run is under way, and `overlap` is `refuse`.
     """
-    name = fingerprint({"run": 1, **config.model_dump(mode="json", exclude=IRRELEVANT)})
     while True:
         try:
-            with writer_lock(StoreFolders(store).runs / name):
+            with writer_lock(turn):
                 return work()
         except StoreBusyError as error:
-            if config.overlap == "refuse":
+            if overlap == "refuse":
                 raise
-            if config.overlap == "skip":
+            if overlap == "skip":
                 run_logger().warning("skipped: %s", error)
                 return _skipped(str(error))
             run_logger().info("waiting for another run to end (overlap: wait): %s", error)
@@ -70,7 +84,7 @@ def each_in_turn(store: str, config: CorpusRunConfig, work: Callable[[CorpusRunC
     """
     found: list[T] = []
     for one in config.by_checkpoint:
-        outcome = in_turn(store, one, partial(work, one))
+        outcome = in_turn(run_turn(store, one), one.overlap, partial(work, one))
         if isinstance(outcome, State):
             return outcome
         found.append(outcome)

@@ -16,7 +16,7 @@ from flows.fit_curvature import store_folder
 from flows.one_checkpoint import Checkpoint, Timings, sums_only, valued_checkpoint
 from flows.options import command_here
 from flows.runs import announce, run_name, run_title
-from flows.turns import in_turn
+from flows.turns import in_turn, run_turn
 from storage.errors import InputError
 from storage.locations import check_writable
 from storage.ref import StoreRef
@@ -60,7 +60,8 @@ def value_corpus(config: ValueConfig) -> dict[str, Any] | State[Any]:
     _refuse_unlike(config)
     config = config.settled(load(config.model.checkpoints[0]).n_classes is not None)
     store = store_folder(config)
-    return unless_cancelled(lambda: in_turn(store, config, lambda: _valued(config, store, results)))
+    turn = run_turn(store, config)
+    return unless_cancelled(lambda: in_turn(turn, config.overlap, lambda: _valued(config, store, results)))
 
 
 def _refuse_unlike(config: ValueConfig) -> None:

@@ -3,11 +3,9 @@
 import pytest
 
 from flows.config import CorpusRunConfig
-from flows.turns import IRRELEVANT, each_in_turn
+from flows.turns import each_in_turn, in_turn, results_turn, run_turn
 from storage.errors import StoreBusyError
-from storage.locations import StoreFolders
 from storage.manifest import writer_lock
-from storage.ref import fingerprint
 from tasks.corpus.config import CorpusConfig
 from tasks.model.config import ModelsConfig
 
@@ -18,8 +16,7 @@ def run_of(overlap):
 
 def taken(store, config):
     """The turn of a run is taken by another."""
-    name = fingerprint({"run": 1, **config.model_dump(mode="json", exclude=IRRELEVANT)})
-    return writer_lock(StoreFolders(store).runs / name)
+    return writer_lock(run_turn(str(store), config))
 
 
 def test_checkpoints_are_worked_on_in_the_given_order(tmp_path):
@@ -37,3 +34,27 @@ def test_another_run_of_one_of_them_is_met_there(tmp_path):
         with pytest.raises(StoreBusyError):
             each_in_turn(str(tmp_path), run_of("refuse"), lambda one: done.append(one.model.only.name))
     assert done == ["a", "a"]
+
+
+def test_runs_into_one_folder_meet_and_those_into_others_do_not(tmp_path):
+    store, here, there = str(tmp_path / "store"), str(tmp_path / "here"), str(tmp_path / "there")
+    with writer_lock(results_turn(store, here)):
+        assert in_turn(results_turn(store, there), "refuse", lambda: "done") == "done"
+        skipped = in_turn(results_turn(store, here), "skip", lambda: "done")
+        assert skipped.name == "Skipped"
+        with pytest.raises(StoreBusyError):
+            in_turn(results_turn(store, here), "refuse", lambda: "done")
+
+
+def test_a_run_that_waits_begins_once_the_other_has_ended(tmp_path, monkeypatch):
+    turn, order = results_turn(str(tmp_path), "out"), []
+    held = writer_lock(turn)
+    held.__enter__()
+
+    def end_the_other(_):
+        order.append("other")
+        held.__exit__(None, None, None)
+
+    monkeypatch.setattr("flows.turns.time.sleep", end_the_other)
+    in_turn(turn, "wait", lambda: order.append("this"))
+    assert order == ["other", "this"]

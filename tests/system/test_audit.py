@@ -12,6 +12,8 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from flows.config import ValueConfig
+from flows.turns import results_turn
+from storage.manifest import writer_lock
 from tasks.model.training import SmallModel, train_language_model
 from tests.reference.api import wait_until
 from tests.reference.checkpoints import TEXTS
@@ -97,6 +99,10 @@ def test_a_model_of_ones_own_stopped_and_gone_on_with(dataworth, started_datawor
     assert "what was finished is kept" in log.read_text()
     assert not left()
     kept = set((tmp_path / "store" / "games").glob("*/*.parquet"))
+    with writer_lock(results_turn(str(tmp_path / "store"), str(tmp_path / "out"))):
+        skipped = dataworth(*given, "--overlap", "skip")
+        assert skipped.returncode == 0, skipped.stderr
+        assert skipped.stdout.startswith("skipped: another run is writing")
     finished = dataworth(*given)
     assert finished.returncode == 0, finished.stderr
     to_do, in_all = map(int, re.search(r"(\d+) of (\d+) trainings to do", finished.stderr).groups())
