@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.cancelling import unless_cancelled
 from flows.config import AuditRunConfig
+from flows.headline import show_headline
 from flows.options import command_here
 from flows.problems import problem_place
 from flows.runs import announce
@@ -37,7 +37,7 @@ from tasks.counterfactual.task import (
 from tasks.model.loading import model_fingerprint
 from tasks.progress import run_logger
 from tasks.report.audit import Audit, audit_table
-from tasks.report.summary import inert
+from tasks.report.markdown import inert, markdown_table
 from tasks.report.task import NotLoggedError, log_audit, publish_audit
 from tasks.report.valuation import versions
 
@@ -185,18 +185,8 @@ def _logged(results: str, made: Audit, config: AuditRunConfig) -> dict[str, Any]
     except NotLoggedError as error:
         problem = str(error)
         run_logger().warning(problem)
-    run = problem
-    if logged is not None:
-        run = f"[{logged.run_id}]({logged.url})" if logged.url else f"`{logged.run_id}`"
-    header, cells = audit_table(made)
-    lines = [header, ["---"] * len(header), *cells]
-    table = "\n".join(f"| {' | '.join(inert(cell) for cell in line)} |" for line in lines)
-    said = "\n\n".join(inert(sentence) for sentence in made.sentences())
-    create_markdown_artifact(
-        key="methods",
-        markdown=f"{inert(made.title)}\n\n{said}\n\n{table}\n\nMLflow run: {run}\n\nResults: {inert(results)}\n",
-        description="How far each method can be trusted",
-    )
+    said = "\n\n".join([*map(inert, made.sentences()), markdown_table(*audit_table(made))])
+    show_headline("methods", "How far each method can be trusted", made.title, said, results, logged, problem)
     outcome = {
         "results": results,
         "mlflow_run_id": logged.run_id if logged else None,

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
@@ -13,6 +12,7 @@ from flows.cancelling import unless_cancelled
 from flows.config import ValueConfig
 from flows.events import emit_finished, emit_moved, published_shares
 from flows.fit_curvature import store_folder
+from flows.headline import show_headline
 from flows.one_checkpoint import Checkpoint, Timings, sums_only, valued_checkpoint
 from flows.options import command_here
 from flows.runs import announce, run_name, run_title
@@ -25,9 +25,8 @@ from tasks.model.alike import refuse_other_layers, refuse_other_tokenizers, refu
 from tasks.model.loading import load
 from tasks.progress import run_logger
 from tasks.report.config import TrackingConfig
-from tasks.report.summary import inert, markdown_table
+from tasks.report.markdown import markdown_sources
 from tasks.report.task import NotLoggedError, log_valuation, publish_valuation
-from tasks.report.tracking import LoggedRun
 from tasks.report.valuation import CheckpointParts, ValuationParts, valuation_summary
 from tasks.scoring.task import average_scores
 from tasks.visible import without_password
@@ -169,7 +168,8 @@ def _logged(results: str, parts: ValuationParts, tracking: TrackingConfig) -> di
     except NotLoggedError as error:
         problem = str(error)
         run_logger().warning(problem)
-    _artifact(results, parts, logged, problem)
+    sources = markdown_sources(valuation_summary(parts).sources, ARTIFACT_ROWS)
+    show_headline("sources", "What each source is worth", parts.title, sources, results, logged, problem)
     emit_finished(results, parts.title, logged)
     outcome = {
         "results": results,
@@ -184,16 +184,3 @@ def _logged(results: str, parts: ValuationParts, tracking: TrackingConfig) -> di
 def _page(url: str | None) -> str | None:
     """The flow run's page; the embedded server has none, and Prefect then gives "None/…"."""
     return without_password(url) if url and url.startswith("http") else None
-
-
-def _artifact(results: str, parts: ValuationParts, logged: LoggedRun | None, problem: str) -> None:
-    """The headline in Prefect: the sources' table and where everything is."""
-    run = problem
-    if logged is not None:
-        run = f"[{logged.run_id}]({logged.url})" if logged.url else f"`{logged.run_id}`"
-    sources = markdown_table(valuation_summary(parts).sources, ARTIFACT_ROWS)
-    create_markdown_artifact(
-        key="sources",
-        markdown=f"{inert(parts.title)}\n\n{sources}\n\nMLflow run: {run}\n\nResults: {inert(results)}\n",
-        description="What each source is worth",
-    )

@@ -31,6 +31,11 @@ class MethodRun(BaseModel):
     control: Control = ""
     seed: int = 0
 
+    @property
+    def title(self) -> str:
+        """In a few words."""
+        return f"{self.method}, {self.control}" if self.control else self.method
+
 
 class Scored(BaseModel):
     """A method's scores.

@@ -109,7 +109,7 @@ def _kept_outcomes(
     return LayerStore.write(root, name, [{"name": ONLY}], [{"masks": masks, "outcomes": outcomes}], parts)
 
 
-@task(name="attribute", task_run_name="score by {run.method} {run.control}", tags=[DEVICE_TAG])
+@task(name="attribute", task_run_name="score by {run.title}", tags=[DEVICE_TAG])
 def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterConfig, seeds: int) -> StoreRef:
     """Scores (n_queries, n_documents) of a method, with what it cost.
 
@@ -132,7 +132,7 @@ def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterC
         parts["seeds"] = seeds
     root, name = StoreFolders(store).layers, fingerprint(parts)
     if LayerStore.exists(root, name):
-        run_logger().info("scores by %s %s are there already", run.method, run.control)
+        run_logger().info("scores by %s are there already", run.title)
         return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
     examples = ShuffledLabels(problem.examples, run.seed) if run.control == "shuffled" else problem.examples
     changed = randomised(models, run.seed) if run.control == "randomised" else nullcontext()

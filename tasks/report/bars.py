@@ -14,6 +14,9 @@ MOST_BARS = 30
 # Of the bars' own span: an interval of two documents would otherwise leave of every bar a line.
 MOST_BEYOND = 1.0
 
+# Of a total far smaller than the values themselves, shares tell nothing, and may be larger than any number.
+LEAST_UNIT = 1e-9
+
 TICK_STEPS = (1.0, 2.0, 5.0, 10.0)
 
 
@@ -97,15 +100,16 @@ def _end(value: float | None, unit: float) -> float | None:
 def chart(rows: Sequence[dict[str, Any]], most: int | None = None) -> Chart:
     """Bars of value / positive total, which is the share of a source of positive value.
 
-    An interval is divided by the same total, taken as known. Where no value is positive, the unit is that of the
-    values.
+    An interval is divided by the same total, taken as known. Where no value is positive, or what is positive is nothing
+    beside the negative values, the unit is that of the values.
 
     Args:
         rows: rows of VALUES of one query and level, largest value first.
         most: bars of a source by itself, those largest in size; the others are added up, their interval is not known.
     """
     total = positive_total(rows)
-    unit = total or 1.0
+    in_shares = total is not None and total >= LEAST_UNIT * max(abs(row["value"]) for row in rows)
+    unit = total if total is not None and in_shares else 1.0
     order = sorted(range(len(rows)), key=lambda number: -abs(rows[number]["value"]))
     alone = sorted(order if most is None else order[:most])
     bars = [
@@ -120,7 +124,7 @@ def chart(rows: Sequence[dict[str, Any]], most: int | None = None) -> Chart:
         share = sum(row["share"] or 0.0 for row in others) if total else None
         bars.append(Bar("", sum(row["value"] for row in others) / unit, None, None, len(others), share))
     lowest, highest = _axis(bars)
-    return Chart(tuple(bars), lowest, highest, total is not None)
+    return Chart(tuple(bars), lowest, highest, in_shares)
 
 
 def _axis(bars: Sequence[Bar]) -> tuple[float, float]:

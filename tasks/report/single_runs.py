@@ -19,11 +19,13 @@ class SingleRuns:
     Args:
         client: of the server or database.
         experiment_id: of an experiment that is there.
+        source: what MLflow shows as the origin of new runs.
     """
 
-    def __init__(self, client: MlflowClient, experiment_id: str) -> None:
+    def __init__(self, client: MlflowClient, experiment_id: str, source: str) -> None:
         self.client = client
         self.experiment_id = experiment_id
+        self.source = source
 
     def written(self, tags: Mapping[str, str], name: str, started: int, write: Callable[[str], None]) -> str:
         """The id of the one run with these tags, written.
@@ -48,7 +50,7 @@ class SingleRuns:
         else:
             run_id = own = str(
                 self.client.create_run(
-                    self.experiment_id, start_time=started, run_name=name, tags={**tags, **_origin()}
+                    self.experiment_id, start_time=started, run_name=name, tags={**tags, **_origin(self.source)}
                 ).info.run_id
             )
         while True:
@@ -86,9 +88,9 @@ class SingleRuns:
         self.client.delete_run(run_id)
 
 
-def _origin() -> dict[str, str]:
+def _origin(source: str) -> dict[str, str]:
     """Where a run comes from, in the tags that MLflow shows on top."""
-    origin = {"mlflow.source.type": "JOB", "mlflow.source.name": "dataworth value-corpus"}
+    origin = {"mlflow.source.type": "JOB", "mlflow.source.name": source}
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         origin["mlflow.user"] = getpass.getuser()
     return origin

@@ -1,9 +1,7 @@
 """What a valuation says, gathered from its stores: the content of the report and of MLflow's tables."""
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import pandas as pd
@@ -12,15 +10,8 @@ from storage.corpus import CorpusStore
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore
 from tasks.report.losses import QueryLoss
-from tasks.report.numbers import interval, number, percent
-from tasks.visible import visible
 
-__all__ = ["QuerySummary", "Summary", "inert", "level_title", "markdown_table", "strongest_overlaps", "summary"]
-
-# 25 rows of a table must fit into the 8,000 characters of an MLflow description.
-MOST_CELL_CHARACTERS = 160
-
-ENTITIES = {"&": "&amp;", "<": "&lt;"}
+__all__ = ["QuerySummary", "Summary", "level_title", "strongest_overlaps", "summary"]
 
 
 @dataclass(frozen=True)
@@ -148,44 +139,3 @@ def strongest_overlaps(overlap: pd.DataFrame, sources: Sequence[str], most: int)
 def level_title(grouping: str, level: int) -> str:
     """ "publisher > section" of the grouping "publisher>section" at level 2, "publisher" at level 1."""
     return " > ".join(grouping.split(">")[:level])
-
-
-def inert(text: str, most: int | None = None) -> str:
-    """Text that Markdown shows as it is, on one line and in one cell of a table.
-
-    Args:
-        text: whatever it holds.
-        most: characters of the result; a longer one is cut.
-    """
-    escaped = [_escaped(letter) for letter in " ".join(visible(text).split())]
-    if most is not None and sum(map(len, escaped)) > most:
-        ends = list(accumulate(map(len, escaped)))
-        escaped = [*escaped[: bisect_right(ends, most - 1)], "…"]
-    return "".join(escaped)
-
-
-def _escaped(letter: str) -> str:
-    if letter in ENTITIES:
-        return ENTITIES[letter]
-    return f"\\{letter}" if letter in "\\`*_{}[]()#+-.!|~>:@$" else letter
-
-
-def markdown_table(sources: list[dict[str, Any]], most: int) -> str:
-    """The sources' table in Markdown: source, share, value with its interval, documents, tokens.
-
-    Args:
-        sources: rows of VALUES, largest value first.
-        most: rows that are shown; a last line counts the others.
-    """
-    lines = [
-        "| source | share | value | interval | documents | tokens |",
-        "| --- | ---: | ---: | :---: | ---: | ---: |",
-    ]
-    for row in sources[:most]:
-        lines.append(
-            f"| {inert(row['source'], MOST_CELL_CHARACTERS)} | {percent(row['share'])} | {number(row['value'])} "
-            f"| {interval(row['low'], row['high'])} | {row['n_documents']:,} | {row['n_tokens']:,} |"
-        )
-    if len(sources) > most:
-        lines.append(f"\nand {len(sources) - most:,} more in sources.csv")
-    return "\n".join(lines)

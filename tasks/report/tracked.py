@@ -10,10 +10,10 @@ from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from storage.errors import InputError
 from storage.schema import ALL_QUERIES
+from tasks.report.markdown import markdown_sources
 from tasks.report.parameters import flat, of_the_valuation
 from tasks.report.results import Results, whole_values
 from tasks.report.runs import MachineSample, TrackedStep, TrackedValuation, metric_name
-from tasks.report.summary import markdown_table
 
 __all__ = ["NOTE_ROWS", "tracked_valuation"]
 
@@ -127,7 +127,7 @@ def _of_sources(sources: pd.DataFrame) -> dict[str, float]:
 def _note(known: _Record, sources: pd.DataFrame) -> str:
     page, run = known.prefect.get("url"), known.prefect.get("flow_run_id")
     prefect = f"[{run}]({page})" if page else f"`{run}`"
-    table = markdown_table(sources.to_dict("records"), NOTE_ROWS)
+    table = markdown_sources(sources.to_dict("records"), NOTE_ROWS)
     return f"Prefect flow run: {prefect}\n\nReport: `report.html`, under Artifacts\n\n{table}"
 
 

@@ -31,6 +31,9 @@ __all__ = ["LoggedRun", "log_run", "tracking_uri"]
 # A server that does not answer is given up after about a minute; MLflow's own patience is 16.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
+# Which flow makes what is logged, by its kind.
+FLOWS = {"valuation": "value-corpus", "audit": "audit-valuation"}
+
 # What MLflow calls a violated constraint of its database.
 COLLISION = "BAD_REQUEST"
 
@@ -89,7 +92,8 @@ def log_run(uri: str | None, experiment: str | None, valuation: TrackedValuation
         if address.startswith("sqlite:///"):
             Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri=address)
-        runs = SingleRuns(client, _experiment(client, address, experiment or valuation.series))
+        experiment_id = _experiment(client, address, experiment or valuation.series)
+        runs = SingleRuns(client, experiment_id, f"dataworth {FLOWS[valuation.kind]}")
         series_run_id = runs.written(
             {"dataworth.kind": "series", "dataworth.series_fingerprint": fingerprint(valuation.series)},
             f"series: {valuation.series}"[:250],

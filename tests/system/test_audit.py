@@ -6,9 +6,11 @@ import re
 import signal
 from dataclasses import replace
 
+import httpx
 import pandas as pd
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 from mlflow.tracking import MlflowClient
 
 from flows.config import ValueConfig
@@ -32,7 +34,7 @@ def runs_of_the_audit(title):
     }
 
 
-def test_the_digits_tuned_and_run_again(dataworth, tmp_path):
+def test_the_digits_tuned_and_run_again(dataworth, prefect_server, tmp_path):
     methods = ("recommended", "logra-random", "dot", "bm25", "cg", "size", "random")
     given = ("audit", "--audit.problem", "digits", "--results", tmp_path / "out", "--store", tmp_path / "store")
     given += ("--audit.subsets", 12, "--audit.removal_queries", 1, "--audit.methods", *methods, "--audit.tune")
@@ -67,14 +69,21 @@ def test_the_digits_tuned_and_run_again(dataworth, tmp_path):
     assert not re.search(r"(src|href)\s*=\s*.?https?://", page)
     client, runs = runs_of_the_audit("digits, network 64-64-64-10")
     (run,) = runs["audit"]
+    assert run.data.tags["mlflow.source.name"] == "dataworth audit-valuation"
     assert run.data.metrics["lds/recommended"] == pytest.approx(rows.loc["recommended", "lds"])
     assert len(runs["step"]) == len(json.loads((out / "audit.json").read_text())["trials"])
     assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"report.html", "figures", "tuned.yaml"}
+    shown = httpx.get(f"{prefect_server}/artifacts/methods/latest").json()["data"]
+    assert str(tmp_path / "out") in shown.replace("\\", "")
+    tokens = MarkdownIt("commonmark").enable("table").parse(shown)
+    lines = [tokens[number + 2].content for number, token in enumerate(tokens) if token.type == "tr_open"]
+    assert lines[0] == "method"
+    assert sorted(lines[1:]) == sorted(rows.index)
 
     again = dataworth(*given, timeout=600)
     assert again.returncode == 0, again.stderr
     assert "trainings to do" not in again.stderr
-    assert "scores by recommended  are there already" in again.stderr
+    assert "scores by recommended are there already" in again.stderr
     pd.testing.assert_frame_equal(rows, pd.read_parquet(out / "methods.parquet").set_index("method"))
 
 

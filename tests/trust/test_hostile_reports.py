@@ -17,9 +17,10 @@ from tasks.configuration import ClusterConfig
 from tasks.report.comparison import compared
 from tasks.report.config import TrackingConfig
 from tasks.report.html import comparison_html, report_html
+from tasks.report.markdown import inert, markdown_sources
 from tasks.report.results import Results
 from tasks.report.runs import TrackedValuation
-from tasks.report.summary import QuerySummary, Summary, inert, markdown_table
+from tasks.report.summary import QuerySummary, Summary
 from tasks.report.tables import safe_csv
 from tasks.report.tracked import NOTE_ROWS
 from tasks.report.tracking import log_run
@@ -102,8 +103,8 @@ def test_names_do_not_turn_the_direction_of_a_page():
 @pytest.mark.parametrize("name", MARKDOWN, ids=range(len(MARKDOWN)))
 def test_markdown_shows_names_as_they_are(name):
     reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    harmless = {token.type for token in reader.parse(markdown_table([source("fine", 1.0)], 5))}
-    tokens = reader.parse(markdown_table([source(name, 1.0)], 5))
+    harmless = {token.type for token in reader.parse(markdown_sources([source("fine", 1.0)], 5))}
+    tokens = reader.parse(markdown_sources([source(name, 1.0)], 5))
     assert {token.type for token in tokens} == harmless
     cells = [token for token in tokens if token.type == "inline"]
     assert len(cells) == 12  # two rows of six
@@ -117,7 +118,7 @@ def test_markdown_shows_names_as_they_are(name):
 
 @pytest.mark.parametrize("letter", ["&", "<", "|", "\u202e", "\x00", "x"])
 def test_a_description_fits_into_mlflow(letter):
-    assert len(markdown_table([source(letter * 10_000, 1.0)] * 1000, NOTE_ROWS)) < 7000
+    assert len(markdown_sources([source(letter * 10_000, 1.0)] * 1000, NOTE_ROWS)) < 7000
 
 
 FORMULAS = [

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.report.bars import chart, positive_total
@@ -55,7 +55,13 @@ def test_without_a_positive_value_bars_are_values():
     assert positive_total([row("a", -1.0)]) is None
 
 
+def test_a_total_that_is_nothing_beside_the_values_is_no_unit():
+    assert not chart([row("a", 1e-305), row("b", -2714.0)]).in_shares
+    assert chart([row("a", 1e-305), row("b", -1e-304)]).in_shares
+
+
 @given(st.lists(st.floats(-1e12, 1e12, allow_subnormal=False), max_size=40), st.integers(1, 10))
+@example([1.5104311806954445e-305, -2714.0], 1)
 def test_everything_is_on_the_axis(values, most):
     rows = [row(str(number), value, value - 1, value + 1) for number, value in enumerate(sorted(values, reverse=True))]
     drawn = chart(rows, most)
@@ -66,9 +72,9 @@ def test_everything_is_on_the_axis(values, most):
     assert sum(bar.n_sources for bar in drawn.bars) == len(values)
     places = [drawn.place(bar.value) for bar in drawn.bars]
     assert all(0 <= place <= 100 for place in places)
-    total = positive_total(rows) or 1.0
+    unit = positive_total(rows) if drawn.in_shares else 1.0
     assert np.isclose(
-        sum(bar.value for bar in drawn.bars) * total,
+        sum(bar.value for bar in drawn.bars) * unit,
         sum(values),
         rtol=1e-6,
         atol=1e-6 * max(map(abs, values), default=0),

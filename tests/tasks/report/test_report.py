@@ -11,9 +11,10 @@ import pytest
 from tasks.report.certainty import certainty
 from tasks.report.html import report_html
 from tasks.report.losses import QueryLoss
+from tasks.report.markdown import markdown_sources
 from tasks.report.numbers import interval, number, percent
 from tasks.report.parameters import flat
-from tasks.report.summary import QuerySummary, Summary, markdown_table
+from tasks.report.summary import QuerySummary, Summary
 from tasks.report.tables import safe_csv
 
 EVIL = "<script>alert(1)</script> \"&' | [x](http://x) `y` {{ 7 * 7 }}"
@@ -155,7 +156,7 @@ def test_shared_words_are_marked_and_said_to_be_that():
 
 
 def test_markdown_cells_are_inert():
-    table = markdown_table(evil_summary().sources, 25)
+    table = markdown_sources(evil_summary().sources, 25)
     row = table.splitlines()[2]
     assert "<script" not in row
     assert "[x](" not in row
@@ -164,7 +165,7 @@ def test_markdown_cells_are_inert():
 
 def test_a_long_table_of_long_names_is_cut():
     sources = [source("|" * 10_000, 2.0, None, None)] * 1000
-    table = markdown_table(sources, 25)
+    table = markdown_sources(sources, 25)
     assert len(table) < 7000
     assert table.endswith("and 975 more in sources.csv")
 

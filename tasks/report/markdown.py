@@ -1,0 +1,64 @@
+"""Tables and names in Markdown, for Prefect's artifacts and MLflow's descriptions."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from tasks.report.numbers import interval, number, percent
+from tasks.visible import visible
+
+__all__ = ["inert", "markdown_sources", "markdown_table"]
+
+# 25 rows of a table must fit into the 8,000 characters of an MLflow description.
+MOST_CELL_CHARACTERS = 160
+
+ENTITIES = {"&": "&amp;", "<": "&lt;"}
+
+
+def inert(text: str, most: int | None = None) -> str:
+    """Text that Markdown shows as it is, on one line and in one cell of a table.
+
+    Args:
+        text: whatever it holds.
+        most: characters of the result; a longer one is cut.
+    """
+    escaped = [_escaped(letter) for letter in " ".join(visible(text).split())]
+    if most is not None and sum(map(len, escaped)) > most:
+        ends = list(accumulate(map(len, escaped)))
+        escaped = [*escaped[: bisect_right(ends, most - 1)], "…"]
+    return "".join(escaped)
+
+
+def _escaped(letter: str) -> str:
+    if letter in ENTITIES:
+        return ENTITIES[letter]
+    return f"\\{letter}" if letter in "\\`*_{}[]()#+-.!|~>:@$" else letter
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table: texts that are no names of anybody's; the first column to the left, the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown_sources(sources: list[dict[str, Any]], most: int) -> str:
+    """The sources' table: source, share, value with its interval, documents, tokens.
+
+    Args:
+        sources: rows of VALUES, largest value first.
+        most: rows that are shown; a last line counts the others.
+    """
+    rows = [
+        [
+            inert(row["source"], MOST_CELL_CHARACTERS),
+            percent(row["share"]),
+            number(row["value"]),
+            interval(row["low"], row["high"]),
+            f"{row['n_documents']:,}",
+            f"{row['n_tokens']:,}",
+        ]
+        for row in sources[:most]
+    ]
+    table = markdown_table(["source", "share", "value", "interval", "documents", "tokens"], rows)
+    return table if len(sources) <= most else f"{table}\n\nand {len(sources) - most:,} more in sources.csv"
