@@ -41,6 +41,7 @@ def _command(
         def callback(**given: Any) -> None:
             config = configuration(kind, given)
             _check_address(getattr(config, "store", None))
+            _make_prefect_home()
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 from flows.losses import named_loss
 
@@ -262,6 +263,16 @@ def _check_address(store: str | None) -> None:
         Location.of(store)
 
 
+def _make_prefect_home() -> None:
+    """Prefect makes the folder itself, but none above it."""
+    home = os.environ.get("PREFECT_HOME")
+    if home:
+        try:
+            Path(home).expanduser().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"PREFECT_HOME {home}: cannot be made ({error.strerror})") from None
+
+
 def _stores(store: str | None) -> "Location":
     from storage.locations import Location, default_store
 
@@ -280,6 +291,7 @@ def _stores(store: str | None) -> "Location":
 @click.option("--mlflow-port", type=click.IntRange(0, 65535), default=5000, show_default=True)
 def ui(prefect_port: int, mlflow_port: int) -> None:
     """Bring up both UIs."""
+    _make_prefect_home()
     from flows.servers import serve
 
     serve(prefect_port, mlflow_port)

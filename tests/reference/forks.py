@@ -162,12 +162,21 @@ def _serve(asked: socket.socket) -> None:
 
 
 def _import_all() -> None:
+    # What MLflow and Dask import only once they have a database to open, a page to serve.
+    import distributed.dashboard.scheduler
+    import distributed.http.scheduler.info
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.system_metrics.system_metrics_monitor
+    import prefect.utilities.visualization
+    from sqlalchemy.orm import configure_mappers
+
     import flows.audit_valuation
     import flows.demo
     import flows.search
     import flows.value_corpus  # noqa: F401
     import tasks.report.tracking  # noqa: F401
 
+    configure_mappers()
     if threading.active_count() > 1:
         raise RuntimeError(f"an import started threads, which a fork would lose: {threading.enumerate()}")
 

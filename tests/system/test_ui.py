@@ -75,8 +75,15 @@ def test_a_taken_port_is_a_sentence(dataworth, prefect_server):
     )
 
 
+def test_a_home_that_cannot_be_made_is_a_sentence(script, tmp_path):
+    (tmp_path / "file").touch()
+    result = script("ui", environment={"PREFECT_HOME": str(tmp_path / "file" / "prefect")})
+    assert result.returncode == 2
+    assert result.stderr == f"dataworth: PREFECT_HOME {tmp_path}/file/prefect: cannot be made (Not a directory)\n"
+
+
 def test_a_terminated_ui_ends_its_servers(started_dataworth, tmp_path):
-    own = {"PREFECT_HOME": str(tmp_path / "prefect"), "DATAWORTH_HOME": str(tmp_path / "home")}
+    own = {"PREFECT_HOME": str(tmp_path / "new" / "prefect"), "DATAWORTH_HOME": str(tmp_path / "other" / "home")}
     process, log, left = started_dataworth("ui", "--prefect-port", "0", "--mlflow-port", "0", environment=own)
     wait_until(lambda: "Ctrl-C ends both" in log.read_text() or process.poll() is not None, 180, "no servers")
     process.terminate()
