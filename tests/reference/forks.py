@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -23,6 +24,13 @@ __all__ = ["Forked", "Forks", "forks"]
 
 ROOT = Path(__file__).parents[2]
 LONGEST_REQUEST = 2**20
+FLOWS = ("flows.audit_valuation", "flows.demo", "flows.search", "flows.value_corpus", "tasks.report.tracking")
+# What libraries import only once they have a database to open, a page to serve, a flow to run.
+LATE = (
+    *("distributed.dashboard.scheduler", "distributed.http.scheduler.info", "prefect.flow_engine"),
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.system_metrics.system_metrics_monitor"),
+    *("prefect.task_engine", "prefect.utilities.visualization", "pyarrow.dataset"),
+)
 
 
 class Forked:
@@ -162,21 +170,9 @@ def _serve(asked: socket.socket) -> None:
 
 
 def _import_all() -> None:
-    # What MLflow and Dask import only once they have a database to open, a page to serve.
-    import distributed.dashboard.scheduler
-    import distributed.http.scheduler.info
-    import mlflow.store.tracking.sqlalchemy_store
-    import mlflow.system_metrics.system_metrics_monitor
-    import prefect.utilities.visualization
-    from sqlalchemy.orm import configure_mappers
-
-    import flows.audit_valuation
-    import flows.demo
-    import flows.search
-    import flows.value_corpus  # noqa: F401
-    import tasks.report.tracking  # noqa: F401
-
-    configure_mappers()
+    for name in (*FLOWS, *LATE):
+        import_module(name)
+    import_module("sqlalchemy.orm").configure_mappers()
     if threading.active_count() > 1:
         raise RuntimeError(f"an import started threads, which a fork would lose: {threading.enumerate()}")
 
