@@ -38,7 +38,8 @@ DIGITS = (100, 5, "tests.bench.audit:five_digits")
 LANGUAGE = (48, 3)
 # On the demo's model the setting that is recommended for language models was chosen. It was fixed before these were
 # trained, on other passages, from other bases, with other subsets and queries: by seed, the packages that are valued.
-FRESH = {1: ("asyncio", "idlelib", "importlib", "multiprocessing", "tkinter"), 2: PACKAGES}
+# Seeds 1 and 2 were used up by the setting before (rank 128, a tenth of the mean eigenvalue), which they showed behind.
+FRESH = {3: PACKAGES, 4: ("asyncio", "idlelib", "importlib", "multiprocessing", "tkinter")}
 RECOMMENDED = "recommended"
 DIGITS_METHODS = (
     *(RECOMMENDED, "gauss-newton", "logra-pca", "logra-random", "logra-mask", "ekfac", "kfac", "cg", "arnoldi"),
