@@ -1,9 +1,9 @@
-"""Two lessons that cost somebody wrong values, on trainings that are kept (tests/reference/lessons.py)."""
+"""Lessons that cost somebody wrong values, on trainings that are kept (tests/reference/lessons.py)."""
 
 import numpy as np
 import pytest
 
-from tasks.attribution.logra import LoGra, fitted
+from tasks.attribution.logra import LoGra, fitted, scores_by_damping
 from tasks.attribution.rows import all_rows
 from tasks.counterfactual.digits import DECAY, digits
 from tasks.counterfactual.evaluation import REACH
@@ -84,3 +84,17 @@ def test_sampled_labels_beat_the_empirical_ones_of_a_language_model(by_draws, dr
 
 def test_a_single_draw_is_not_enough(by_draws):
     assert lowest(by_draws[4], by_draws[1]) > 0
+
+
+def test_ekfac_of_a_language_model_wants_less_damping_than_a_dense_fisher():
+    """Measured 0.476 and 0.465 at a hundredth and a tenth of the mean eigenvalue, of the dense 0.425 and 0.445."""
+    model, documents, queries, masks, outcomes = character_lesson()
+    truth, found = outcomes.mean(axis=0), {}
+    for kind, rank in (("ekfac", 256), ("fisher", 32)):
+        projection, curvature = ProjectionConfig(kind="pca", rank=rank), CurvatureConfig(kind=kind)
+        dampings = [DampingConfig(value=ratio) for ratio in (0.01, 0.1)]
+        scores = scores_by_damping([model], documents, queries, projection, curvature, dampings)
+        found[kind] = [lds(predicted(each, masks), truth) for each in scores]
+    assert lowest(found["ekfac"][0], found["ekfac"][1]) > 0.002
+    assert lowest(found["fisher"][1], found["fisher"][0]) > 0.004
+    assert lowest(found["ekfac"][0], found["fisher"][1]) > 0.004
