@@ -13,6 +13,7 @@ from click.shell_completion import get_completion_class
 
 from flows.config import AuditRunConfig, CorpusRunConfig, DemoConfig, PublishConfig, SearchConfig, ValueConfig
 from flows.examples import BY_COMMAND, WHOLE
+from flows.imports import many_imports
 from flows.options import ConfiguredCommand, configuration, options
 from flows.outcomes import say_audit, say_valuation
 from flows.terminal import mlflow_place, passages, say, sentences_for_known_errors, table
@@ -43,7 +44,8 @@ def _command(
             _check_address(getattr(config, "store", None))
             _make_prefect_home()
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-                from flows.losses import named_loss
+                with many_imports():
+                    from flows.losses import named_loss
 
                 with named_loss():
                     run(config)
@@ -75,7 +77,8 @@ def _run_together(run: Callable[[Any], None], config: Any) -> None:
 @_command("value", ValueConfig, "Value a corpus for some queries: gradients, curvature, scores, values, report.")
 def _value(config: ValueConfig) -> None:
     _check_inputs(config.corpus.files, config.queries.file)
-    from flows.value_corpus import value_corpus
+    with many_imports():
+        from flows.value_corpus import value_corpus
 
     valuation = value_corpus(config)
     if not _skipped(valuation):
@@ -85,7 +88,8 @@ def _value(config: ValueConfig) -> None:
 @_command("index", CorpusRunConfig, "Store the projected gradients of a corpus.", together=True)
 def _index(config: CorpusRunConfig) -> None:
     _check_inputs(config.corpus.files)
-    from flows.index_corpus import index_corpus
+    with many_imports():
+        from flows.index_corpus import index_corpus
 
     indexed = index_corpus(config)
     if not _skipped(indexed):
@@ -96,7 +100,8 @@ def _index(config: CorpusRunConfig) -> None:
 @_command("fit", CorpusRunConfig, "Fit bases and curvature of a model on a corpus.", together=True)
 def _fit(config: CorpusRunConfig) -> None:
     _check_inputs(config.corpus.files)
-    from flows.fit_curvature import fit_curvature
+    with many_imports():
+        from flows.fit_curvature import fit_curvature
 
     fitted = fit_curvature(config)
     if not fitted:
@@ -119,7 +124,8 @@ def _skipped(outcome: Any) -> bool:
 )
 def _search(config: SearchConfig) -> None:
     _check_inputs(config.corpus.files)
-    from flows.search import search
+    with many_imports():
+        from flows.search import search
 
     found = search(config)
     say(f"{found.text}\n")
@@ -128,7 +134,8 @@ def _search(config: SearchConfig) -> None:
 
 @_command("demo", DemoConfig, "Train a small model on the documentation in Python's standard library and value it.")
 def _demo(config: DemoConfig) -> None:
-    from flows.demo import demo, demo_report
+    with many_imports():
+        from flows.demo import demo, demo_report
 
     say(demo_report(demo(config)))
 
@@ -137,7 +144,8 @@ def _demo(config: DemoConfig) -> None:
 def _audit(config: AuditRunConfig) -> None:
     if config.corpus is not None:
         _check_inputs(config.corpus.files, None if config.queries is None else config.queries.file)
-    from flows.audit_valuation import audit_valuation
+    with many_imports():
+        from flows.audit_valuation import audit_valuation
 
     audited = cast(dict[str, Any], audit_valuation(config))
     if not _skipped(audited):
@@ -146,7 +154,8 @@ def _audit(config: AuditRunConfig) -> None:
 
 @_command("publish", PublishConfig, "Log a valuation to MLflow, where that failed; done twice, it leaves one run.")
 def _publish(config: PublishConfig) -> None:
-    from flows.publish import publish
+    with many_imports():
+        from flows.publish import publish
 
     logged = publish(config)
     say(f"MLflow   {mlflow_place(logged.url, logged.run_id)}")
@@ -179,7 +188,8 @@ def what_if(results: str, without: tuple[str, ...], split: tuple[str, ...], part
     folder = _finished(results)
     if not without and not split:
         raise InputError("nothing to ask: pass --without SOURCE or --split SOURCE")
-    from flows.what_if import what_if as asked
+    with many_imports():
+        from flows.what_if import what_if as asked
 
     say("\n\n".join(asked(folder, without, split, parts, by)))
 
@@ -198,7 +208,8 @@ def _finished(results: str) -> Path:
 @click.option("--html", metavar="FILE", help="Also write a page.")
 def compare(first: str, second: str, html: str | None) -> None:
     """Print what differs between two results folders."""
-    from flows.compare import compare as compared
+    with many_imports():
+        from flows.compare import compare as compared
 
     say(compared(first, second, html))
 

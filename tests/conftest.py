@@ -1,7 +1,10 @@
 """What all tests share: offline libraries, shapes checked by beartype, small checkpoints, a home of their own."""
 
+import gc
 import os
 import tempfile
+
+gc.disable()  # until everything is imported, see flows.imports
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DATAWORTH_HOME"] = tempfile.mkdtemp(prefix="dataworth-home-")
@@ -77,6 +80,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     threadpool_limits(1)  # of NumPy, which plugins have imported by now
 else:
     torch.set_num_threads(2)
+
+
+def pytest_collection_finish() -> None:
+    """Everything is imported, and stays."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

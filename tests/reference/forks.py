@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from flows.imports import many_imports
+
 __all__ = ["Forked", "Forks", "forks"]
 
 ROOT = Path(__file__).parents[2]
@@ -170,9 +172,10 @@ def _serve(asked: socket.socket) -> None:
 
 
 def _import_all() -> None:
-    for name in (*FLOWS, *LATE):
-        import_module(name)
-    import_module("sqlalchemy.orm").configure_mappers()
+    with many_imports():
+        for name in (*FLOWS, *LATE):
+            import_module(name)
+        import_module("sqlalchemy.orm").configure_mappers()
     if threading.active_count() > 1:
         raise RuntimeError(f"an import started threads, which a fork would lose: {threading.enumerate()}")
 
