@@ -10,10 +10,10 @@ demo: $(READY)
 	$(BIN)/dataworth demo
 
 # Unit tests on a process for each of two cores, file by file; whole systems, which wait as much as they compute, on
-# three, test by test but for those that share servers of their own.
+# four, test by test but for those that share servers of their own.
 test: $(READY)
 	$(BIN)/python -m pytest -m "not gpu and not system" --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m "system and not gpu" --numprocesses 3 --dist loadgroup
+	$(BIN)/python -m pytest -m "system and not gpu" --numprocesses 4 --dist loadgroup
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench

@@ -59,10 +59,12 @@ class Api:
         found = self._asked("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200})
         return "\n".join(line["message"] for line in found)
 
+    def subflows(self, run_id):
+        return self.runs(flow_runs={"parent_flow_run_id": {"any_": [run_id]}})
+
     def log_of_all(self, run_id):
         """Of a run and its subflows."""
-        children = {"flow_runs": {"parent_flow_run_id": {"any_": [run_id]}}}
-        return "\n".join(self.log(name) for name in [run_id, *(run["id"] for run in self.runs(**children))])
+        return "\n".join(self.log(name) for name in [run_id, *(run["id"] for run in self.subflows(run_id))])
 
     def set_state(self, run_id, kind):
         self._asked("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": kind}})

@@ -83,12 +83,9 @@ def test_a_schedule_fires_by_itself_and_finds_what_is_there(api, config):
 
 
 def test_a_cancelled_run_stops_soon_and_is_resumed(api, dataworth, long_config):
-    run = api.start("index-corpus", indexing(long_config))
-
-    def computing():
-        return "examples to compute" in api.log(run["id"])
-
-    wait_until(computing, 60, "the run does not begin")
+    """A valuation, in the middle of the subflow that stores its gradients."""
+    run = api.start("value-corpus", long_config)
+    wait_until(lambda: "examples to compute" in api.log_of_all(run["id"]), 60, "the run does not begin")
     time.sleep(1.0)
     process = psutil.Process(api.run(run["id"])["labels"]["dataworth.process"])
     family = [process, *process.children(recursive=True)]
@@ -102,8 +99,12 @@ def test_a_cancelled_run_stops_soon_and_is_resumed(api, dataworth, long_config):
     sys.stderr.write(f"seconds from Cancelling to the end of all processes: {seconds:.1f}\n")
     assert state["type"] == "CANCELLED"
     assert seconds < SECONDS_TO_CANCEL
-    again = api.start("index-corpus", indexing(long_config))
+    fitted, indexed = (each["state"]["type"] for each in api.subflows(run["id"]))
+    assert (fitted, indexed) == ("COMPLETED", "CANCELLED")
+    assert not Path(long_config["results"]).exists()
+    again = api.start("value-corpus", long_config)
     assert wait_until(lambda: api.ended(again["id"]), 120, "the run does not end")["type"] == "COMPLETED"
+    assert (Path(long_config["results"]) / "sources.parquet").is_file()
     verified = dataworth("verify", "--store", long_config["store"])
     assert verified.returncode == 0, verified.stdout
     assert " 0 damaged" in verified.stdout
