@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
@@ -13,15 +12,15 @@ from click.shell_completion import get_completion_class
 
 from flows.config import AuditRunConfig, CorpusRunConfig, DemoConfig, PublishConfig, SearchConfig, ValueConfig
 from flows.examples import BY_COMMAND, WHOLE
+from flows.given import check_address, check_inputs, finished, make_prefect_home, stores
 from flows.imports import many_imports
 from flows.options import ConfiguredCommand, configuration, options
 from flows.outcomes import say_audit, say_valuation
 from flows.terminal import mlflow_place, passages, say, sentences_for_known_errors, table
-from storage.errors import DataworthError, InputError, ServerLostError, StoreUnreachableError
+from storage.errors import DataworthError, InputError, ServerLostError
 from tasks.visible import visible, without_password
 
 if TYPE_CHECKING:
-    from storage.locations import Location
     from storage.ref import StoreRef
 
 __all__ = ["main"]
@@ -41,8 +40,8 @@ def _command(
     def register(run: Callable[[Any], None]) -> click.Command:
         def callback(**given: Any) -> None:
             config = configuration(kind, given)
-            _check_address(getattr(config, "store", None))
-            _make_prefect_home()
+            check_address(getattr(config, "store", None))
+            make_prefect_home()
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 with many_imports():
                     from flows.losses import named_loss
@@ -76,7 +75,7 @@ def _run_together(run: Callable[[Any], None], config: Any) -> None:
 
 @_command("value", ValueConfig, "Value a corpus for some queries: gradients, curvature, scores, values, report.")
 def _value(config: ValueConfig) -> None:
-    _check_inputs(config.corpus.files, config.queries.file)
+    check_inputs(config.corpus.files, config.queries.file)
     with many_imports():
         from flows.value_corpus import value_corpus
 
@@ -87,7 +86,7 @@ def _value(config: ValueConfig) -> None:
 
 @_command("index", CorpusRunConfig, "Store the projected gradients of a corpus.", together=True)
 def _index(config: CorpusRunConfig) -> None:
-    _check_inputs(config.corpus.files)
+    check_inputs(config.corpus.files)
     with many_imports():
         from flows.index_corpus import index_corpus
 
@@ -99,7 +98,7 @@ def _index(config: CorpusRunConfig) -> None:
 
 @_command("fit", CorpusRunConfig, "Fit bases and curvature of a model on a corpus.", together=True)
 def _fit(config: CorpusRunConfig) -> None:
-    _check_inputs(config.corpus.files)
+    check_inputs(config.corpus.files)
     with many_imports():
         from flows.fit_curvature import fit_curvature
 
@@ -123,7 +122,7 @@ def _skipped(outcome: Any) -> bool:
     "search", SearchConfig, "The documents that taught the model most about one query, from a sketch of the store."
 )
 def _search(config: SearchConfig) -> None:
-    _check_inputs(config.corpus.files)
+    check_inputs(config.corpus.files)
     with many_imports():
         from flows.search import search
 
@@ -143,7 +142,7 @@ def _demo(config: DemoConfig) -> None:
 @_command("audit", AuditRunConfig, "How far scores can be trusted on a model: every method against training again.")
 def _audit(config: AuditRunConfig) -> None:
     if config.corpus is not None:
-        _check_inputs(config.corpus.files, None if config.queries is None else config.queries.file)
+        check_inputs(config.corpus.files, None if config.queries is None else config.queries.file)
     with many_imports():
         from flows.audit_valuation import audit_valuation
 
@@ -169,7 +168,7 @@ def top(results: str, query: str, count: int) -> None:
     """Print the head of `documents.parquet` for one query."""
     import pandas as pd
 
-    rows = pd.read_parquet(_finished(results) / "documents.parquet")
+    rows = pd.read_parquet(finished(results) / "documents.parquet")
     found = rows[rows["query_id"] == query]
     if found.empty:
         known = ", ".join(rows["query_id"].drop_duplicates().head(8).to_list())
@@ -185,21 +184,13 @@ def top(results: str, query: str, count: int) -> None:
 @click.option("--by", metavar="GROUPING", help="Who a source is; default: the first of the valuation.")
 def what_if(results: str, without: tuple[str, ...], split: tuple[str, ...], parts: int, by: str | None) -> None:
     """Print a table for what is absent, and one for each source that splits."""
-    folder = _finished(results)
+    folder = finished(results)
     if not without and not split:
         raise InputError("nothing to ask: pass --without SOURCE or --split SOURCE")
     with many_imports():
         from flows.what_if import what_if as asked
 
     say("\n\n".join(asked(folder, without, split, parts, by)))
-
-
-def _finished(results: str) -> Path:
-    """The folder of a valuation, if it is one."""
-    folder = Path(results)
-    if not (folder / "valuation.json").is_file():
-        raise InputError(f"--results {results}: holds no finished valuation (no valuation.json)")
-    return folder
 
 
 @cli.command(help="Two valuations side by side: parameters, shares, intervals, ranks.")
@@ -229,7 +220,7 @@ def withdraw(store: str | None, sources: tuple[str, ...], documents: tuple[str, 
 
     if not sources and not documents:
         raise InputError("nothing to withdraw: pass --source NAME or --document ID")
-    root = _stores(store)
+    root = stores(store)
     added = Withdrawals(root).add(sources, documents)
     say(
         f"{added} withdrawn, {len(sources) + len(documents) - added} had been before; "
@@ -243,7 +234,7 @@ def compact(store: str | None) -> None:
     """Give back the space of what was withdrawn."""
     from storage.compaction import compact as compacted
 
-    removed = compacted(_stores(store))
+    removed = compacted(stores(store))
     say(f"gradients: {removed.gradient_bytes / 2**20:,.1f} MB of rows removed")
     say(f"removed: {removed.corpora} corpora, {removed.fits} fits, {removed.scores} scores, {removed.values} values")
     say("results folders, MLflow runs and your own files of earlier valuations are not touched")
@@ -256,7 +247,7 @@ def verify(store: str | None) -> None:
     from storage.verification import verified
 
     n_checked = n_bytes = n_damaged = 0
-    for entry in verified(_stores(store)):
+    for entry in verified(stores(store)):
         n_checked, n_bytes = n_checked + 1, n_bytes + entry.n_bytes
         if entry.damage is not None:
             n_damaged += 1
@@ -266,43 +257,12 @@ def verify(store: str | None) -> None:
         raise DataworthError(f"{n_damaged} of {n_checked} are damaged")
 
 
-def _check_address(store: str | None) -> None:
-    """Refuse an address that cannot be used, a password in it above all, before anything records it."""
-    from storage.locations import Location
-
-    if store:
-        Location.of(store)
-
-
-def _make_prefect_home() -> None:
-    """Prefect makes the folder itself, but none above it."""
-    home = os.environ.get("PREFECT_HOME")
-    if home:
-        try:
-            Path(home).expanduser().mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"PREFECT_HOME {home}: cannot be made ({error.strerror})") from None
-
-
-def _stores(store: str | None) -> "Location":
-    from storage.locations import Location, default_store
-
-    root = Location.of(store or default_store())
-    try:
-        there = root.is_dir()
-    except StoreUnreachableError as error:
-        raise InputError(f"--store {root}: cannot be used ({error.reason})") from None
-    if not there:
-        raise InputError(f"--store {root}: no such folder")
-    return root.absolute()
-
-
 @cli.command(help="Start Prefect server, MLflow and a worker on loopback; Ctrl-C ends them.")
 @click.option("--prefect-port", type=click.IntRange(0, 65535), default=4200, show_default=True)
 @click.option("--mlflow-port", type=click.IntRange(0, 65535), default=5000, show_default=True)
 def ui(prefect_port: int, mlflow_port: int) -> None:
     """Bring up both UIs."""
-    _make_prefect_home()
+    make_prefect_home()
     from flows.servers import serve
 
     serve(prefect_port, mlflow_port)
@@ -331,13 +291,6 @@ def completion(shell: str) -> None:
 
 for _name, _examples in BY_COMMAND.items():
     cli.commands[_name].epilog = _examples
-
-
-def _check_inputs(files: list[str], queries: str | None = None) -> None:
-    """Refuse files that are not there before anything heavy is started."""
-    for name in [*files, *([queries] if queries is not None else [])]:
-        if not name.startswith("hf:") and not os.path.exists(name):  # unlike Path, of names too long, too
-            raise InputError(f"{name}: no such file")
 
 
 def main() -> None:
