@@ -9,8 +9,8 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/dataworth demo
 
-# Unit tests on a process for each of two cores, file by file; whole systems, which wait as much as they compute, on
-# four, test by test but for those that share servers of their own.
+# Unit tests on a process for each of two cores, file by file; whole systems, which also wait, on four, test by
+# test but for those that share servers of their own.
 test: $(READY)
 	$(BIN)/python -m pytest -m "not gpu and not system" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m "system and not gpu" --numprocesses 4 --dist loadgroup

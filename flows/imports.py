@@ -11,8 +11,8 @@ __all__ = ["many_imports"]
 def many_imports() -> Iterator[None]:
     """Imports in this block pause the collector, then take what they made out of its sight.
 
-    Importing the flows makes a million objects, all of which stay; looking through them again and again was a quarter
-    of the seconds before a command began.
+    Importing the flows makes a million objects, all of which stay; looking through them again and again took a quarter
+    of the time of these imports.
     """
     collecting = gc.isenabled()
     gc.disable()

@@ -1,10 +1,13 @@
 """What all tests share: offline libraries, shapes checked by beartype, small checkpoints, a home of their own."""
 
-import gc
 import os
 import tempfile
+from contextlib import ExitStack
 
-gc.disable()  # until everything is imported, see flows.imports
+from flows.imports import many_imports
+
+collection = ExitStack()
+collection.enter_context(many_imports())
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DATAWORTH_HOME"] = tempfile.mkdtemp(prefix="dataworth-home-")
@@ -83,9 +86,8 @@ else:
 
 
 def pytest_collection_finish() -> None:
-    """Everything is imported, and stays."""
-    gc.freeze()
-    gc.enable()
+    """Everything is imported."""
+    collection.close()
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def test_a_killed_worker_and_its_run(prefect_server, given, straight, tmp_path):
     with worker(prefect_server) as first:
         run = api.start("index-corpus", config)
         # Its plan is seen sooner than its log, which is sent every other second: it might have ended by then.
-        wait_until(lambda: any(tmp_path.glob("store/gradients/*/*/contents")), 90, "the run does not begin")
+        wait_until(lambda: any(tmp_path.glob("store/gradients/[!.]*/[!.]*/contents")), 90, "the run does not begin")
         process = api.run(run["id"])["labels"]["dataworth.process"]
         kill(first)
         with contextlib.suppress(ProcessLookupError):  # where it is of the worker's group
