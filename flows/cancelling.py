@@ -30,6 +30,7 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LOOKS = 3.0
 AWAY = "the Prefect server at %s does not answer (%s): the step under way goes on, and the run if the server comes back"
 MESSAGE = "cancelled; what was finished is kept, the next run goes on from there"
+LATE = "cancelled when all its work was done, which is kept"
 
 
 def unless_cancelled(work: Callable[[], T]) -> T | State[Any]:
@@ -44,7 +45,9 @@ def unless_cancelled(work: Callable[[], T]) -> T | State[Any]:
         return work()
     with _watched(run) as asked:
         try:
-            return work()
+            done = work()
+            # Left to itself, a run that ends now would be Cancelling for good.
+            return Cancelled(message=LATE) if _is_cancelling(run) else done
         except KeyboardInterrupt:
             if not asked.is_set():
                 raise
@@ -54,12 +57,17 @@ def unless_cancelled(work: Callable[[], T]) -> T | State[Any]:
             raise
 
 
-def _say_cancelled(run: FlowRun) -> None:
-    """Where it was cancelled, and not its worker ended."""
+def _is_cancelling(run: FlowRun) -> bool:
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(run.id).state
-        if state is None or state.type != StateType.CANCELLING:
-            return
+    return state is not None and state.type == StateType.CANCELLING
+
+
+def _say_cancelled(run: FlowRun) -> None:
+    """Where it was cancelled, and not its worker ended."""
+    if not _is_cancelling(run):
+        return
+    with get_client(sync_client=True) as client:
         running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
         of_run = FlowRunFilterParentFlowRunId(any_=[run.id])
         subflows = client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_flow_run_id=of_run, state=running))

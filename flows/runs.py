@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState
-from prefect.client.schemas.filters import FlowRunFilterStateType as OfType
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Crashed
@@ -22,8 +31,6 @@ from tasks.progress import run_logger
 __all__ = ["announce", "run_name", "run_title"]
 
 FLOWS = ["audit-valuation", "value-corpus", "index-corpus", "fit-curvature", "demo"]
-# Prefect's lease of a task's places is of 60 s.
-PLACE = "; if it held a place on a device, that is free again within a minute"
 NODE, SPACE, PROCESS = "dataworth.node", "dataworth.processes", "dataworth.process"
 
 
@@ -68,7 +75,7 @@ def announce(config: CorpusRunConfig | None = None) -> None:
 
 def _mark_dead_runs(client: SyncPrefectClient) -> None:
     """Runs that the server takes for alive, and whose process on this machine is gone."""
-    alive = OfType(any_=[StateType.RUNNING, StateType.CANCELLING])
+    alive = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING])
     found = client.read_flow_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=alive)),
@@ -80,7 +87,16 @@ def _mark_dead_runs(client: SyncPrefectClient) -> None:
         cancelling = run.state is not None and run.state.type == StateType.CANCELLING
         state: State[Any] = Cancelled(message=message) if cancelling else Crashed(message=message)
         client.set_flow_run_state(run.id, state, force=True)
-        run_logger().warning("run %s (%s) is marked %s: %s%s", repr(run.name), run.id, state.name, message, PLACE)
+        _end_tasks(client, run, state)
+        run_logger().warning("run %s (%s) is marked %s: %s", repr(run.name), run.id, state.name, message)
+
+
+def _end_tasks(client: SyncPrefectClient, run: FlowRun, state: State[Any]) -> None:
+    """With a dead run: so they free their places on devices, which the server would keep for them for a minute."""
+    running = TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING]))
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    for task_run in client.read_task_runs(flow_run_filter=of_run, task_run_filter=TaskRunFilter(state=running)):
+        client.set_task_run_state(task_run.id, state, force=True)
 
 
 def _is_dead(labels: Mapping[str, Any]) -> bool:

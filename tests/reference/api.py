@@ -45,6 +45,11 @@ class Api:
     def runs(self, **conditions):
         return self._asked("POST", "/flow_runs/filter", {"sort": "START_TIME_ASC", **conditions})
 
+    def going_on(self):
+        """The runs that have not ended, those among them that have yet to begin."""
+        states = {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]}}
+        return self.runs(flow_runs={"state": states})
+
     def running(self, process):
         """The run that the server takes for running in a process."""
         states = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
@@ -61,6 +66,11 @@ class Api:
 
     def subflows(self, run_id):
         return self.runs(flow_runs={"parent_flow_run_id": {"any_": [run_id]}})
+
+    def task_states(self, run_id):
+        """Of each of a run's tasks, the type of its state."""
+        found = self._asked("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+        return {each["id"]: each["state"]["type"] for each in found}
 
     def log_of_all(self, run_id):
         """Of a run and its subflows."""

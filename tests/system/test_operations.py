@@ -1,7 +1,9 @@
 """Deployments as they live: a schedule fires by itself, a run is cancelled, runs overlap, machines die."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -21,6 +23,29 @@ from tests.reference.checkpoints import TEXTS
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.xdist_group("deployments")]  # one worker of a pool
 
 SECONDS_TO_CANCEL = 15.0
+BATCH_TOKENS = 128
+LONG = ("--corpus.max_length", "32", "--projection.rank", "16", "--gradients.batch_tokens", str(BATCH_TOKENS))
+CANCELLED_AT_ITS_END = """
+from prefect import flow, get_client
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
+
+from flows.cancelling import unless_cancelled
+
+
+def cancel():
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, Cancelling())
+
+
+@flow
+def done_at_once():
+    print(flow_run.id)
+    return unless_cancelled(cancel)
+
+
+done_at_once(return_state=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +56,12 @@ def api(prefect_server, tmp_path_factory):
         found = Api(prefect_server)
         found.worker = process
         yield found
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on(api):
+    """Runs of an earlier test would take the two places that a deployment has."""
+    wait_until(lambda: not api.going_on(), 120, "runs of an earlier test do not end")
 
 
 @pytest.fixture
@@ -47,13 +78,13 @@ def config(checkpoints, corpus_file, queries_file, tmp_path):
 
 @pytest.fixture
 def long_config(config, tmp_path):
-    """Enough documents that a run can be cancelled in the middle of its shards."""
+    """Enough documents, in batches small enough, that a run can be cancelled in the middle of its shards."""
     path, generator = tmp_path / "long.jsonl", np.random.default_rng(0)
     words = " ".join(TEXTS).split()
     rows = [{"id": f"d{n}", "source": f"s{n % 4}", "text": " ".join(generator.choice(words, 24))} for n in range(6_000)]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return config | {"corpus": {"files": [str(path)], "max_length": 32}, "curvature": {"kind": "none"},
-                     "projection": {"rank": 16}}  # fmt: skip
+                     "projection": {"rank": 16}, "gradients": {"batch_tokens": BATCH_TOKENS}}  # fmt: skip
 
 
 def indexing(config):
@@ -85,7 +116,7 @@ def test_a_schedule_fires_by_itself_and_finds_what_is_there(api, config):
 def test_a_cancelled_run_stops_soon_and_is_resumed(api, dataworth, long_config):
     """A valuation, in the middle of the subflow that stores its gradients."""
     run = api.start("value-corpus", long_config)
-    wait_until(lambda: "examples to compute" in api.log_of_all(run["id"]), 60, "the run does not begin")
+    wait_until(lambda: "examples to compute" in api.log_of_all(run["id"]), 120, "the run does not begin")
     time.sleep(1.0)
     process = psutil.Process(api.run(run["id"])["labels"]["dataworth.process"])
     family = [process, *process.children(recursive=True)]
@@ -112,9 +143,9 @@ def test_a_cancelled_run_stops_soon_and_is_resumed(api, dataworth, long_config):
 
 def test_a_run_of_the_command_line_is_cancelled_from_the_api(api, started_dataworth, long_config):
     words = ("index", "--model", long_config["model"]["name"], "--corpus", *long_config["corpus"]["files"])
-    words += ("--store", long_config["store"], "--corpus.max_length", "32", "--projection.rank", "16")
+    words += ("--store", long_config["store"], *LONG)
     process, log, left = started_dataworth(*words)
-    wait_until(lambda: "examples to compute" in log.read_text() or process.poll() is not None, 60, "it does not begin")
+    wait_until(lambda: "examples to compute" in log.read_text() or process.poll() is not None, 120, "it does not begin")
     run = api.running(process)
     started = time.monotonic()
     api.set_state(run["id"], "CANCELLING")
@@ -124,6 +155,21 @@ def test_a_run_of_the_command_line_is_cancelled_from_the_api(api, started_datawo
     assert seconds < SECONDS_TO_CANCEL
     assert left() == []
     assert api.run(run["id"])["state"]["type"] == "CANCELLED"
+
+
+def test_a_run_that_is_cancelled_when_its_work_is_done(api):
+    """The server refuses what a run says of its end once it is Cancelling."""
+
+    ran = subprocess.run(
+        [sys.executable, "-c", CANCELLED_AT_ITS_END],
+        env={**os.environ, "PREFECT_API_URL": api.address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stderr
+    state = api.run(ran.stdout.strip())["state"]
+    assert (state["type"], state["message"]) == ("CANCELLED", "cancelled when all its work was done, which is kept")
 
 
 def stamps(store):
@@ -145,27 +191,29 @@ def test_overlapping_runs_wait_or_are_skipped(api, config):
     assert wait_until(lambda: api.ended(first["id"]), 90, "the run does not end")["type"] == "COMPLETED"
     with somebody_writing(config["store"]):
         waits = api.start("index-corpus", indexing(config) | {"overlap": "wait"})
-        wait_until(lambda: "waiting for another run to end" in api.log(waits["id"]), 60, "it does not say so")
+        wait_until(lambda: "waiting for another run to end" in api.log(waits["id"]), 120, "it does not say so")
         before = stamps(config["store"])
         skips = api.start("index-corpus", indexing(config) | {"overlap": "skip"})
-        state = wait_until(lambda: api.ended(skips["id"]), 60, "it is not skipped")
+        state = wait_until(lambda: api.ended(skips["id"]), 120, "it is not skipped")
         assert (state["type"], state["name"]) == ("COMPLETED", "Skipped")
         assert "another run is writing" in state["message"]
         assert stamps(config["store"]) == before
         assert api.ended(waits["id"]) is None
-    assert wait_until(lambda: api.ended(waits["id"]), 60, "it waits for good")["type"] == "COMPLETED"
+    assert wait_until(lambda: api.ended(waits["id"]), 120, "it waits for good")["type"] == "COMPLETED"
     wait_until(lambda: "the corpus: 0 of" in api.log(waits["id"]), 20, "it computed something")
 
 
 def test_a_run_that_was_killed_is_marked_and_resumed(api, started_dataworth, dataworth, long_config):
     words = ("index", "--model", long_config["model"]["name"], "--corpus", *long_config["corpus"]["files"])
-    words += ("--store", long_config["store"], "--corpus.max_length", "32", "--projection.rank", "16")
+    words += ("--store", long_config["store"], *LONG)
     process, log, _ = started_dataworth(*words)
-    wait_until(lambda: "examples to compute" in log.read_text() or process.poll() is not None, 60, "it does not begin")
+    wait_until(lambda: "examples to compute" in log.read_text() or process.poll() is not None, 120, "it does not begin")
     process.kill()
     process.wait(10)
     run = api.running(process)  # nobody told the server
+    (holder,) = [name for name, state in api.task_states(run["id"]).items() if state == "RUNNING"]
     again = dataworth(*words)
     assert again.returncode == 0, again.stderr
     assert f"({run['id']}) is marked Crashed: its process {process.pid} on" in again.stderr
     assert api.run(run["id"])["state"]["type"] == "CRASHED"
+    assert api.task_states(run["id"])[holder] == "CRASHED"  # which frees its place on the device at once

@@ -103,12 +103,12 @@ def test_a_killed_worker_and_its_run(prefect_server, given, straight, tmp_path):
         with contextlib.suppress(ProcessLookupError):  # where it is of the worker's group
             os.kill(process, signal.SIGKILL)
     assert api.run(run["id"])["state"]["type"] == "RUNNING"  # nobody told the server
-    with worker(prefect_server):  # which waits up to a minute for the place of the run that is dead
+    with worker(prefect_server):
         again = api.start("index-corpus", config)
         assert wait_until(lambda: api.ended(again["id"]), 120, "the run does not end")["type"] == "COMPLETED"
+        said = f"({run['id']}) is marked Crashed: its process {process} on"
+        wait_until(lambda: said in api.log(again["id"]), 20, "the next run does not say what happened")
     assert api.run(run["id"])["state"]["type"] == "CRASHED"
-    said = f"({run['id']}) is marked Crashed: its process {process} on"
-    wait_until(lambda: said in api.log(again["id"]), 20, "the next run does not say what happened")
     resumed, expected = (stored_files(folder / "store" / "gradients") for folder in (tmp_path, straight))
     assert resumed
     assert resumed.items() <= expected.items()  # there, gradients of the queries are, too
