@@ -20,7 +20,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
 
-from flows.losses import is_loss, server_address
+from flows.losses import is_loss, loss_reason, server_address
 from tasks.progress import run_logger
 
 __all__ = ["unless_cancelled"]
@@ -98,7 +98,7 @@ def _watched(run: FlowRun) -> Iterator[threading.Event]:
                 except Exception as error:  # a server that is away for a moment is asked again
                     if is_loss(error) and not away:
                         away = True
-                        logger.warning(AWAY, server_address(), error or type(error).__name__)
+                        logger.warning(AWAY, server_address(), loss_reason(error))
                     continue
                 if away:
                     away = False

@@ -10,10 +10,12 @@ from prefect.settings import PREFECT_API_URL
 from storage.errors import ServerLostError
 from tasks.visible import without_password
 
-__all__ = ["is_loss", "loss", "named_loss", "server_address"]
+__all__ = ["is_loss", "loss", "loss_reason", "named_loss", "server_address"]
 
 # What Prefect's client says where nobody answers the first request.
 UNREACHED = "Failed to reach API at"
+# What a gateway says of a server that is away, and the server itself while its database is locked.
+UNAVAILABLE = (502, 503, 504)
 
 
 def server_address() -> str:
@@ -22,10 +24,13 @@ def server_address() -> str:
 
 
 def is_loss(error: BaseException | None) -> TypeGuard[BaseException]:
-    """A request to the Prefect server was not answered, after all of Prefect's own retries."""
+    """A request to the Prefect server was not answered or turned away, after all of Prefect's own retries."""
     if isinstance(error, RuntimeError):
         return str(error).startswith(UNREACHED)
-    if not isinstance(error, httpx.TransportError):
+    if isinstance(error, httpx.HTTPStatusError):
+        if error.response.status_code not in UNAVAILABLE:
+            return False
+    elif not isinstance(error, httpx.TransportError):
         return False
     try:
         asked = str(error.request.url)
@@ -37,9 +42,16 @@ def is_loss(error: BaseException | None) -> TypeGuard[BaseException]:
 def loss(error: BaseException) -> ServerLostError:
     """The sentence of an error that `is_loss`."""
     return ServerLostError(
-        f"the Prefect server at {server_address()} does not answer ({error or type(error).__name__}); "
+        f"the Prefect server at {server_address()} does not answer ({loss_reason(error)}); "
         "what was finished is kept, and once the server is back the same command goes on from there"
     )
+
+
+def loss_reason(error: BaseException) -> str:
+    """Of an error that `is_loss`, in a few words."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"{error.response.status_code} {error.response.reason_phrase}"
+    return str(error) or type(error).__name__
 
 
 @contextmanager
@@ -52,7 +64,7 @@ def named_loss() -> Iterator[None]:
     """
     try:
         yield
-    except (httpx.TransportError, RuntimeError) as error:
+    except (httpx.TransportError, httpx.HTTPStatusError, RuntimeError) as error:
         if not is_loss(error):
             raise
         if _while_interrupted(error):

@@ -4,7 +4,9 @@ Apart from task.py the one module of the room that knows stores and models.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -75,59 +77,92 @@ def _sums(
     """
     loaded, place = load(model, towards_base), processes()
     documents = CorpusExamples(CorpusStore.open(corpus))
-    projections = _projections(loaded, bases)
-    modules = [layer.modules for layer in loaded.layers]
-    capture: LayerCapture
-    row_sums: list[RowSum] = []
-    by_group: list[GroupedFisherSum] = []
-    if what == "covariances":
-        capture = FactorCapture(modules, projections)
-        sums = capture.sums
-    else:
-        capture = GradientCapture(modules, projections)
-        if groups is None:
-            row_sums = _row_sums(layer_table(projections), curvature, eigenvectors)
-        else:
-            by_group = [GroupedFisherSum(layer_table(projections), *groups)]
-        sums = {}
+    adding = _Adding.of(what, loaded, _projections(loaded, bases), curvature, eigenvectors, groups)
     if batch_tokens is None:
-        batch_tokens = place.agreed(_measured(loaded, capture, documents, curvature))
-        sums.update({key: torch.zeros_like(tensor) for key, tensor in sums.items()})
+        batch_tokens = place.agreed(_measured(loaded, adding.capture, documents, curvature))
+        adding.put({key: torch.zeros_like(tensor) for key, tensor in adding.of_capture.items()})
     steps = {"what": what, "name": name, "batch_tokens": batch_tokens, "rank": place.rank, "size": place.size}
     partial = PartialSums(StoreFolders(store).layers, fingerprint(steps))
     done, kept = partial.load()
-    of_rows: list[RowSum | GroupedFisherSum] = [*row_sums, *by_group]
-    for owned in [sums, *(entry.sums for entry in of_rows)]:
-        owned.update({key: torch.from_numpy(kept[key]) for key in owned if key in kept})
+    adding.put({key: torch.from_numpy(matrix) for key, matrix in kept.items()})
     everyone = batches_by_length(documents.lengths[windows], batch_tokens)
     batches = everyone[place.rank :: place.size]
     if done:
         run_logger().info("%s: going on after %s of %s batches", what, done, len(batches))
     kept_at = time.monotonic()
-    with progress(f"curvature: {what}", len(batches), "batch") as bar, capture:
+    with progress(f"curvature: {what}", len(batches), "batch") as bar, adding.capture:
         bar.advance(done)
         for number, batch in enumerate(batches[done:], done + 1):
-            for _ in curvature_passes(loaded, capture, documents, windows[batch], curvature):
-                if isinstance(capture, GradientCapture):
-                    rows = capture.rows()
-                    for entry in row_sums:
-                        entry.add(rows)
-                    for grouped in by_group:
-                        grouped.add(rows, batch)
+            for _ in curvature_passes(loaded, adding.capture, documents, windows[batch], curvature):
+                adding.add(batch)
             bar.advance()
             if time.monotonic() - kept_at > SECONDS_BETWEEN_CHECKPOINTS:
-                partial.save(number, {key: tensor.cpu().numpy() for key, tensor in _all(sums, of_rows).items()})
+                partial.save(number, {key: tensor.cpu().numpy() for key, tensor in adding.sums.items()})
                 kept_at = time.monotonic()
         if loaded.sharded and len(batches) < -(-len(everyone) // place.size):
             # Sharded weights are gathered by all processes at once: one pass without use, while others have their last.
-            before = {key: tensor.clone() for key, tensor in sums.items()}
-            for _ in curvature_passes(loaded, capture, documents, windows[everyone[0]], curvature):
-                if isinstance(capture, GradientCapture):
-                    capture.rows()
-            sums.update(before)
-    totals = place.total(_all(sums, of_rows))
+            before = {key: tensor.clone() for key, tensor in adding.of_capture.items()}
+            _pass_over(loaded, adding.capture, documents, windows[everyone[0]], curvature)
+            adding.put(before)
+    totals = place.total(adding.sums)
     partial.remove()
     return totals
+
+
+@dataclass(frozen=True)
+class _Adding:
+    """What passes over windows add up: what the capture itself sums, or sums of the rows that it hands out."""
+
+    capture: LayerCapture
+    row_sums: Sequence[RowSum] = ()
+    by_group: Sequence[GroupedFisherSum] = ()
+
+    @classmethod
+    def of(
+        cls,
+        what: str,
+        loaded: LoadedModel,
+        projections: list[LayerProjection],
+        curvature: CurvatureConfig,
+        eigenvectors: list[tuple[np.ndarray, np.ndarray]] | None,
+        groups: tuple[np.ndarray, int] | None,
+    ) -> "_Adding":
+        """As `_sums` is asked for."""
+        modules = [layer.modules for layer in loaded.layers]
+        if what == "covariances":
+            return cls(FactorCapture(modules, projections))
+        capture, table = GradientCapture(modules, projections), layer_table(projections)
+        if groups is None:
+            return cls(capture, row_sums=_row_sums(table, curvature, eigenvectors))
+        return cls(capture, by_group=[GroupedFisherSum(table, *groups)])
+
+    @property
+    def of_capture(self) -> dict[str, Tensor]:
+        """Its own sums, where it keeps some."""
+        return self.capture.sums if isinstance(self.capture, FactorCapture) else {}
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """All of them."""
+        return dict(ChainMap(*self._owned))
+
+    @property
+    def _owned(self) -> list[dict[str, Tensor]]:
+        return [self.of_capture, *(each.sums for each in self.row_sums), *(each.sums for each in self.by_group)]
+
+    def put(self, sums: Mapping[str, Tensor]) -> None:
+        """In the place of those that are there."""
+        for owned in self._owned:
+            owned.update({key: sums[key] for key in owned if key in sums})
+
+    def add(self, examples: np.ndarray) -> None:
+        """What a backward pass over the examples of these numbers left."""
+        if isinstance(self.capture, GradientCapture):
+            rows = self.capture.rows()
+            for entry in self.row_sums:
+                entry.add(rows)
+            for grouped in self.by_group:
+                grouped.add(rows, examples)
 
 
 def _projections(loaded: LoadedModel, bases: StoreRef | None) -> list[LayerProjection]:
@@ -181,24 +216,24 @@ def _row_sums(
     return [FisherSum(narrow), LowRankSum(of_wide, curvature.low_rank, curvature.seed)]
 
 
-def _all(sums: dict[str, Tensor], row_sums: Sequence[RowSum | GroupedFisherSum]) -> dict[str, Tensor]:
-    found = dict(sums)
-    for entry in row_sums:
-        found.update(entry.sums)
-    return found
-
-
 def _measured(loaded: LoadedModel, capture: LayerCapture, examples: Examples, config: CurvatureConfig) -> int:
     """Tokens of a pass that fits the device, from trial passes over its longest window."""
     longest = int(examples.lengths.argmax())
 
     def run(n_rows: int) -> None:
         with capture:
-            for _ in curvature_passes(loaded, capture, examples, np.full(n_rows, longest), config):
-                if isinstance(capture, GradientCapture):
-                    capture.rows()
+            _pass_over(loaded, capture, examples, np.full(n_rows, longest), config)
 
     return measured_batch_tokens(run, int(examples.lengths[longest]), loaded.device)
+
+
+def _pass_over(
+    loaded: LoadedModel, capture: LayerCapture, examples: Examples, numbers: np.ndarray, config: CurvatureConfig
+) -> None:
+    """One batch, whose rows nobody wants."""
+    for _ in curvature_passes(loaded, capture, examples, numbers, config):
+        if isinstance(capture, GradientCapture):
+            capture.rows()
 
 
 def curvature_passes(

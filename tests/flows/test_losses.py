@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.losses import is_loss, named_loss
@@ -14,11 +15,19 @@ def refused(url):
     return httpx.ConnectError("refused", request=httpx.Request("GET", url))
 
 
+def turned_away(status, url):
+    request = httpx.Request("GET", url)
+    return PrefectHTTPStatusError("no", request=request, response=httpx.Response(status, request=request))
+
+
 @pytest.mark.parametrize(
     ("error", "lost"),
     [
         (refused(f"{ADDRESS}/flow_runs"), True),
         (RuntimeError(f"Failed to reach API at {ADDRESS}/"), True),
+        (turned_away(503, f"{ADDRESS}/flow_runs"), True),
+        (turned_away(404, f"{ADDRESS}/flow_runs"), False),
+        (turned_away(503, "https://models.example/llama"), False),
         (refused("https://models.example/llama"), False),
         (httpx.ConnectError("of no request"), False),
         (RuntimeError("something else"), False),
@@ -37,6 +46,15 @@ def test_a_loss_is_a_sentence_with_the_address():
         named_loss(),
     ):
         raise refused(f"{ADDRESS}/flow_runs")
+
+
+def test_a_server_that_turns_requests_away_is_a_sentence_too():
+    with (
+        temporary_settings({PREFECT_API_URL: ADDRESS}),
+        pytest.raises(ServerLostError, match="does not answer \\(503 Service Unavailable\\); what was"),
+        named_loss(),
+    ):
+        raise turned_away(503, f"{ADDRESS}/flow_runs")
 
 
 def test_other_errors_stay_as_they_are():

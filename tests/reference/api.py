@@ -86,4 +86,7 @@ class Api:
         return path, self._asked("POST", path, [content])[0]["id"]
 
     def unschedule(self, path, schedule):
+        """Runs that are late already would still begin: they are cancelled."""
         self._asked("DELETE", f"{path}/{schedule}")
+        for run in self.runs(flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}}):
+            self.set_state(run["id"], "CANCELLED")

@@ -40,7 +40,7 @@ def forked() -> Iterator[Forks]:
 def dataworth(forked, prefect_server, tmp_path):
     """Runs a command; returns what `subprocess.run` returns, with text."""
 
-    def run(*words, environment=None, timeout=300) -> "subprocess.CompletedProcess[str]":
+    def run(*words, environment=None, timeout=600) -> "subprocess.CompletedProcess[str]":
         there = {**os.environ, "PREFECT_API_URL": prefect_server, **(environment or {})}
         return forked.run([*map(str, words)], there, tmp_path, timeout)
 
@@ -51,7 +51,7 @@ def dataworth(forked, prefect_server, tmp_path):
 def script(tmp_path):
     """Runs the console script itself, with no server but the one it starts for itself; returns the same."""
 
-    def run(*words, environment=None, timeout=300) -> "subprocess.CompletedProcess[str]":
+    def run(*words, environment=None, timeout=600) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [SCRIPT, *map(str, words)],
             env={**os.environ, **(environment or {})},

@@ -38,7 +38,7 @@ def test_the_digits_tuned_and_run_again(dataworth, prefect_server, tmp_path):
     methods = ("recommended", "logra-random", "dot", "bm25", "cg", "size", "random")
     given = ("audit", "--audit.problem", "digits", "--results", tmp_path / "out", "--store", tmp_path / "store")
     given += ("--audit.subsets", 12, "--audit.removal_queries", 1, "--audit.methods", *methods, "--audit.tune")
-    first = dataworth(*given, timeout=600)
+    first = dataworth(*given, timeout=900)
     assert first.returncode == 0, first.stderr
     assert "bm25 is left out: it compares texts" in first.stdout
     assert "Noise ceiling" in first.stdout
@@ -80,7 +80,7 @@ def test_the_digits_tuned_and_run_again(dataworth, prefect_server, tmp_path):
     assert lines[0] == "method"
     assert sorted(lines[1:]) == sorted(rows.index)
 
-    again = dataworth(*given, timeout=600)
+    again = dataworth(*given, timeout=900)
     assert again.returncode == 0, again.stderr
     assert "trainings to do" not in again.stderr
     assert "scores by recommended are there already" in again.stderr

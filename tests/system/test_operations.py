@@ -61,7 +61,7 @@ def api(prefect_server, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def nothing_goes_on(api):
     """Runs of an earlier test would take the two places that a deployment has."""
-    wait_until(lambda: not api.going_on(), 120, "runs of an earlier test do not end")
+    wait_until(lambda: not api.going_on(), 300, "runs of an earlier test do not end")
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_schedule_fires_by_itself_and_finds_what_is_there(api, config):
         return done if len(done) >= 2 else None
 
     try:
-        first, second = wait_until(finished, 150, "the schedule does not fire twice")[:2]
+        first, second = wait_until(finished, 300, "the schedule does not fire twice")[:2]
     finally:
         api.unschedule(path, schedule)
     assert first["name"] == "llama on corpus.jsonl"
