@@ -159,7 +159,6 @@ def test_a_run_of_the_command_line_is_cancelled_from_the_api(api, started_datawo
 
 def test_a_run_that_is_cancelled_when_its_work_is_done(api):
     """The server refuses what a run says of its end once it is Cancelling."""
-
     ran = subprocess.run(
         [sys.executable, "-c", CANCELLED_AT_ITS_END],
         env={**os.environ, "PREFECT_API_URL": api.address},
@@ -203,15 +202,20 @@ def test_overlapping_runs_wait_or_are_skipped(api, config):
     wait_until(lambda: "the corpus: 0 of" in api.log(waits["id"]), 20, "it computed something")
 
 
+def running_tasks(api, run):
+    return [name for name, state in api.task_states(run["id"]).items() if state == "RUNNING"]
+
+
 def test_a_run_that_was_killed_is_marked_and_resumed(api, started_dataworth, dataworth, long_config):
     words = ("index", "--model", long_config["model"]["name"], "--corpus", *long_config["corpus"]["files"])
     words += ("--store", long_config["store"], *LONG)
     process, log, _ = started_dataworth(*words)
     wait_until(lambda: "examples to compute" in log.read_text() or process.poll() is not None, 120, "it does not begin")
+    run = api.running(process)
+    (holder,) = wait_until(lambda: running_tasks(api, run), 20, "the server does not hear of its task")
     process.kill()
     process.wait(10)
-    run = api.running(process)  # nobody told the server
-    (holder,) = [name for name, state in api.task_states(run["id"]).items() if state == "RUNNING"]
+    assert api.run(run["id"])["state"]["type"] == "RUNNING"  # nobody told the server
     again = dataworth(*words)
     assert again.returncode == 0, again.stderr
     assert f"({run['id']}) is marked Crashed: its process {process.pid} on" in again.stderr
