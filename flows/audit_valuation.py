@@ -34,7 +34,7 @@ from tasks.counterfactual.task import (
     train_without_best,
     train_without_sources,
 )
-from tasks.model.loading import model_fingerprint
+from tasks.model.loading import fingerprint_of
 from tasks.progress import run_logger
 from tasks.report.audit import Audit, audit_table
 from tasks.report.markdown import inert, markdown_table
@@ -173,7 +173,7 @@ def _tuned(chosen: Chosen) -> dict[str, Any]:
 
 
 def _fingerprints(problem: Problem, scored: Sequence[Scored]) -> dict[str, str]:
-    found = {f"model {number}": model_fingerprint(model.model) for number, model in enumerate(problem.models())}
+    found = {f"model {number}": fingerprint_of(model) for number, model in enumerate(problem.models())}
     return {"problem": problem.fingerprint, **found, "scores": scored[0].scores.fingerprint}
 
 

@@ -193,8 +193,10 @@ def _game_parts(config: ValueConfig, made: _Made, query_gradients: StoreRef, gro
     if config.sources.game == "additive":
         return None
     store, curvature, prepared = store_folder(config), config.curvature, made.prepared
+    model = config.model.only
     parts = GameParts(
-        model=config.model.only,
+        model=model,
+        base=None if model.base is None else load(model, 1.0).fingerprint,
         queries=made.queries,
         query_gradients=query_gradients,
         bases=prepared.bases,

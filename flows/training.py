@@ -26,7 +26,7 @@ from tasks.capture.passes import backward_losses
 from tasks.corpus.batches import n_targets
 from tasks.gradients.config import GradientsConfig
 from tasks.model.halves import halves, whole
-from tasks.model.layers import tracked_layers
+from tasks.model.layers import batch_second, tracked_layers
 from tasks.model.loading import model_fingerprint
 from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
@@ -54,6 +54,7 @@ class Indexing:
         projection: of the gradients; pca needs `bases` made earlier.
         include, exclude: patterns of names of layers (see tasks.model.layers).
         dtype: of the stored rows: float16, bfloat16, float32 or int8.
+        data: names what is indexed, such as a data set: another name is another store.
 
     Raises:
         InputError: the store cannot be written, no layer is left, or a gradient does not fit the data type.
@@ -68,6 +69,7 @@ class Indexing:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         dtype: str = "float16",
+        data: str | None = None,
     ) -> None:
         config = projection or ProjectionConfig()
         self._dtype = GradientsConfig.model_validate({"dtype": dtype}).dtype
@@ -89,12 +91,17 @@ class Indexing:
             "projection": config.model_dump(),
             "layers": [layer.name for layer in layers],
             "dtype": dtype,
+            **({} if data is None else {"data": data}),
         }
         table = layer_table(projections)
         self.store = GradientStore.create(root, fingerprint(parts), table, self._dtype, parts)
         self._capture = GradientCapture([layer.modules for layer in layers], projections)
+        second = batch_second(model)
+        if second is not None:
+            self._capture.doubt(second)
         self._writer = self.store.writer()
         self._waiting: dict[bytes, tuple[np.ndarray, int, float]] = {}
+        self._known: dict[bytes, bytes] | None = None
 
     def __enter__(self) -> Self:
         self._writer.__enter__()
@@ -116,6 +123,7 @@ class Indexing:
         ids: Sequence[str],
         *,
         mean_over: Tensor | int | None = None,
+        inputs: Tensor | None = None,
         losses: Tensor | None = None,
         n_tokens: Tensor | None = None,
     ) -> None:
@@ -125,16 +133,24 @@ class Indexing:
             ids: one an example, in the batch's order; an id that is stored already is not stored again.
             mean_over: what the loss is the mean of: the batch's labels, whose targets are counted, or a number; None
                 for a loss that is the sum over the examples.
+            inputs: (n_examples, …) what the examples are, such as their token ids: an id is bound to it, and refused
+                where it comes, or is stored, with other inputs.
             losses: (n_examples,) nats, kept beside the rows where given.
             n_tokens: (n_examples,) kept beside the rows where given.
 
         Raises:
-            CaptureError: nothing was back-propagated.
-            ValueError: not one id an example.
+            CaptureError: nothing was back-propagated, or the examples cannot be told from their tokens.
+            InputError: an id has other inputs than before.
+            ValueError: not one id an example, or not one input.
         """
         rows = self._capture.rows()
         if len(ids) != len(rows):
-            raise ValueError(f"{len(rows)} examples were back-propagated, got {len(ids)} ids")
+            raise ValueError(
+                f"{len(rows)} examples were back-propagated, got {len(ids)} ids; the first axis of what layers read "
+                "must be the examples' (batch_first=True)"
+            )
+        if inputs is not None and len(inputs) != len(ids):
+            raise ValueError(f"{len(ids)} examples need as many inputs, got {len(inputs)}")
         if isinstance(mean_over, Tensor):
             mean_over = int(n_targets(mean_over).sum())
         precise = (rows if mean_over is None else rows * mean_over).float().cpu().numpy()
@@ -144,8 +160,11 @@ class Indexing:
             raise InputError(f"the gradient of {ids[error.row]!r} {error.reason}") from None
         lengths = np.zeros(len(ids), int) if n_tokens is None else n_tokens.cpu().numpy()
         nats = np.full(len(ids), np.nan) if losses is None else losses.cpu().numpy()
-        for name, row, length, loss in zip(ids, precise, lengths, nats, strict=True):
-            self._waiting[_content(name)] = (row, int(length), float(loss))
+        contents = [None] * len(ids) if inputs is None else [_bytes(one) for one in inputs]
+        for name, content, row, length, loss in zip(ids, contents, precise, lengths, nats, strict=True):
+            key = self._bound(name, content)
+            if key not in self._waiting:
+                self._waiting[key] = (row, int(length), float(loss))
         while len(self._waiting) >= self.store.rows_per_shard:
             self._write(self.store.rows_per_shard)
 
@@ -155,8 +174,26 @@ class Indexing:
         Raises:
             StoreIncompleteError: one of them is not stored.
         """
-        contents = np.asarray([_content(name) for name in ids], "S32")
-        return np.concatenate(self.store.rows_of(contents)).astype(np.float32)
+        known = {_of_id(key): key for key in self.store.stored().tolist()}
+        contents = [known.get(_of_id(_key(name)), _key(name)) for name in ids]
+        return np.concatenate(self.store.rows_of(np.asarray(contents, "S32"))).astype(np.float32)
+
+    def _bound(self, name: str, content: bytes | None) -> bytes:
+        """The key of an id, the one it had before where it comes again.
+
+        Raises:
+            InputError: it was another example.
+        """
+        if self._known is None:
+            self._known = {_of_id(key): key for key in self.store.stored().tolist()}
+        key = _key(name, content)
+        before = self._known.setdefault(_of_id(key), key)
+        if before != key and _key(name) not in (before, key):
+            raise InputError(
+                f"{name!r} is stored already, with other inputs: give every example an id of its own, or another "
+                f"store or `data` to what was corrected ({self.store.path})"
+            )
+        return before
 
     def _write(self, most: int | None = None) -> None:
         """Write waiting rows, the oldest first, as a segment of one shard or a few."""
@@ -176,8 +213,24 @@ class Indexing:
                 segment.write_shard(shard, segment.encoded(np.stack(gradients)), columns)
 
 
-def _content(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+HASH_BYTES = 16
+
+
+def _key(name: str, content: bytes | None = None) -> bytes:
+    """32 bytes under which a row is stored: of its id, and of its contents where they are known."""
+    of_name = hashlib.sha256(name.encode()).digest()
+    return of_name if content is None else of_name[:HASH_BYTES] + hashlib.sha256(content).digest()[:HASH_BYTES]
+
+
+def _of_id(key: bytes) -> bytes:
+    """The part of a key that is of the id; numpy cuts off zeros at the end."""
+    return key.ljust(2 * HASH_BYTES, b"\0")[:HASH_BYTES]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """Type, shape and content of a tensor."""
+    array = tensor.detach().cpu().contiguous()
+    return f"{array.dtype} {tuple(array.shape)} ".encode() + array.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 class IndexCallback(TrainerCallback):
@@ -189,7 +242,8 @@ class IndexCallback(TrainerCallback):
         rows = index.stores[-1].rows(["0", "1"])
 
     The gradients get a pass of their own after the evaluation, with the weights frozen meanwhile; the id of an example
-    is its number in the evaluation set. Each evaluation has its own store, named after the weights it saw.
+    is its number in the evaluation set. Each evaluation has its own store, named after the weights and the examples it
+    saw: of several named evaluation sets each has one, and so has a set that was corrected.
 
     Args:
         store: folder of gradient stores.
@@ -213,8 +267,8 @@ class IndexCallback(TrainerCallback):
         """Index what was just evaluated."""
         model, batches = given["model"], given["eval_dataloader"]
         device = next(model.parameters()).device
-        first = 0
-        with _frozen(model), Indexing(model, self._store, self._projection, **self._settings) as index:
+        first, data = 0, _digest(batches)
+        with _frozen(model), Indexing(model, self._store, self._projection, data=data, **self._settings) as index:
             split = whole(model) if "ForSequenceClassification" in type(model).__name__ else halves(model)
             for batch in batches:
                 input_ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
@@ -225,6 +279,15 @@ class IndexCallback(TrainerCallback):
                 index.add(ids, losses=losses, n_tokens=mask.sum(dim=1))
                 first += len(input_ids)
         self.stores.append(index)
+
+
+def _digest(batches: Any) -> str:
+    """32 hexadecimal digits of all that the batches of an evaluation set hold."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name in sorted(name for name, value in batch.items() if isinstance(value, Tensor)):
+            digest.update(name.encode() + _bytes(batch[name]))
+    return digest.hexdigest()[:32]
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class TokenisedDocument:
         n_prompt_characters: length of the prompt at the start of `text`; 0 for documents of a corpus.
         label: class, for a classifier; NO_CLASS where the tokens themselves are the targets.
         fields: further fields by name.
+        remarks: what a person should know of how it was read; not stored.
     """
 
     document_id: str
@@ -47,6 +48,7 @@ class TokenisedDocument:
     n_prompt_characters: int = 0
     label: int = NO_CLASS
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def content(self) -> bytes:

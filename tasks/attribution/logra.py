@@ -158,7 +158,7 @@ def _covariances(
     dtype = next(model.model.parameters()).dtype
     moved = [projection.to(model.device, dtype) for projection in projections]
     with FactorCapture([layer.modules for layer in model.layers], moved) as capture:
-        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS):
+        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching):
             for _ in curvature_passes(model, capture, examples, numbers, curvature):
                 pass
         return covariance_matrices(projections, capture.sums)

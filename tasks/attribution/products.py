@@ -74,7 +74,7 @@ class CurvatureProducts:
         if len(vectors) == 0:
             return total
         parts = self._split(vectors)
-        for batch in batches_by_length(self.examples.lengths[chosen], self.batch_tokens):
+        for batch in batches_by_length(self.examples.lengths[chosen], self.batch_tokens, self.model.reading.batching):
             total += self._of_batch(parts, chosen[batch])
         return total / len(chosen)
 
@@ -91,7 +91,7 @@ class CurvatureProducts:
 
     def _of_batch(self, vectors: Sequence[Sequence[Tensor]], numbers: np.ndarray) -> np.ndarray:
         """(m, c) sum over the examples of the batch."""
-        inputs, mask, labels = self.examples.batch(numbers, self.model.device)
+        inputs, mask, labels = self.examples.batch(numbers, self.model.device, self.model.reading.pad_token)
         body, head = self.model.halves
         with _added(self.model.layers, self._dtype, self.model.device) as moved, sdpa_kernel(SDPBackend.MATH):
             states, targets, _ = predicting_states(body(inputs, mask), labels)

@@ -13,7 +13,7 @@ from tasks.corpus.batches import batches_by_length
 from tasks.corpus.examples import Examples
 from tasks.curvature.config import CurvatureConfig
 from tasks.curvature.fitting import curvature_passes
-from tasks.model.plain import Model
+from tasks.model.plain import Model, gradient_capture
 from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import LayerProjection
@@ -58,16 +58,16 @@ def example_rows(
         examples: longest come first; `numbers` says which they are.
     """
     with _capture(model, projections) as capture:
-        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS):
-            batch = examples.batch(numbers, model.device)
+        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching):
+            batch = examples.batch(numbers, model.device, model.reading.pad_token)
             yield numbers, *gradient_rows(*model.halves, capture, *batch)
 
 
 def example_losses(model: Model, examples: Examples, batch_tokens: int = BATCH_TOKENS) -> Float[np.ndarray, " n"]:
     """(n_examples,) float64 loss of each example, nats summed over its targets."""
     losses = np.empty(examples.n_examples)
-    for numbers in batches_by_length(examples.lengths, batch_tokens):
-        batch = examples.batch(numbers, model.device)
+    for numbers in batches_by_length(examples.lengths, batch_tokens, model.reading.batching):
+        batch = examples.batch(numbers, model.device, model.reading.pad_token)
         losses[numbers] = forward_losses(*model.halves, *batch).double().cpu().numpy()
     return losses
 
@@ -103,7 +103,7 @@ def labelled_rows(
     Outer products of an example's rows add up to its Fisher, or Gauss-Newton, matrix.
     """
     with _capture(model, projections) as capture:
-        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS):
+        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching):
             for _ in curvature_passes(model, capture, examples, numbers, curvature):
                 yield numbers, capture.rows()
 
@@ -113,4 +113,4 @@ def _capture(model: Model, projections: Sequence[LayerProjection]) -> GradientCa
     moved = [projection.to(model.device, weight.dtype) for projection in projections]
     # Oracles are held against methods in float64.
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    return GradientCapture([layer.modules for layer in model.layers], moved, dtype)
+    return gradient_capture(model, moved, dtype)

@@ -41,6 +41,7 @@ class GradientCapture(LayerCapture):
         modules: the layers (see LayerCapture).
         projections: one a layer, in the same order; they own consecutive columns of a row.
         dtype: of the rows.
+        may_idle: a layer may have no part in an example's loss, as an expert that is sent no token: its gradient is 0.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class GradientCapture(LayerCapture):
         modules: Sequence[nn.Module | tuple[nn.Module, ...]],
         projections: Sequence[Projection],
         dtype: torch.dtype = torch.float32,
+        *,
+        may_idle: bool = False,
     ) -> None:
         super().__init__(modules, [projection.name for projection in projections])
         self._projections = list(projections)
@@ -56,7 +59,7 @@ class GradientCapture(LayerCapture):
         sizes = [projection.n_columns for projection in projections]
         self._columns = [slice(sum(sizes[:number]), sum(sizes[: number + 1])) for number in range(len(sizes))]
         self._n_columns = sum(sizes)
-        self._dtype = dtype
+        self._dtype, self._may_idle = dtype, may_idle
         self._rows: Tensor | None = None
         self._reached: set[int] = set()
 
@@ -93,9 +96,9 @@ class GradientCapture(LayerCapture):
                 "no gradient arrived: call loss.backward() inside the capture first (and torch.compiler.reset() before "
                 "it, if the model was compiled outside)"
             )
-        if len(self._reached) < len(self._names):
-            idle = next(number for number in range(len(self._names)) if number not in self._reached)
-            raise CaptureError(f"layer {self._names[idle]} has no part in the loss: exclude it with --model.exclude")
+        idle = next((name for number, name in enumerate(self._names) if number not in self._reached), None)
+        if idle is not None and not self._may_idle:
+            raise CaptureError(f"layer {idle} has no part in the loss: exclude it with --model.exclude")
         rows, self._rows, self._shape = self._rows, None, None
         self._reached.clear()
         return rows

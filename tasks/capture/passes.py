@@ -33,6 +33,7 @@ def gradient_rows(
         input_ids, attention_mask: one padded batch; or (n, …) rows of a table, and ones.
         labels: (n, t) token ids, -100 where there is no loss; or (n,) classes.
     """
+    capture.expect(len(input_ids))
     losses = backward_losses(body, head, input_ids, attention_mask, labels)
     return capture.rows(), losses
 

@@ -60,8 +60,8 @@ def path_document_values(
     n_windows = np.bincount(of_window, minlength=len(values))
     matched = np.concatenate([layer.gradients.sum(axis=0) for layer in sums.layers])
     values -= n_windows / n_windows.sum() * (values.sum() - points.of_gradients(matched[None])[0])
-    batches = batches_by_length(documents.windows["n_tokens"], BATCH_TOKENS)
     between = load(game.model, towards_base(game.model))
+    batches = batches_by_length(documents.windows["n_tokens"], BATCH_TOKENS, between.reading.batching)
     projections = stored_projections(LayerStore.open(game.bases))
     with progress("document values", len(batches), "batch") as bar:
         for batch, labels in zip(

@@ -15,6 +15,7 @@ class GameParts(BaseModel):
 
     Args:
         model: the checkpoint, and its base.
+        base: fingerprint of the base's weights, where there is one: its folder may hold others tomorrow.
         queries, query_gradients: of the queries.
         bases: of the projection.
         sums: source → its sums of gradient and curvature.
@@ -28,6 +29,7 @@ class GameParts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: ModelConfig
+    base: str | None = None
     queries: StoreRef
     query_gradients: StoreRef
     bases: StoreRef

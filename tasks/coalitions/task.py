@@ -42,8 +42,8 @@ from tasks.retries import RETRIED
 
 __all__ = ["GameParts", "average_values", "game_fingerprint", "play_of", "value_sources"]
 
-ALGORITHM = 7
-GAMES = 2
+ALGORITHM = 8
+GAMES = 3
 AVERAGES = 2
 LOCAL = ClusterConfig()
 # What to pass where some are valued by the game that was asked for, and some fell back to the additive one.

@@ -6,18 +6,20 @@ from torch import Tensor
 
 from storage.corpus import CorpusStore
 from storage.schema import NO_CLASS
+from tasks.model.reading import Batching
 
 __all__ = ["batches_by_length", "corpus_batch", "n_targets", "padded_batch"]
 
 IGNORED = -100
 
 
-def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+def batches_by_length(lengths: np.ndarray, batch_tokens: int, batching: Batching) -> list[np.ndarray]:
     """Positions of examples in batches, longest first, so that memory peaks at once and little is padding.
 
     Args:
         lengths: (n_examples,) tokens of each.
         batch_tokens: most tokens of a batch, rows times the longest row; a longer example is a batch of its own.
+        batching: what may be in one batch (see tasks.model.reading.Reading).
 
     Returns:
         Arrays of positions; every position comes once.
@@ -26,9 +28,12 @@ def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray
     batches = []
     first = 0
     while first < len(order):
-        n_rows = max(1, batch_tokens // max(1, int(lengths[order[first]])))
-        batches.append(order[first : first + n_rows])
-        first += n_rows
+        longest = int(lengths[order[first]])
+        end = first + (1 if batching == "alone" else max(1, batch_tokens // max(1, longest)))
+        if batching == "equal":
+            end = min(end, first + int((lengths[order[first:]] == longest).sum()))
+        batches.append(order[first:end])
+        first = end
     return batches
 
 
@@ -40,7 +45,7 @@ def padded_batch(
     Args:
         rows: token ids of each example.
         n_masked: (n_examples,) first tokens without loss.
-        pad_token: id that fills the rest; any id of the vocabulary, it is masked everywhere.
+        pad_token: id that fills the rest; it is masked everywhere, but models look at it, too (see Reading).
 
     Returns:
         input_ids, attention_mask, labels, each (n_examples, n_tokens) int64; labels are -100 where there is no loss.
@@ -56,13 +61,15 @@ def padded_batch(
     return input_ids, attention_mask, labels
 
 
-def corpus_batch(corpus: CorpusStore, windows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def corpus_batch(
+    corpus: CorpusStore, windows: np.ndarray, device: torch.device, pad_token: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """input_ids, attention_mask and labels of some windows of a corpus, on a device (see `padded_batch`).
 
     Labels of a classifier's corpus are the (n_examples,) classes instead.
     """
     input_ids, attention_mask, labels = padded_batch(
-        [corpus.tokens(int(window)) for window in windows], corpus.windows["n_masked"][windows], 0
+        [corpus.tokens(int(window)) for window in windows], corpus.windows["n_masked"][windows], pad_token
     )
     classes = corpus.windows["label"][windows]
     if len(classes) and classes[0] != NO_CLASS:

@@ -38,8 +38,14 @@ class Examples(Protocol):
     @property
     def n_documents(self) -> int: ...
 
-    def batch(self, numbers: np.ndarray, device: torch.device) -> Batch:
-        """Inputs, mask and labels of some examples: (n, t) tokens with -100 where there is no loss, or (n,) classes."""
+    def batch(self, numbers: np.ndarray, device: torch.device, pad_token: int) -> Batch:
+        """Inputs, mask and labels of some examples: (n, t) tokens with -100 where there is no loss, or (n,) classes.
+
+        Args:
+            numbers: of the examples.
+            device: where the tensors go.
+            pad_token: fills rows that are shorter than the longest (see tasks.model.reading.Reading).
+        """
 
     def uniforms(self, numbers: np.ndarray, labels: Tensor, draws: int, seed: int) -> Float[np.ndarray, "m p"]:
         """Numbers in [0, 1) that draw labels, each example's own whatever batch it comes in (see label_uniforms)."""
@@ -71,8 +77,8 @@ class CorpusExamples:
     def n_documents(self) -> int:
         return self.corpus.n_documents
 
-    def batch(self, numbers: np.ndarray, device: torch.device) -> Batch:
-        return corpus_batch(self.corpus, numbers, device)
+    def batch(self, numbers: np.ndarray, device: torch.device, pad_token: int) -> Batch:
+        return corpus_batch(self.corpus, numbers, device, pad_token)
 
     def uniforms(self, numbers: np.ndarray, labels: Tensor, draws: int, seed: int) -> Float[np.ndarray, "m p"]:
         documents = self.corpus.windows["document"][numbers]
@@ -121,7 +127,7 @@ class TensorExamples:
     def n_documents(self) -> int:
         return len(self.labels)
 
-    def batch(self, numbers: np.ndarray, device: torch.device) -> Batch:
+    def batch(self, numbers: np.ndarray, device: torch.device, pad_token: int) -> Batch:
         chosen = torch.from_numpy(np.asarray(numbers))
         mask = torch.ones(len(chosen), 1, dtype=torch.int64, device=device)
         return self.inputs[chosen].to(device), mask, self.labels[chosen].to(device)
@@ -159,8 +165,8 @@ class Part:
     def n_documents(self) -> int:
         return self.examples.n_documents
 
-    def batch(self, numbers: np.ndarray, device: torch.device) -> Batch:
-        return self.examples.batch(self.numbers[numbers], device)
+    def batch(self, numbers: np.ndarray, device: torch.device, pad_token: int) -> Batch:
+        return self.examples.batch(self.numbers[numbers], device, pad_token)
 
     def uniforms(self, numbers: np.ndarray, labels: Tensor, draws: int, seed: int) -> Float[np.ndarray, "m p"]:
         return self.examples.uniforms(self.numbers[numbers], labels, draws, seed)
@@ -196,11 +202,11 @@ class ShuffledLabels:
     def n_documents(self) -> int:
         return self.examples.n_documents
 
-    def batch(self, numbers: np.ndarray, device: torch.device) -> Batch:
-        inputs, mask, labels = self.examples.batch(numbers, device)
+    def batch(self, numbers: np.ndarray, device: torch.device, pad_token: int) -> Batch:
+        inputs, mask, labels = self.examples.batch(numbers, device, pad_token)
         if labels.dim() == 1:
             order = np.random.default_rng(self.seed).permutation(self.n_examples)
-            return inputs, mask, self.examples.batch(order[numbers], device)[2]
+            return inputs, mask, self.examples.batch(order[numbers], device, pad_token)[2]
         shuffled = labels.clone()
         for row, number in enumerate(numbers):
             places = (labels[row] != IGNORED).nonzero()[:, 0]
@@ -217,5 +223,5 @@ def target_counts(examples: Examples) -> Int[np.ndarray, " n"]:
     counts = np.zeros(examples.n_examples, np.int64)
     for first in range(0, examples.n_examples, COUNTED_AT_ONCE):
         numbers = np.arange(first, min(first + COUNTED_AT_ONCE, examples.n_examples))
-        counts[numbers] = n_targets(examples.batch(numbers, torch.device("cpu"))[2]).numpy()
+        counts[numbers] = n_targets(examples.batch(numbers, torch.device("cpu"), 0)[2]).numpy()
     return counts

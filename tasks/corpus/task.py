@@ -1,7 +1,9 @@
 """Prefect tasks that turn documents and queries into a corpus store."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from prefect import task
@@ -14,8 +16,16 @@ from storage.withdrawals import Withdrawals
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.documents import Document, Query
 from tasks.corpus.readers import read_documents, read_queries
-from tasks.corpus.windows import class_number, classified_text, tokenised_document, tokenised_query
+from tasks.corpus.windows import (
+    answered_query,
+    class_number,
+    classified_text,
+    prompt_tokens,
+    tokenised_document,
+    tokenised_query,
+)
 from tasks.model.config import ModelConfig
+from tasks.model.generation import end_tokens, greedy_tokens
 from tasks.model.loading import LoadedModel, load
 from tasks.progress import run_logger
 from tasks.retries import RETRIED
@@ -56,7 +66,8 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
             return False
         return True
 
-    documents = map(tokenised, filter(kept, read_documents(corpus, labelled=loaded.labels is not None)))
+    checked = _Checked(loaded, "documents")
+    documents = checked.all(map(tokenised, filter(kept, read_documents(corpus, labelled=loaded.labels is not None))))
     attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": corpus.max_length}
     ref = CorpusStore.write(StoreFolders(store).corpora, documents, attributes, corpus.fields)
     written = CorpusStore.open(ref)
@@ -71,6 +82,7 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
         f"{written.n_examples:,}",
         f"{written.n_tokens:,}",
     )
+    checked.log()
     without = sum(count == 0 for count in written.column("n_windows").to_pylist())
     if without:
         run_logger().warning("%s documents have fewer than 2 tokens: they get no score", without)
@@ -95,19 +107,55 @@ def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> S
             if loaded.labels is not None:
                 yield _classified_query(loaded, query)
                 continue
-            completion = query.completion
-            if completion is None:
-                completion = _completion(
-                    loaded, query.prompt, queries.max_new_tokens, f"{query.where}, query {query.id!r}"
-                )
+            if query.completion is None:
+                yield _answered(loaded, query, queries.max_new_tokens)
+                continue
             yield tokenised_query(
-                loaded.tokenizer, query.id, query.prompt, completion, query.where, loaded.max_positions
+                loaded.tokenizer, query.id, query.prompt, query.completion, query.where, loaded.max_positions
             )
 
+    checked = _Checked(loaded, "queries")
     attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": None}
-    ref = CorpusStore.write(StoreFolders(store).corpora, tokenised(), attributes)
+    ref = CorpusStore.write(StoreFolders(store).corpora, checked.all(tokenised()), attributes)
     run_logger().info("%s queries", CorpusStore.open(ref).n_documents)
+    checked.log()
     return ref
+
+
+class _Checked:
+    """Tokenised documents on their way into a store: none with a token that the model does not know; remarks counted.
+
+    Args:
+        loaded: the model that will read them.
+        what: they are, in the plural.
+    """
+
+    def __init__(self, loaded: LoadedModel, what: str) -> None:
+        self._loaded, self._what = loaded, what
+        self._remarks: Counter[str] = Counter()
+
+    def all(self, documents: Iterable[TokenisedDocument]) -> Iterator[TokenisedDocument]:
+        """The same documents.
+
+        Raises:
+            InputError: a token is beyond the model's embedding.
+        """
+        n_embedded = self._loaded.n_embedded
+        for document in documents:
+            if n_embedded is not None and len(document.tokens) and int(document.tokens.max()) >= n_embedded:
+                token = int(document.tokens.max())
+                raise InputError(
+                    f"{document.document_id!r} of the {self._what} needs token {token} "
+                    f"({self._loaded.tokenizer.convert_ids_to_tokens(token)!r}), but the model embeds only ids up to "
+                    f"{n_embedded - 1}: the tokenizer is not this model's, or its embedding was never resized"
+                )
+            self._remarks.update(document.remarks)
+            yield document
+
+    def log(self) -> None:
+        """Say how many of them each remark is of."""
+        for remark, count in self._remarks.items():
+            run_logger().warning("%s of the %s %s", f"{count:,}", self._what, remark)
 
 
 def _classified_query(loaded: LoadedModel, query: Query) -> TokenisedDocument:
@@ -124,22 +172,19 @@ def _classified_query(loaded: LoadedModel, query: Query) -> TokenisedDocument:
 
 
 @torch.no_grad()
-def _completion(loaded: LoadedModel, prompt: str, max_new_tokens: int, where: str) -> str:
-    """What the model says after a prompt: greedy, until its end token or `max_new_tokens`."""
-    encoding = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.device)
-    length = encoding["input_ids"].shape[1]
-    room = max_new_tokens if loaded.max_positions is None else min(max_new_tokens, loaded.max_positions - length)
-    if length == 0 or room < 1:
-        raise InputError(f"{where}: a prompt of {length} tokens leaves the model no room to complete it")
-    output = loaded.model.generate(  # type: ignore[operator]  # typed as the base of all models
-        input_ids=encoding["input_ids"],
-        attention_mask=encoding["attention_mask"],
-        max_new_tokens=room,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=loaded.tokenizer.pad_token_id or loaded.tokenizer.eos_token_id or 0,
-    )
-    completion: str = loaded.tokenizer.decode(output[0, length:], skip_special_tokens=True)
-    if not completion.strip():
+def _answered(loaded: LoadedModel, query: Query, max_new_tokens: int) -> TokenisedDocument:
+    """A prompt with what the model says after it: greedy, until its end token or `max_new_tokens`."""
+    prompt = prompt_tokens(loaded.tokenizer, query.prompt)
+    where = f"{query.where}, query {query.id!r}"
+    room = max_new_tokens if loaded.max_positions is None else min(max_new_tokens, loaded.max_positions - len(prompt))
+    if not prompt or room < 1:
+        raise InputError(f"{where}: a prompt of {len(prompt)} tokens leaves the model no room to complete it")
+    said = greedy_tokens(loaded, prompt, room)
+    ends = end_tokens(loaded)
+    if all(token in ends for token in said):
         raise InputError(f"{where}: the model adds nothing to this prompt; give the query a completion")
-    return completion
+    # Decoded after the prompt, a first piece keeps the space before it; what people read is only a text of the ids.
+    decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    before, whole = decode(prompt), decode([*prompt, *said])
+    text = whole[len(before) :] if whole.startswith(before) else decode(said)
+    return answered_query(query.id, query.prompt, text, [*prompt, *said], len(prompt), query.where, None)

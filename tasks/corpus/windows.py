@@ -1,6 +1,7 @@
 """Documents and queries as windows of tokens."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,23 @@ import numpy as np
 from storage.corpus import TokenisedDocument
 from storage.errors import InputError
 from tasks.corpus.documents import Document, short
+from tasks.model.tokens import Encoded, encoded
 
-__all__ = ["class_number", "classified_text", "tokenised_document", "tokenised_query", "window_bounds"]
+__all__ = [
+    "CUT",
+    "REPEATED",
+    "answered_query",
+    "class_number",
+    "classified_text",
+    "prompt_tokens",
+    "tokenised_document",
+    "tokenised_query",
+    "window_bounds",
+]
+
+
+REPEATED = "begin or end with what the tokenizer adds to every text: it is not added a second time"
+CUT = "have more tokens than the model reads, or than --corpus.max_length: what is beyond is left out"
 
 
 def window_bounds(n_tokens: int, max_length: int) -> list[tuple[int, int]]:
@@ -23,18 +39,6 @@ def window_bounds(n_tokens: int, max_length: int) -> list[tuple[int, int]]:
     return [(start, min(max_length, n_tokens - start)) for start in starts if n_tokens - start >= 2]
 
 
-def _encoded(tokenizer: Any, text: str, *, special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and the characters each covers; without a fast tokenizer every token covers the whole text."""
-    encoding = tokenizer(
-        text, add_special_tokens=special_tokens, return_offsets_mapping=tokenizer.is_fast, verbose=False
-    )
-    ids: list[int] = encoding["input_ids"]
-    offsets: Sequence[tuple[int, int]] = (
-        encoding["offset_mapping"] if tokenizer.is_fast else [(0, len(text))] * len(ids)
-    )
-    return ids, list(offsets)
-
-
 def _characters(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """First and end character of a run of tokens; special tokens cover none."""
     covered = [(start, end) for start, end in offsets if end > start]
@@ -45,21 +49,40 @@ def tokenised_document(tokenizer: Any, document: Document, max_length: int) -> T
     """A document cut into windows of at most `max_length` tokens.
 
     Args:
-        tokenizer: a transformers tokenizer; its own default special tokens are added.
+        tokenizer: a transformers tokenizer; its own default special tokens are added, none of them twice.
         document: the text.
         max_length: tokens of a window.
     """
-    ids, offsets = _encoded(tokenizer, document.text, special_tokens=True)
-    bounds = window_bounds(len(ids), max_length)
+    text = encoded(tokenizer, document.text)
+    bounds = window_bounds(len(text.ids), max_length)
     kept = sum(length for _, length in bounds)
     return TokenisedDocument(
         document_id=document.id,
         source=document.source,
         text=document.text,
-        tokens=np.asarray(ids[:kept], np.int32),
-        windows=tuple((start, length, 0, *_characters(offsets[start : start + length])) for start, length in bounds),
+        tokens=np.asarray(text.ids[:kept], np.int32),
+        windows=tuple(
+            (start, length, 0, *_characters(text.offsets[start : start + length])) for start, length in bounds
+        ),
         fields=document.fields,
+        remarks=_remarks(text),
     )
+
+
+def _remarks(text: Encoded) -> tuple[str, ...]:
+    said = ((text.repeated, REPEATED), (text.cut, CUT))
+    return tuple(remark for holds, remark in said if holds)
+
+
+def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """The tokens of a prompt that is to be completed: what is added at a text's beginning, nothing at its end.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        prompt: the text.
+    """
+    text = encoded(tokenizer, prompt)
+    return text.ids[: text.end]
 
 
 def tokenised_query(
@@ -67,7 +90,8 @@ def tokenised_query(
 ) -> TokenisedDocument:
     """A query as one window whose loss is taken on the completion's tokens.
 
-    Prompt (with special tokens) and completion (without) are tokenised separately and joined.
+    Prompt and completion are tokenised as one text, as training saw it: with what the tokenizer adds at a text's
+    beginning, without what it adds at the end. A token that holds characters of both belongs to the completion.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -77,13 +101,42 @@ def tokenised_query(
         max_length: most tokens the model reads; None if it states none.
 
     Raises:
-        InputError: the completion has no token, or the query is longer than the model reads.
+        InputError: the completion has no token, the prompt none of its own, or the query is longer than the model
+            reads.
     """
-    prompt_ids, _ = _encoded(tokenizer, prompt, special_tokens=True)
-    completion_ids, _ = _encoded(tokenizer, completion, special_tokens=False)
-    ids = prompt_ids + completion_ids
-    if not completion_ids or len(ids) < 2:
+    text = encoded(tokenizer, prompt + completion)
+    ids = text.ids[: text.end]
+    if tokenizer.is_fast:
+        n_prompt = next((place for place, (_, end) in enumerate(text.offsets) if end > len(prompt)), len(ids))
+    else:
+        alone = prompt_tokens(tokenizer, prompt)
+        n_prompt = next((place for place, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b), len(alone))
+    if n_prompt >= len(ids):
         raise InputError(f"{where}: query {short(name)} has no token to explain")
+    if n_prompt == 0:
+        raise InputError(
+            f"{where}: query {short(name)}: the tokenizer makes one token of prompt and completion, so that nothing "
+            "comes before what is to be explained; give a longer prompt"
+        )
+    return replace(answered_query(name, prompt, completion, ids, n_prompt, where, max_length), remarks=_remarks(text))
+
+
+def answered_query(
+    name: str, prompt: str, completion: str, ids: Sequence[int], n_prompt: int, where: str, max_length: int | None
+) -> TokenisedDocument:
+    """A query as the tokens that it is made of, such as those the model itself said, whatever text they make.
+
+    Args:
+        name: id of the query.
+        prompt, completion: its two texts, for people.
+        ids: of the prompt, and of the completion.
+        n_prompt: how many of them are the prompt's.
+        where: file and line, for messages.
+        max_length: most tokens the model reads; None if it states none.
+
+    Raises:
+        InputError: the query is longer than the model reads.
+    """
     if max_length is not None and len(ids) > max_length:
         raise InputError(f"{where}: query {short(name)} has {len(ids)} tokens, the model reads at most {max_length}")
     text = prompt + completion
@@ -92,7 +145,7 @@ def tokenised_query(
         source="",
         text=text,
         tokens=np.asarray(ids, np.int32),
-        windows=((0, len(ids), len(prompt_ids), 0, len(text)),),
+        windows=((0, len(ids), n_prompt, 0, len(text)),),
         n_prompt_characters=len(prompt),
     )
 
@@ -127,15 +180,9 @@ def classified_text(
         label: number of its class.
         max_length: most tokens; None for no limit.
     """
-    encoding = tokenizer(
-        text,
-        truncation=max_length is not None,
-        max_length=max_length,
-        return_offsets_mapping=tokenizer.is_fast,
-        verbose=False,
-    )
-    ids = encoding["input_ids"]
-    first, end = _characters(encoding["offset_mapping"] if tokenizer.is_fast else [(0, len(text))])
+    read = encoded(tokenizer, text, max_length)
+    ids = read.ids
+    first, end = _characters(read.offsets)
     return TokenisedDocument(
         document_id=document_id,
         source=source,
@@ -143,4 +190,5 @@ def classified_text(
         tokens=np.asarray(ids, np.int32),
         windows=((0, len(ids), 0, first, end),) if ids else (),
         label=label,
+        remarks=_remarks(read),
     )

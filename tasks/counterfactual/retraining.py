@@ -16,7 +16,7 @@ from storage.ref import StoreRef
 from tasks.capture.losses import IGNORED, next_tokens
 from tasks.coalitions.players import document_groups
 from tasks.coalitions.worth import query_losses
-from tasks.corpus.batches import corpus_batch
+from tasks.corpus.batches import batches_by_length, corpus_batch
 from tasks.counterfactual.config import TrainingConfig
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
@@ -97,11 +97,22 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
     model = loaded.model
     torch.manual_seed(training.seed)
 
-    def loss_of(step: int) -> Tensor:
-        input_ids, attention_mask, labels = corpus_batch(corpus, windows[batches[step]], loaded.device)
+    def predicted(numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Logits (p, v) and targets (p,) of some windows; targets without loss are IGNORED."""
+        batch = corpus_batch(corpus, numbers, loaded.device, loaded.reading.pad_token)
+        input_ids, attention_mask, labels = batch
         logits = model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
         targets = labels if labels.dim() == 1 else next_tokens(labels)
-        return cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
+        return logits.flatten(0, -2), targets.flatten()
+
+    def loss_of(step: int) -> Tensor:
+        numbers = windows[batches[step]]
+        if loaded.reading.batching == "padded":
+            return cross_entropy(*predicted(numbers), ignore_index=IGNORED)
+        lengths = corpus.windows["n_tokens"][numbers]
+        parts = batches_by_length(lengths, int(lengths.sum()), loaded.reading.batching)
+        logits, targets = zip(*(predicted(numbers[part]) for part in parts), strict=True)
+        return cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=IGNORED)
 
     model.requires_grad_(True).train()
     try:

@@ -27,7 +27,7 @@ from tasks.counterfactual.patch import best_documents, patched_falls
 from tasks.counterfactual.problem import Problem, ProblemPlace
 from tasks.counterfactual.randomised import randomised
 from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.model.loading import model_fingerprint
+from tasks.model.loading import fingerprint_of
 from tasks.progress import DEVICE_TAG, run_logger
 from tasks.projection.config import ProjectionConfig
 from tasks.retries import RETRIED
@@ -127,7 +127,7 @@ def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterC
     models = list(problem.models())
     parts = {"attribution": ATTRIBUTION, "problem": problem.fingerprint, **run.model_dump(mode="json")}
     parts["corpus"] = problem.contents
-    parts["models"] = [model_fingerprint(model.model) for model in models]
+    parts["models"] = [fingerprint_of(model) for model in models]
     if run.method in ("leave-one-out", "tmc-shapley"):
         parts["seeds"] = seeds
     root, name = StoreFolders(store).layers, fingerprint(parts)
@@ -221,7 +221,7 @@ def sweep(
         "sweep": SWEEP,
         "corpus": problem.contents,
         "problem": problem.fingerprint,
-        "models": [model_fingerprint(model.model) for model in models],
+        "models": [fingerprint_of(model) for model in models],
         "projection": projection.model_dump(mode="json"),
         "curvature": curvature.model_dump(mode="json", exclude={"damping"}),
         "dampings": [each.model_dump(mode="json") for each in dampings],

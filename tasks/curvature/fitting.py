@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from storage.corpus import CorpusStore
-from storage.errors import InputError, StoreError
+from storage.errors import DataworthError, InputError, StoreError
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.partial import PartialSums
@@ -33,7 +33,7 @@ from tasks.curvature.lowrank import LowRankSum
 from tasks.curvature.sums import MOST_COLUMNS, EigenvalueSum, FisherSum, GroupedFisherSum, RowSum
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
-from tasks.model.plain import Model
+from tasks.model.plain import Model, gradient_capture
 from tasks.processes import processes
 from tasks.progress import progress, run_logger
 from tasks.projection.bases import projections_of
@@ -85,7 +85,7 @@ def _sums(
     partial = PartialSums(StoreFolders(store).layers, fingerprint(steps))
     done, kept = partial.load()
     adding.put({key: torch.from_numpy(matrix) for key, matrix in kept.items()})
-    everyone = batches_by_length(documents.lengths[windows], batch_tokens)
+    everyone = batches_by_length(documents.lengths[windows], batch_tokens, loaded.reading.batching)
     batches = everyone[place.rank :: place.size]
     if done:
         run_logger().info("%s: going on after %s of %s batches", what, done, len(batches))
@@ -128,10 +128,9 @@ class _Adding:
         groups: tuple[np.ndarray, int] | None,
     ) -> "_Adding":
         """As `_sums` is asked for."""
-        modules = [layer.modules for layer in loaded.layers]
         if what == "covariances":
-            return cls(FactorCapture(modules, projections))
-        capture, table = GradientCapture(modules, projections), layer_table(projections)
+            return cls(FactorCapture([layer.modules for layer in loaded.layers], projections))
+        capture, table = gradient_capture(loaded, projections), layer_table(projections)
         if groups is None:
             return cls(capture, row_sums=_row_sums(table, curvature, eigenvectors))
         return cls(capture, by_group=[GroupedFisherSum(table, *groups)])
@@ -196,7 +195,7 @@ def label_passes(
     """For each batch of windows, their rows under each of the curvature's labels, as in `label_rows`."""
     projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
     examples = CorpusExamples(corpus)
-    with GradientCapture([layer.modules for layer in loaded.layers], projections) as capture:
+    with gradient_capture(loaded, projections) as capture:
         for batch in batches:
             passes = curvature_passes(loaded, capture, examples, batch, curvature)
             yield [capture.rows().float().cpu().numpy() for _ in passes]
@@ -252,7 +251,8 @@ def curvature_passes(
         InputError: a layer cannot be captured.
         StoreError: the device has not enough memory.
     """
-    input_ids, attention_mask, labels = examples.batch(numbers, model.device)
+    input_ids, attention_mask, labels = examples.batch(numbers, model.device, model.reading.pad_token)
+    capture.expect(len(input_ids))
     if isinstance(capture, FactorCapture):
         capture.tokens = attention_mask
 
@@ -272,6 +272,10 @@ def curvature_passes(
         raise StoreError(
             f"the device has not enough memory for {input_ids.numel()} tokens: lower --gradients.batch_tokens"
         ) from None
+    except DataworthError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:  # a model's code decides which texts it cannot read
+        raise InputError(f"the model cannot compute some texts ({' '.join(str(error).split())[:200]})") from error
 
 
 def _follow_fit(arguments: Sequence[Any]) -> None:

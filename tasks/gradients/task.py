@@ -9,13 +9,12 @@ from prefect import task
 
 from storage.corpus import CorpusStore
 from storage.encoding import EncodedRows
-from storage.errors import InputError, RowRangeError, StoreError
+from storage.errors import DataworthError, InputError, RowRangeError, StoreError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import StoreFolders
 from storage.ref import StoreRef, fingerprint
 from storage.segments import Segment
-from tasks.capture.gradients import GradientCapture
 from tasks.capture.hooks import CaptureError
 from tasks.capture.memory import measured_batch_tokens
 from tasks.capture.passes import gradient_rows
@@ -24,6 +23,7 @@ from tasks.gradients.config import GradientsConfig
 from tasks.gradients.order import content_order, row_windows
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
+from tasks.model.plain import gradient_capture
 from tasks.processes import processes
 from tasks.progress import DEVICE_TAG, Progress, progress, run_logger
 from tasks.projection.logra import LayerProjection, stored_projections
@@ -154,8 +154,11 @@ class _Indexer:
     def _trial(self, n_rows: int) -> None:
         """One pass over copies of the longest window."""
         longest = np.full(n_rows, int(self._corpus.windows["n_tokens"].argmax()))
-        with GradientCapture([layer.modules for layer in self._loaded.layers], self._projections) as capture:
-            gradient_rows(*self._loaded.halves, capture, *corpus_batch(self._corpus, longest, self._loaded.device))
+        with gradient_capture(self._loaded, self._projections) as capture:
+            gradient_rows(*self._loaded.halves, capture, *self._batch(longest))
+
+    def _batch(self, windows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return corpus_batch(self._corpus, windows, self._loaded.device, self._loaded.reading.pad_token)
 
     def _windows(self, segment: Segment, shard: int) -> np.ndarray:
         """The windows whose gradients are the rows of a shard."""
@@ -166,7 +169,8 @@ class _Indexer:
         return self._windows_of[segment.name][segment.rows(shard)]
 
     def _batches(self, windows: np.ndarray) -> list[np.ndarray]:
-        return batches_by_length(self._corpus.windows["n_tokens"][windows], self._batch_tokens)
+        lengths = self._corpus.windows["n_tokens"][windows]
+        return batches_by_length(lengths, self._batch_tokens, self._loaded.reading.batching)
 
     def computed(self, segment: Segment, shard: int) -> tuple[EncodedRows, dict[str, np.ndarray]]:
         """The rows of a shard as they are stored there, and its example columns."""
@@ -175,13 +179,22 @@ class _Indexer:
             rows, losses = self._fitting(windows)
         except CaptureError as error:
             raise InputError(str(error)) from error
+        except DataworthError:
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:  # a model's code decides which texts it cannot read
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"the model cannot compute some of {self._named(windows)} ({reason})") from error
         try:
             stored = segment.encoded(rows)
         except RowRangeError as error:
-            document = self._corpus.windows["document"][windows[error.row]]
-            name = self._corpus.column("document_id")[int(document)].as_py()
-            raise InputError(f"the gradient of document {name!r} {error.reason}") from None
+            raise InputError(f"the gradient of {self._named(windows[error.row :][:1])} {error.reason}") from None
         return stored, {"n_tokens": self._corpus.windows["n_tokens"][windows], "loss": losses}
+
+    def _named(self, windows: np.ndarray) -> str:
+        """The documents of some windows, for a message."""
+        ids = self._corpus.column("document_id")
+        named = [repr(ids[int(number)].as_py()) for number in np.unique(self._corpus.windows["document"][windows])[:3]]
+        return f"document {named[0]}" if len(named) == 1 else f"the documents {', '.join(named)}"
 
     def _fitting(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`_window_gradients`, in smaller batches from here on where the device runs out of memory."""
@@ -211,9 +224,9 @@ class _Indexer:
         losses = torch.empty(len(windows), pin_memory=on_gpu)
         places = np.empty(len(windows), np.int64)
         first = 0
-        with GradientCapture([layer.modules for layer in self._loaded.layers], self._projections) as capture:
+        with gradient_capture(self._loaded, self._projections) as capture:
             for batch in self._batches(windows):
-                inputs = corpus_batch(self._corpus, windows[batch], device)
+                inputs = self._batch(windows[batch])
                 batch_rows, batch_losses = gradient_rows(*self._loaded.halves, capture, *inputs)
                 end = first + len(batch)
                 rows[first:end].copy_(batch_rows, non_blocking=on_gpu)
@@ -229,8 +242,8 @@ class _Indexer:
         counts = [len(self._batches(self._windows(segment, shard))) for segment, shard in together]
         own = counts[rank] if rank < len(counts) else 0
         segment, shard = together[0]
-        inputs = corpus_batch(self._corpus, self._windows(segment, shard)[:1], self._loaded.device)
-        with GradientCapture([layer.modules for layer in self._loaded.layers], self._projections) as capture:
+        inputs = self._batch(self._windows(segment, shard)[:1])
+        with gradient_capture(self._loaded, self._projections) as capture:
             for _ in range(max(counts) - own):
                 gradient_rows(*self._loaded.halves, capture, *inputs)
 

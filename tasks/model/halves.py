@@ -45,7 +45,7 @@ def halves(model: nn.Module) -> Halves:
     """
     one, base = whole(model), getattr(model, "base_model", None)
     output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    if base is None or not isinstance(output, nn.Module):
+    if base is None or base is model or not isinstance(output, nn.Module):
         return one
 
     def body(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -55,9 +55,12 @@ def halves(model: nn.Module) -> Halves:
     with torch.no_grad():
         input_ids = torch.arange(PROBE_TOKENS, device=next(model.parameters()).device)[None]
         mask = torch.ones_like(input_ids)
-        expected, states = one.body(input_ids, mask), body(input_ids, mask)
+        expected = one.body(input_ids, mask)
         for head in _heads(output, model.config):
-            logits = head(states)
+            try:
+                logits = head(body(input_ids, mask))
+            except (AttributeError, RuntimeError, TypeError):  # the body gives, or the head wants, something else
+                return one
             if logits.shape == expected.shape and torch.allclose(logits, expected, rtol=1e-3, atol=1e-5):
                 return Halves(body, head)
     return one

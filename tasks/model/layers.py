@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from storage.errors import InputError
 
-__all__ = ["Coverage", "TrackedLayer", "coverage", "tracked_layers"]
+__all__ = ["Coverage", "TrackedLayer", "batch_second", "coverage", "tracked_layers"]
 
 # Where PEFT keeps the low-rank matrices of an adapter.
 ADAPTER_PARTS = ("lora_A", "lora_B")
@@ -160,3 +160,11 @@ def coverage(model: nn.Module, layers: Sequence[TrackedLayer]) -> Coverage:
             seen.add(id(parameter))
     n_tracked = sum(layer.n_inputs * layer.n_outputs for layer in layers)
     return Coverage(n_tracked + sum(untracked.values()), n_tracked, untracked)
+
+
+def batch_second(model: nn.Module) -> str | None:
+    """Name of a module that takes its examples along the second axis (torch's default for attention and recurrence)."""
+    for name, module in model.named_modules():
+        if getattr(module, "batch_first", True) is False:
+            return name or type(module).__name__
+    return None

@@ -24,12 +24,22 @@ from transformers.utils import logging as transformers_logging
 
 from storage.errors import InputError
 from tasks.model.config import ModelConfig
+from tasks.model.examination import embedded_ids, examined
 from tasks.model.halves import Halves, halves, whole
 from tasks.model.layers import TrackedLayer, tracked_layers
+from tasks.model.reading import Reading
 from tasks.model.sharding import shard
 from tasks.model.weights import refuse_missing, refuse_pickled
 
-__all__ = ["LoadedModel", "base_weights", "load", "model_fingerprint", "tokenizer_fingerprint", "vocabulary"]
+__all__ = [
+    "LoadedModel",
+    "base_weights",
+    "fingerprint_of",
+    "load",
+    "model_fingerprint",
+    "tokenizer_fingerprint",
+    "vocabulary",
+]
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,23 +53,30 @@ class LoadedModel:
         model: no parameter requires a gradient.
         tokenizer: the checkpoint's own.
         layers: the tracked layers.
+        left_out: names of layers that would be, but have no part in the loss of a text.
         halves: body and head.
+        reading: how examples are put together.
         sharded: the weights are spread over several processes, which must run their passes in step.
         labels: names of a classifier's classes, in their order; None for a language model.
         fingerprint: of architecture, weights and data type.
         tokenizer_fingerprint: of the tokenizer's files.
         max_positions: most tokens the model reads; None if it states none.
+        n_embedded: token ids that it knows, from 0; a tokenizer may have more, as long as no text needs them. None
+            where there is no table of them.
     """
 
     model: PreTrainedModel
     tokenizer: Any
     layers: tuple[TrackedLayer, ...]
+    left_out: tuple[str, ...]
     halves: Halves
+    reading: Reading
     sharded: bool
     labels: tuple[str, ...] | None
     fingerprint: str
     tokenizer_fingerprint: str
     max_positions: int | None
+    n_embedded: int | None
 
     @property
     def device(self) -> torch.device:
@@ -190,26 +207,30 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_
     if towards_base:
         _move_towards(model, config, towards_base)
     model.config.use_cache = False
-    n_embedded = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
-    if len(tokenizer) > n_embedded:
-        raise InputError(
-            f"--model {config.name}: the tokenizer has {len(tokenizer)} tokens, the model embeds only {n_embedded}"
-        )
     identity = model_fingerprint(model)
     if config.shard:
         shard(model, device)
     elif not getattr(model, "is_quantized", False):
         nn.Module.to(model, device)
+    layers = tracked_layers(model, config.include, config.exclude, config.adapters)
+    parts = whole(model) if config.shard or labels is not None else halves(model)
+    try:
+        found = examined(model, tokenizer, layers, parts, classifies=labels is not None, sharded=config.shard)
+    except InputError as error:
+        raise InputError(f"--model {config.name}: {error}") from error
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        layers=tuple(tracked_layers(model, config.include, config.exclude, config.adapters)),
-        halves=whole(model) if config.shard or labels is not None else halves(model),
+        layers=found.layers,
+        left_out=found.left_out,
+        halves=parts,
+        reading=found.reading,
         sharded=config.shard,
         labels=labels,
-        fingerprint=identity,
+        fingerprint=_read_so(identity, found.reading),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        max_positions=getattr(architecture.get_text_config(), "max_position_embeddings", None),
+        max_positions=found.max_positions,
+        n_embedded=embedded_ids(model),
     )
 
 
@@ -263,6 +284,11 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
     return DTYPES[name]
 
 
+def fingerprint_of(model: Any) -> str:
+    """Of any Model: a checkpoint's own, which says how it is read, too; else of its weights."""
+    return model.fingerprint if isinstance(model, LoadedModel) else model_fingerprint(model.model)
+
+
 def model_fingerprint(model: nn.Module) -> str:
     """32 hexadecimal digits that change with any weight, its data type, or the architecture."""
     digest = hashlib.sha256()
@@ -280,6 +306,13 @@ def model_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+def _read_so(identity: str, reading: Reading) -> str:
+    """What was computed with other padding, or in other batches, is not found again."""
+    if reading.batching == "padded" and reading.pad_token == 0 and not reading.may_idle:
+        return identity
+    return hashlib.sha256(f"{identity} {reading}".encode()).hexdigest()[:32]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

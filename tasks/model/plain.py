@@ -8,10 +8,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from tasks.capture.gradients import GradientCapture, Projection
 from tasks.model.halves import Halves
 from tasks.model.layers import TrackedLayer, tracked_layers
+from tasks.model.reading import Reading
 
-__all__ = ["Model", "PlainModel"]
+__all__ = ["Model", "PlainModel", "gradient_capture"]
 
 
 @runtime_checkable
@@ -33,6 +35,23 @@ class Model(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def reading(self) -> Reading: ...
+
+
+def gradient_capture(
+    model: Model, projections: Sequence[Projection], dtype: torch.dtype = torch.float32
+) -> GradientCapture:
+    """The capture of a model's tracked layers, not yet entered.
+
+    Args:
+        model: whose layers are captured.
+        projections: one a layer, in the same order.
+        dtype: of the rows.
+    """
+    modules = [layer.modules for layer in model.layers]
+    return GradientCapture(modules, projections, dtype, may_idle=model.reading.may_idle)
 
 
 @dataclass(frozen=True)
@@ -65,3 +84,7 @@ class PlainModel:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def reading(self) -> Reading:
+        return Reading()

@@ -43,6 +43,11 @@ def make_bases(
     """
     loaded = load(model)
     run_logger().warning(coverage(loaded.model, loaded.layers).sentence())
+    if loaded.left_out:
+        count, first = len(loaded.left_out), loaded.left_out[0]
+        run_logger().warning("%s layers have no part in the loss of a text and are left out, such as %s", count, first)
+    if loaded.reading.sentence:
+        run_logger().warning(loaded.reading.sentence)
     shapes = [[layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias] for layer in loaded.layers]
     if projection.bases is not None:
         return _earlier(Location.of(projection.bases), shapes)

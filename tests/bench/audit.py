@@ -192,6 +192,6 @@ def _unwrapped(model: Model) -> Any:
 def _windows(examples: Examples) -> WindowDataset:
     found = []
     for number in range(examples.n_examples):
-        inputs, _, labels = examples.batch(np.array([number]), torch.device("cpu"))
+        inputs, _, labels = examples.batch(np.array([number]), torch.device("cpu"), 0)
         found.append((inputs[0], labels[0]))
     return WindowDataset(found)

@@ -12,6 +12,7 @@ from tasks.corpus.examples import TensorExamples
 from tasks.model.halves import halves
 from tasks.model.layers import tracked_layers
 from tasks.model.plain import PlainModel
+from tasks.model.reading import Reading
 
 __all__ = [
     "CLASSES",
@@ -125,6 +126,10 @@ class FrozenModel:
     def device(self):
         return torch.device("cpu")
 
+    @property
+    def reading(self):
+        return Reading()
+
 
 @dataclass(frozen=True)
 class TokenExamples:
@@ -149,9 +154,9 @@ class TokenExamples:
     def n_documents(self):
         return len(self.rows)
 
-    def batch(self, numbers, device):
+    def batch(self, numbers, device, pad_token):
         masked = np.full(self.n_examples, self.n_masked)[numbers]
-        arrays = padded_batch([self.rows[number] for number in numbers], masked, 0)
+        arrays = padded_batch([self.rows[number] for number in numbers], masked, pad_token)
         return tuple(torch.from_numpy(array).to(device) for array in arrays)
 
     def uniforms(self, numbers: np.ndarray, labels: Tensor, draws: int, seed: int):

@@ -20,6 +20,7 @@ from tasks.counterfactual.designs import random_subsets
 from tasks.counterfactual.digits import N_TRAINING, digits
 from tasks.model.halves import whole
 from tasks.model.layers import tracked_layers
+from tasks.model.reading import Reading
 from tasks.model.training import SmallModel, train_steps
 
 __all__ = ["CharacterModel", "Characters", "character_lesson", "digits_lesson"]
@@ -60,7 +61,7 @@ class Characters:
     def n_documents(self):
         return len(self.tokens)
 
-    def batch(self, numbers, device):
+    def batch(self, numbers, device, pad_token):
         rows = torch.from_numpy(self.tokens[numbers].astype(np.int64)).to(device)
         return rows, torch.ones_like(rows), rows
 
@@ -87,6 +88,10 @@ class CharacterModel:
     @property
     def device(self):
         return torch.device("cpu")
+
+    @property
+    def reading(self):
+        return Reading()
 
 
 def _network(seed):

@@ -106,9 +106,9 @@ def test_fitted_first(classifier):
 def test_shuffled_labels_are_the_same_labels(classifier):
     examples = drawn(N, 1)
     numbers = np.arange(N)
-    inputs, _, labels = ShuffledLabels(examples, 3).batch(numbers, torch.device("cpu"))
+    inputs, _, labels = ShuffledLabels(examples, 3).batch(numbers, torch.device("cpu"), 0)
     assert torch.equal(inputs, examples.inputs)
     assert not torch.equal(labels, examples.labels)
     assert torch.equal(labels.sort().values, examples.labels.sort().values)
-    some = ShuffledLabels(examples, 3).batch(numbers[4:7], torch.device("cpu"))[2]
+    some = ShuffledLabels(examples, 3).batch(numbers[4:7], torch.device("cpu"), 0)[2]
     assert torch.equal(some, labels[4:7])

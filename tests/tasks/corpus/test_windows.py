@@ -46,7 +46,7 @@ def test_a_query_is_joined_from_prompt_and_completion(tokenizer):
 @given(st.lists(st.integers(2, 40), max_size=30), st.integers(2, 100))
 def test_batches_hold_every_example_once_within_the_budget(lengths, budget):
     lengths = np.asarray(lengths, np.int64)
-    batches = batches_by_length(lengths, budget)
+    batches = batches_by_length(lengths, budget, "padded")
     assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget

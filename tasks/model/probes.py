@@ -1,0 +1,263 @@
+"""What cannot be read off a checkpoint's files is tried on a few short texts, once, when it is loaded.
+
+Each example's gradient must be that of the example alone. Whether that holds in a padded batch depends on a model's
+code: heads that look for the padding token, layers that read a stack of routed tokens, tables that a whole batch
+shares. So three rows of tokens are run alone and together, and their gradients compared, through the same capture that
+is used afterwards.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.pytorch_utils import Conv1D
+
+from tasks.capture.gradients import GradientCapture
+from tasks.capture.hooks import CaptureError
+from tasks.capture.passes import gradient_rows
+from tasks.model.halves import Halves
+from tasks.model.layers import TrackedLayer
+from tasks.model.reading import Batching
+from tasks.model.tokens import encoded
+
+__all__ = ["Probe", "looks_ahead", "plain_layers", "probe_rows", "usable_positions"]
+
+# Rows of unequal lengths, two of them alike in length; without the tokens that a tokenizer adds.
+LENGTHS = (9, 5, 9)
+# Share of the largest that rounding may leave of a difference. Measured over all families of transformers, float32:
+# up to 1e-5 where two passes should agree, from 1e-2 where one is wrong.
+ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
+ROUNDING_OF_HALF = 0.1
+
+
+def probe_rows(tokenizer: Any, n_ids: int, room: int | None) -> list[list[int]]:
+    """Rows of token ids as the tokenizer would make them: ordinary ids between the tokens it adds to every text.
+
+    Args:
+        tokenizer: of the checkpoint.
+        n_ids: ids that the model embeds.
+        room: most tokens of a row; None for no limit.
+    """
+    text = encoded(tokenizer, "a")
+    before, after = text.ids[: text.n_before], text.ids[text.end :]
+    special = set(tokenizer.all_special_ids)
+    ordinary = [number for number in range(min(n_ids, len(tokenizer))) if number not in special] or list(range(n_ids))
+    most = max(LENGTHS) if room is None else max(2, room - len(before) - len(after))
+    generator = np.random.default_rng(0)
+    drawn = [generator.choice(ordinary, min(length, most)).tolist() for length in LENGTHS]
+    return [[*before, *ids, *after] for ids in drawn]
+
+
+@dataclass(frozen=True)
+class _Corner:
+    """A projection of a layer onto a few directions, in which a wrong gradient shows as one in the whole space does.
+
+    Args:
+        name: of the layer.
+        inputs, outputs: (n_inputs, k) and (n_outputs, k) random directions.
+        has_bias: the input carries a trailing 1.
+        lengths: gets how many tokens an example's input was seen to have, where its output had a gradient.
+    """
+
+    name: str
+    inputs: Tensor
+    outputs: Tensor
+    has_bias: bool
+    lengths: set[int]
+
+    @property
+    def n_columns(self) -> int:
+        return self.inputs.shape[1] * self.outputs.shape[1]
+
+    def projected_activation(self, activation: Tensor) -> Tensor:
+        inputs = self.inputs.to(activation)
+        if not self.has_bias:
+            return activation @ inputs
+        return activation @ inputs[:-1] + inputs[-1]
+
+    def projected_gradient(self, output_gradient: Tensor, projected_activation: Tensor) -> Tensor:
+        self.lengths.add(output_gradient.shape[1])
+        return torch.bmm((output_gradient @ self.outputs.to(output_gradient)).mT, projected_activation).flatten(1)
+
+
+class Probe:
+    """A few rows run through a model, alone and together.
+
+    Args:
+        parts: body and head.
+        layers: whose gradients are compared.
+        rows: token ids of each.
+        classifies: the model has one target an example.
+        device: of the model.
+
+    Raises:
+        CaptureError: a layer cannot be captured at all.
+    """
+
+    N_DIRECTIONS = 2
+
+    def __init__(
+        self,
+        parts: Halves,
+        layers: Sequence[TrackedLayer],
+        rows: Sequence[Sequence[int]],
+        *,
+        classifies: bool,
+        device: torch.device,
+    ) -> None:
+        self._parts, self._layers, self._rows = parts, layers, rows
+        self._classifies, self._device = classifies, device
+        generator = torch.Generator().manual_seed(0)
+        self._corners = [
+            _Corner(
+                layer.name,
+                torch.randn(layer.n_inputs, self.N_DIRECTIONS, generator=generator),
+                torch.randn(layer.n_outputs, self.N_DIRECTIONS, generator=generator),
+                layer.has_bias,
+                set(),
+            )
+            for layer in layers
+        ]
+        self._alone = torch.cat([self._gradients([number], 0) for number in range(len(rows))])
+        self.reached = {corner.name for corner in self._corners if corner.lengths}
+
+    def repeats(self, dtype: torch.dtype) -> bool:
+        """Whether a row has the same gradient another time."""
+        return _agree(self._gradients([0], 0), self._alone[:1], dtype)
+
+    def _gradients(self, numbers: Sequence[int], pad_token: int) -> Tensor:
+        """(n, n_layers, N_DIRECTIONS²) of some rows as one batch, on the CPU, in float64."""
+        width = max(len(self._rows[number]) for number in numbers)
+        ids = torch.full((len(numbers), width), pad_token)
+        mask = torch.zeros_like(ids)
+        for place, number in enumerate(numbers):
+            ids[place, : len(self._rows[number])] = torch.tensor(self._rows[number])
+            mask[place, : len(self._rows[number])] = 1
+        labels = torch.zeros(len(numbers), dtype=torch.int64) if self._classifies else ids.masked_fill(mask == 0, -100)
+        batch = [tensor.to(self._device) for tensor in (ids, mask, labels)]
+        modules = [layer.modules for layer in self._layers]
+        with torch.enable_grad(), GradientCapture(modules, self._corners, may_idle=True) as capture:
+            rows, _ = gradient_rows(*self._parts, capture, *batch)
+        return rows.double().cpu().view(len(numbers), len(self._layers), -1)
+
+    def batching(self, pad_token: int, dtype: torch.dtype) -> Batching:
+        """The most that may be in one batch: rows of any lengths, rows of one length, or one row.
+
+        Args:
+            pad_token: that shorter rows are filled with.
+            dtype: of the model.
+        """
+        widest = max(range(len(self._rows)), key=lambda number: len(self._rows[number]))
+        of_width = [number for number, row in enumerate(self._rows) if len(row) == len(self._rows[widest])]
+        kinds: tuple[tuple[Batching, Sequence[int]], ...] = (("padded", range(len(self._rows))), ("equal", of_width))
+        for kind, numbers in kinds:
+            for corner in self._corners:
+                corner.lengths.clear()
+            try:
+                together = self._gradients(numbers, pad_token)
+            except (CaptureError, ValueError, RuntimeError, IndexError):  # the model's own, or a shape's
+                continue
+            # Sums over tokens leave out padding by the batch's mask, which says nothing of other positions.
+            known = {1, len(self._rows[widest])}
+            if kind == "padded" and any(corner.lengths - known for corner in self._corners):
+                continue
+            if _agree(together, self._alone[list(numbers)], dtype):
+                return kind
+        return "alone"
+
+
+def _agree(together: Tensor, alone: Tensor, dtype: torch.dtype) -> bool:
+    """Of every layer, no gradient differs by more than rounding."""
+    largest = alone.abs().amax(dim=(0, 2))
+    difference = (together - alone).abs().amax(dim=(0, 2))
+    return bool((difference <= ROUNDING.get(dtype, ROUNDING_OF_HALF) * largest).all())
+
+
+@torch.no_grad()
+def looks_ahead(logits_of: Callable[[Sequence[int]], Tensor], row: Sequence[int], other: int) -> bool:
+    """Whether predictions of earlier tokens change with the last one: not so of a causal language model.
+
+    Args:
+        logits_of: token ids → (1, t, v) logits.
+        row: token ids, at least two.
+        other: an id that may take the place of the last one, not the same.
+    """
+    before, after = (logits_of(ids)[0, :-1] for ids in (row, [*row[:-1], other]))
+    difference = float((before - after).abs().max())
+    return not difference <= ROUNDING.get(before.dtype, ROUNDING_OF_HALF) * float(before.abs().max())
+
+
+class _Lookups(TorchDispatchMode):
+    """Remembers rows of tables that were looked up by numbers that follow one another: positions."""
+
+    def __init__(self, n_tokens: int) -> None:
+        super().__init__()
+        self._n_tokens = n_tokens
+        self.room: list[int] = []
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if call is torch.ops.aten.embedding.default and isinstance(args[1], Tensor) and self._n_tokens > 2:
+            numbers = args[1].flatten()
+            if len(numbers) == self._n_tokens and bool((numbers.diff() == 1).all()):
+                self.room.append(int(args[0].shape[0]) - int(numbers[0]))
+        return call(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def usable_positions(run: Callable[[], Any], n_tokens: int) -> int | None:
+    """Most tokens that a model's tables of positions have room for; None where it looks up none.
+
+    Some tables begin to count behind the padding token's number, so that their size says too much.
+
+    Args:
+        run: one pass over a row of tokens.
+        n_tokens: of the row.
+    """
+    with _Lookups(n_tokens) as lookups:
+        run()
+    return min(lookups.room, default=None)
+
+
+@torch.no_grad()
+def plain_layers(run: Callable[[], Any], layers: Sequence[TrackedLayer]) -> list[TrackedLayer]:
+    """The layers that are y = W x + b of their first input; one of a kind of its own may scale, group or route.
+
+    Args:
+        run: one pass over a row of tokens.
+        layers: of the model.
+    """
+    other: set[str] = set()
+
+    def look(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        given = inputs[0] if inputs else next(iter(named.values()), None)
+        if not isinstance(given, Tensor) or not isinstance(output, Tensor) or not _is_linear(module, given, output):
+            other.add(name)
+
+    handles = [
+        module.register_forward_hook(partial(look, layer.name), with_kwargs=True)
+        for layer in layers
+        for module in layer.modules
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [layer for layer in layers if layer.name not in other]
+
+
+def _is_linear(module: nn.Module, given: Tensor, output: Tensor) -> bool:
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        return True  # quantised: its own kernel computes it
+    matrix = weight.T if isinstance(module, Conv1D) else weight
+    if matrix.dim() != 2 or given.shape[-1] != matrix.shape[1] or output.shape != (*given.shape[:-1], len(matrix)):
+        return False
+    expected = nn.functional.linear(given.to(matrix.dtype), matrix, bias)
+    tolerance = ROUNDING.get(output.dtype, ROUNDING_OF_HALF)
+    return bool((expected - output).abs().max() <= tolerance * expected.abs().max()) if output.numel() else True
