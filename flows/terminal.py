@@ -1,6 +1,9 @@
 """What a command says to a person, and what it keeps quiet about."""
 
+import io
 import logging
+import os
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,12 +12,39 @@ from storage.errors import DataworthError
 from tasks.report.numbers import number
 from tasks.visible import visible, without_password
 
-__all__ = ["mlflow_place", "passages", "say", "sentences_for_known_errors", "table"]
+__all__ = [
+    "escape_what_is_not_shown",
+    "mlflow_place",
+    "nobody_reads",
+    "passages",
+    "say",
+    "sentences_for_known_errors",
+    "table",
+]
 
 
 def say(text: str = "") -> None:
     """Lines on standard output, which no text of strangers can write over."""
-    print("\n".join(visible(without_password(line)) for line in text.split("\n")), flush=True)
+    try:
+        print("\n".join(visible(without_password(line)) for line in text.split("\n")), flush=True)
+    except BrokenPipeError:
+        nobody_reads()
+
+
+def nobody_reads() -> None:
+    """Standard output was closed by whoever read it, as `head` does: the rest is for nobody, and no error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())  # what is still held back goes there, too
+    os.close(nowhere)
+
+
+def escape_what_is_not_shown() -> None:
+    r"""Characters that the terminal's encoding lacks become `\xe9`, here and in every process started from here."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
+    os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
 
 
 def mlflow_place(url: str | None, run_id: str | None) -> str:
