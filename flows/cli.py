@@ -4,8 +4,8 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
@@ -20,6 +20,7 @@ from flows.outcomes import say_audit, say_valuation
 from flows.terminal import (
     escape_what_is_not_shown,
     mlflow_place,
+    named_broken_pipe,
     passages,
     say,
     sentences_for_known_errors,
@@ -54,7 +55,7 @@ def _command(
                 with many_imports():
                     from flows.losses import named_loss
 
-                with named_loss(), _named_broken_pipe():
+                with named_loss(), named_broken_pipe():
                     run(config)
             elif together:
                 _run_together(run, config)
@@ -66,17 +67,6 @@ def _command(
         return command
 
     return register
-
-
-@contextmanager
-def _named_broken_pipe() -> Iterator[None]:
-    """Click takes each for a closed standard output, which `say` looks after, and ends without a word."""
-    try:
-        yield
-    except BrokenPipeError as error:
-        raise DataworthError(
-            "a connection was closed by the other side; the same command goes on from there"
-        ) from error
 
 
 def _run_together(run: Callable[[Any], None], config: Any) -> None:

@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from storage.errors import DataworthError
@@ -28,14 +29,29 @@ def say(text: str = "") -> None:
     try:
         print("\n".join(visible(without_password(line)) for line in text.split("\n")), flush=True)
     except BrokenPipeError:
-        nobody_reads()
+        _nobody_reads()
 
 
-def nobody_reads() -> None:
+def _nobody_reads() -> None:
     """Standard output was closed by whoever read it, as `head` does: the rest is for nobody, and no error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())  # what is still held back goes there, too
     os.close(nowhere)
+
+
+@contextmanager
+def named_broken_pipe() -> Iterator[None]:
+    """Click takes each for a closed standard output, which `say` looks after, and ends without a word.
+
+    Raises:
+        DataworthError: a connection broke in the block.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise DataworthError(
+            "a connection was closed by the other side; the same command goes on from there"
+        ) from error
 
 
 def escape_what_is_not_shown() -> None:
