@@ -16,7 +16,6 @@ from tasks.visible import visible, without_password
 __all__ = [
     "escape_what_is_not_shown",
     "mlflow_place",
-    "nobody_reads",
     "passages",
     "say",
     "sentences_for_known_errors",

@@ -62,7 +62,7 @@ def test_wrong_options(given, message):
     ("text", "message"),
     [
         ("projection: {rnk: 4}", "projection.rnk: no such option; did you mean projection.rank?"),
-        ("resuls: x", "resuls: no such option; did you mean results?"),
+        ("result: x", "result: no such option; did you mean results?"),
         ("curvatur: {draws: 4}", "curvatur: no such option; did you mean curvature?"),
         ("top_k: 4", "top_k: no such option; did you mean scoring.top_k?"),
         ("nothing: 4", "nothing: no such option"),
