@@ -1,6 +1,11 @@
-"""Prefect flows and the command line. Importing it silences telemetry and gives the embedded server time to start."""
+"""Prefect flows and the command line.
+
+Importing it silences telemetry, gives the embedded server time to start and keeps loopback away from proxies.
+"""
 
 import os
+
+from flows.proxies import spare_loopback
 
 # Nothing leaves the machine; the embedded Prefect server takes 11-24 s to start on two cores, its default limit is 20.
 ENVIRONMENT = {
@@ -20,3 +25,4 @@ ENVIRONMENT = {
 
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
+spare_loopback()

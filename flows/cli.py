@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
@@ -12,11 +13,19 @@ from click.shell_completion import get_completion_class
 
 from flows.config import AuditRunConfig, CorpusRunConfig, DemoConfig, PublishConfig, SearchConfig, ValueConfig
 from flows.examples import BY_COMMAND, WHOLE
-from flows.given import check_address, check_inputs, finished, make_prefect_home, stores
+from flows.given import check_address, check_inputs, finished, make_homes, stores
 from flows.imports import many_imports
 from flows.options import ConfiguredCommand, configuration, options
 from flows.outcomes import say_audit, say_valuation
-from flows.terminal import mlflow_place, passages, say, sentences_for_known_errors, table
+from flows.terminal import (
+    escape_what_is_not_shown,
+    mlflow_place,
+    named_broken_pipe,
+    passages,
+    say,
+    sentences_for_known_errors,
+    table,
+)
 from storage.errors import DataworthError, InputError, ServerLostError
 from tasks.visible import visible, without_password
 
@@ -41,12 +50,12 @@ def _command(
         def callback(**given: Any) -> None:
             config = configuration(kind, given)
             check_address(getattr(config, "store", None))
-            make_prefect_home()
+            make_homes(config)
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 with many_imports():
                     from flows.losses import named_loss
 
-                with named_loss():
+                with named_loss(), named_broken_pipe():
                     run(config)
             elif together:
                 _run_together(run, config)
@@ -262,7 +271,7 @@ def verify(store: str | None) -> None:
 @click.option("--mlflow-port", type=click.IntRange(0, 65535), default=5000, show_default=True)
 def ui(prefect_port: int, mlflow_port: int) -> None:
     """Bring up both UIs."""
-    make_prefect_home()
+    make_homes()
     from flows.servers import serve
 
     serve(prefect_port, mlflow_port)
@@ -295,6 +304,7 @@ for _name, _examples in BY_COMMAND.items():
 
 def main() -> None:
     """Entry point: exit code 0 done, 1 failed, 2 bad input or options, 130 interrupted."""
+    escape_what_is_not_shown()
     sentences_for_known_errors()
     # A polite end is the same whoever asks for it: servers and workers that were started are ended, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -331,5 +341,6 @@ def _exit_code() -> int:
 
 
 def _complain(sentence: str, code: int) -> int:
-    click.echo(f"dataworth: {visible(' '.join(without_password(sentence).split()))}", err=True)
+    with suppress(BrokenPipeError):
+        print(f"dataworth: {visible(' '.join(without_password(sentence).split()))}", file=sys.stderr, flush=True)
     return code

@@ -5,10 +5,13 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from urllib.error import URLError
-from urllib.request import urlopen
+from pathlib import Path
 
+from flows.given import prefect_home
+from flows.proxies import proxies
+from storage.errors import InputError
 from storage.locations import default_store, home
+from tasks.visible import without_password
 
 __all__ = ["Check", "checks"]
 
@@ -34,8 +37,8 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Packages, device, folders and servers."""
-    return [*_packages(), _device(), _folder(), *_servers()]
+    """Packages, device, folders, proxy and servers."""
+    return [*_packages(), _device(), *_folders(), _proxy(), *_servers()]
 
 
 def _packages() -> list[Check]:
@@ -61,19 +64,36 @@ def _device() -> Check:
     return Check("device", f"CPU, {os.cpu_count()} cores")
 
 
-def _folder() -> Check:
-    folder = default_store()
+def _folders() -> list[Check]:
+    try:
+        return [
+            _folder("store", default_store(), "DATAWORTH_HOME"),
+            _folder("Prefect's home", prefect_home(), "PREFECT_HOME"),
+        ]
+    except InputError as error:
+        return [Check("store", "nowhere", False, str(error))]
+
+
+def _folder(what: str, folder: Path, variable: str) -> Check:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
     except OSError as error:
-        return Check("store", str(folder), False, f"cannot be written ({error.strerror}); set DATAWORTH_HOME")
+        return Check(what, str(folder), False, f"cannot be written ({error.strerror}); set {variable}")
     enough = free >= LEAST_FREE_BYTES
-    return Check("store", f"{folder}, {free / 2**30:.1f} GiB free", enough, "" if enough else "free some space")
+    return Check(what, f"{folder}, {free / 2**30:.1f} GiB free", enough, "" if enough else "free some space")
+
+
+def _proxy() -> Check:
+    """Of no server that is asked for by loopback."""
+    named = ", ".join(f"{name}={without_password(value)}" for name, value in proxies().items())
+    return Check("proxy", f"{named}, not for {os.environ.get('no_proxy', '')}" if named else "none")
 
 
 def _servers() -> list[Check]:
+    import httpx  # the client of Prefect: where it is asked through a proxy, so is it here
+
     found = []
     for what, variable, path in (
         ("Prefect", "PREFECT_API_URL", "/health"),
@@ -84,9 +104,9 @@ def _servers() -> list[Check]:
             found.append(Check(what, address or f"embedded ({variable} is not set)"))
             continue
         try:
-            with urlopen(address.rstrip("/") + path, timeout=5):
-                found.append(Check(what, f"{address} answers"))
-        except (URLError, OSError) as error:
+            httpx.get(address.rstrip("/") + path, timeout=5, follow_redirects=True).raise_for_status()
+            found.append(Check(what, f"{address} answers"))
+        except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError) as error:
             found.append(Check(what, f"{address} does not answer", False, f"start it or unset {variable} ({error})"))
     address = os.environ.get("DATAWORTH_DASK")
     if not address:

@@ -1,15 +1,19 @@
 """What a command is given, checked before anything heavy is imported or started."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storage.errors import InputError, StoreUnreachableError
+from storage.locations import home, home_folder
+from tasks.configuration import Configuration
+from tasks.report.config import TrackingConfig
 
 if TYPE_CHECKING:
     from storage.locations import Location
 
-__all__ = ["check_address", "check_inputs", "finished", "make_prefect_home", "stores"]
+__all__ = ["check_address", "check_inputs", "finished", "make_homes", "prefect_home", "stores"]
 
 
 def check_inputs(files: list[str], queries: str | None = None) -> None:
@@ -35,18 +39,47 @@ def check_address(store: str | None) -> None:
         Location.of(store)
 
 
-def make_prefect_home() -> None:
-    """Prefect makes the folder itself, but none above it.
+def prefect_home() -> Path:
+    """Prefect's own folder.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: nobody knows of a home folder.
     """
-    home = os.environ.get("PREFECT_HOME")
-    if home:
-        try:
-            Path(home).expanduser().mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"PREFECT_HOME {home}: cannot be made ({error.strerror})") from None
+    return home_folder("PREFECT_HOME", ".prefect")
+
+
+def make_homes(config: Configuration | None = None) -> None:
+    """Make the folders that a command writes to where nobody named others, before anything heavy is started.
+
+    Args:
+        config: of the command; None: of a command that uses them all.
+
+    Raises:
+        InputError: one of them cannot be made or written.
+    """
+    _make_home(prefect_home(), "PREFECT_HOME", "Prefect's folder")
+    if config is None or _keeps_at_home(config):
+        _make_home(home(), "DATAWORTH_HOME", "the folder of the default store and of the local MLflow")
+
+
+def _keeps_at_home(config: Configuration) -> bool:
+    """No store is named, or no MLflow."""
+    fields = type(config).model_fields
+    tracking = getattr(config, "tracking", TrackingConfig() if "store" not in fields else None)  # the demo has neither
+    tracked_here = tracking is not None and not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    return tracked_here or ("store" in fields and getattr(config, "store", None) is None)
+
+
+def _make_home(folder: Path, variable: str, what: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        named = f"{variable} {folder}" if os.environ.get(variable) else f"{folder} ({what}, {variable} is not set)"
+        raise InputError(
+            f"{named}: cannot be written ({error.strerror}); set {variable} to a folder that can"
+        ) from None
 
 
 def finished(results: str) -> Path:

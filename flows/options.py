@@ -3,6 +3,7 @@
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -102,27 +103,70 @@ def _assigned(flag: str, value: str) -> list[str]:
     return [f"{flag}={value}"] if value.startswith("-") else [flag, value]
 
 
+# What says yes and no, as in a file.
+SAID = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
+
+
 class ConfiguredCommand(click.Command):
-    """A command whose list options take several words: `--corpus a.jsonl b.jsonl`."""
+    """A command whose list options take several words, `--corpus a.jsonl b.jsonl`, and whose flags take one or none.
+
+    `--scoring.save_matrix`, `--scoring.save_matrix true` and `--scoring.save_matrix=true` are the same.
+    """
+
+    def _flags_alone(self, words: list[str]) -> Iterator[str]:
+        """The words, every yes or no that follows a flag drawn into it: such a command takes no words by themselves."""
+        opposites = {option.opts[0]: option.secondary_opts[0] for option in self.params if option.secondary_opts}
+        rest = list(words)
+        while rest:
+            word = rest.pop(0)
+            flag, joined, value = word.partition("=")
+            if flag in opposites or flag in opposites.values():
+                given = value if joined else rest.pop(0) if rest and not rest[0].startswith("-") else None
+                word = _flag(flag, opposites.get(flag), given)
+            yield word
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         several = {flag for option in self.params if getattr(option, "multiple", False) for flag in option.opts}
         expanded: list[str] = []
         flag = None
-        for word in args:
+        for word in self._flags_alone(args):
             if word.startswith("-"):
-                flag = word if word in several else None
+                flag = word.partition("=")[0]
+                flag = flag if flag in several else None
             elif flag is not None and expanded[-1] != flag:
                 expanded.append(flag)
             expanded.append(word)
         return super().parse_args(ctx, expanded)
 
 
+def _flag(flag: str, opposite: str | None, value: str | None) -> str:
+    """The flag, or its opposite, that says what a flag and its value do."""
+    if value is None:
+        return flag
+    if opposite is None:
+        raise InputError(f"{flag}: says no by itself and takes no value, got {value!r}")
+    if value.lower() not in SAID:
+        raise InputError(f"{flag}: expected true or false, got {value!r}")
+    return flag if SAID[value.lower()] else opposite
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a name that comes twice in one group, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        names = [self.construct_object(key, deep=True) for key in own]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _file_content(name: str) -> dict[str, Any]:
     path = Path(name)
     try:
         text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.safe_load(text)
+        content = tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.load(text, _OnceLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
@@ -177,10 +221,27 @@ def validated(kind: type[Config], content: Mapping[str, Any]) -> Config:
                 ]
                 sentences.append(f"{' and '.join(nested) or option} is required")
             elif problem["type"] == "extra_forbidden":
-                sentences.append(f"{name}: no such option")
+                sentences.append(f"{name}: no such option{_nearest(kind, name)}")
+            elif problem["type"] == "invalid_key":
+                sentences.append(f"{problem['input']!r}: no such option, names are text")
+            elif problem["type"] in ("model_type", "model_attributes_type"):
+                within = next(leaf for leaf, _ in _fields(kind) if leaf.startswith(f"{name}."))
+                sentences.append(f"{name}: expected a group of values, such as {within}, got {problem['input']!r}")
+            elif problem["type"] == "list_type":
+                sentences.append(f"{option}: expected a list, got {problem['input']!r}")
             elif isinstance(problem["input"], Mapping):  # several fields that do not go together
                 sentences.append(said)
             else:
                 begun = said if said != problem["msg"] else f"{said[0].lower()}{said[1:]}"  # names keep their letters
                 sentences.append(f"{option}: {begun}, got {problem['input']!r}")
         raise InputError("; ".join(dict.fromkeys(sentences))) from None
+
+
+def _nearest(kind: type[BaseModel], name: str) -> str:
+    """What may have been meant by a name that there is not, in words."""
+    leaves = [leaf for leaf, _ in _fields(kind)]
+    groups = {leaf[:end] for leaf in leaves for end, letter in enumerate(leaf) if letter == "."}
+    near = get_close_matches(name, [*leaves, *sorted(groups)], 1) or [
+        leaf for leaf in leaves if leaf.endswith(f".{name}")
+    ]
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,20 +1,65 @@
 """What a command says to a person, and what it keeps quiet about."""
 
+import io
 import logging
+import os
+import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from storage.errors import DataworthError
 from tasks.report.numbers import number
 from tasks.visible import visible, without_password
 
-__all__ = ["mlflow_place", "passages", "say", "sentences_for_known_errors", "table"]
+__all__ = [
+    "escape_what_is_not_shown",
+    "mlflow_place",
+    "passages",
+    "say",
+    "sentences_for_known_errors",
+    "table",
+]
 
 
 def say(text: str = "") -> None:
     """Lines on standard output, which no text of strangers can write over."""
-    print("\n".join(visible(without_password(line)) for line in text.split("\n")), flush=True)
+    try:
+        print("\n".join(visible(without_password(line)) for line in text.split("\n")), flush=True)
+    except BrokenPipeError:
+        _nobody_reads()
+
+
+def _nobody_reads() -> None:
+    """Standard output was closed by whoever read it, as `head` does: the rest is for nobody, and no error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())  # what is still held back goes there, too
+    os.close(nowhere)
+
+
+@contextmanager
+def named_broken_pipe() -> Iterator[None]:
+    """Click takes each for a closed standard output, which `say` looks after, and ends without a word.
+
+    Raises:
+        DataworthError: a connection broke in the block.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise DataworthError(
+            "a connection was closed by the other side; the same command goes on from there"
+        ) from error
+
+
+def escape_what_is_not_shown() -> None:
+    r"""Characters that the terminal's encoding lacks become `\xe9`, here and in every process started from here."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
+    os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
 
 
 def mlflow_place(url: str | None, run_id: str | None) -> str:

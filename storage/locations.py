@@ -27,6 +27,7 @@ __all__ = [
     "check_writable",
     "default_store",
     "home",
+    "home_folder",
     "lock_held",
     "replace_file",
 ]
@@ -251,8 +252,24 @@ def lock_held(folder: Location) -> StoreBusyError:
 
 
 def home() -> Path:
-    """$DATAWORTH_HOME, else ~/.dataworth: the default store and the local MLflow."""
-    return Path(os.environ.get("DATAWORTH_HOME") or Path.home() / ".dataworth").absolute()
+    """$DATAWORTH_HOME, else ~/.dataworth: the default store and the local MLflow.
+
+    Raises:
+        InputError: the variable is not set, and nobody knows of a home folder.
+    """
+    return home_folder("DATAWORTH_HOME", ".dataworth")
+
+
+def home_folder(variable: str, name: str) -> Path:
+    """The folder that an environment variable names, else one of that name in the user's home folder.
+
+    Raises:
+        InputError: the variable is not set, and nobody knows of a home folder.
+    """
+    try:
+        return Path(os.environ.get(variable) or Path("~", name)).expanduser().absolute()
+    except RuntimeError:
+        raise InputError(f"no home folder is known for ~/{name}: set {variable} to a folder") from None
 
 
 def default_store() -> Path:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from storage.errors import StoreDamagedError
 from storage.locations import Location, Place
+from storage.names import folded
 
 __all__ = ["Withdrawals"]
 
@@ -14,6 +15,8 @@ FILE = "withdrawals.jsonl"
 
 class Withdrawals:
     """The list of one root of stores, read once; every line of its file is one withdrawal, with its date.
+
+    A name covers all that look the same: what a provider withdrew must not come back by a space.
 
     Args:
         root: of the stores.
@@ -29,7 +32,7 @@ class Withdrawals:
         for number, line in enumerate(self._text().splitlines(), 1):
             try:
                 entry = json.loads(line)
-                (self.sources if entry["what"] == "source" else self.documents).add(entry["name"])
+                (self.sources if entry["what"] == "source" else self.documents).add(folded(entry["name"]))
             except (ValueError, KeyError, TypeError):
                 raise StoreDamagedError(f"{self._path}: line {number} is not a withdrawal; mend or remove it") from None
 
@@ -41,7 +44,10 @@ class Withdrawals:
 
     def covers(self, document_id: str, source: str) -> bool:
         """The document was withdrawn, by itself or with its source."""
-        return source in self.sources or document_id in self.documents
+        return bool(
+            (self.sources and folded(source) in self.sources)
+            or (self.documents and folded(document_id) in self.documents)
+        )
 
     def add(self, sources: Iterable[str] = (), documents: Iterable[str] = ()) -> int:
         """Withdraw sources and documents; returns how many are new.
@@ -51,11 +57,16 @@ class Withdrawals:
         """
         with self._path.writer_lock():
             self.__init__(self._path.parent)  # type: ignore[misc]  # what another process added meanwhile
-            new = [("source", name) for name in dict.fromkeys(sources) if name not in self.sources]
-            new += [("document", name) for name in dict.fromkeys(documents) if name not in self.documents]
+            new = [("source", name) for name in _once(sources) if folded(name) not in self.sources]
+            new += [("document", name) for name in _once(documents) if folded(name) not in self.documents]
             if new:
                 date = datetime.now(UTC).isoformat(timespec="seconds")
                 lines = [json.dumps({"what": what, "name": name, "date": date}) for what, name in new]
                 self._path.write_whole((self._text() + "".join(f"{line}\n" for line in lines)).encode())
                 self.__init__(self._path.parent)  # type: ignore[misc]  # read back
         return len(new)
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    """The first of those that look the same."""
+    return list({folded(name): name for name in reversed(list(names))}.values())[::-1]

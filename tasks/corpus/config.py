@@ -12,7 +12,9 @@ class CorpusConfig(Configuration):
 
     files: list[str] = Field(
         min_length=1,
-        description="JSONL, Parquet or CSV files, folders of text (a subfolder is a source), or hf:NAME[:SPLIT].",
+        description="JSONL, Parquet or CSV files, folders of such files, folders of text (a file is a document, a "
+        "subfolder a source), or hf:NAME[:SPLIT]. In a folder .jsonl, .ndjson, .csv and .parquet are rows, all else "
+        "is text, such as .txt, .md, .html or source code; .json, packed and binary files are refused.",
     )
     id: str = Field("id", min_length=1, description="Name of the field that holds a document's id.")
     source: str = Field("source", min_length=1, description="Name of the field that says who provided it.")

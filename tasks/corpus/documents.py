@@ -1,18 +1,22 @@
 """Documents and queries as they are read, and the checks every one of them must pass."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from storage.corpus import FieldValue
 from storage.errors import InputError
+from storage.names import folded
 from storage.schema import ALL_QUERIES
 
-__all__ = ["Document", "Query", "document", "query", "short", "unique"]
+__all__ = ["Document", "Query", "document", "query", "refuse_half", "short", "told_apart", "unique"]
 
 MOST_ID_CHARACTERS = 10_000
 LARGEST_INTEGER = 2**63 - 1
+
+# Two fields that are trained on as one text: what is asked, what is said.
+HALVES = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"))
 
 Item = TypeVar("Item", "Document", "Query")
 
@@ -56,8 +60,9 @@ def document(row: Mapping[str, Any], fields: Mapping[str, str], where: str, kept
         kept: further fields to keep.
 
     Raises:
-        InputError: a field is missing, empty or of a wrong type.
+        InputError: a field is missing, null, empty or of a wrong type, or half of a text.
     """
+    refuse_half(row, fields["text"], where)
     return Document(
         id=_name(row, fields["id"], where),
         source=_name(row, fields["source"], where),
@@ -86,31 +91,92 @@ def query(row: Mapping[str, Any], where: str) -> Query:
     return Query(id=name, prompt=_text(row, "prompt", where), completion=completion, where=where)
 
 
+def refuse_half(names: Collection[str], text: str, where: str) -> None:
+    """Refuse to take one half of a prompt and its completion for the text: a model was trained on both together.
+
+    Args:
+        names: of all fields.
+        text: the one that holds the text.
+        where: file and line.
+
+    Raises:
+        InputError: the other half is there, too.
+    """
+    for pair in HALVES:
+        if text in pair and pair[0] in names and pair[1] in names:
+            raise InputError(
+                f"{where}, field {text!r}: {pair[0]} and {pair[1]} are halves of one text, and a corpus of such pairs "
+                "is not read yet; join them into one field and name that by --corpus.text"
+            )
+
+
 def unique(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, refused at the first id that came before.
+    """The same items, refused at the first id that came before, or that looks the same as one.
 
     Raises:
         InputError: a duplicate id.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, str]] = {}
     for item in items:
-        if item.id in seen:
-            raise InputError(f"{item.where}, field 'id': {short(item.id)} was already used at {seen[item.id]}")
-        seen[item.id] = item.where
+        key = _key(seen, item.id, "id", item.where)
+        if key in seen:
+            raise InputError(f"{item.where}, field 'id': {short(item.id)} was already used at {seen[key][1]}")
+        seen[key] = item.id, item.where
         yield item
 
 
+def told_apart(documents: Iterable[Document], kept: Sequence[str]) -> Iterator[Document]:
+    """The same documents, refused where two sources, or two values of a field to group by, look the same.
+
+    They would be two in every value and share, and one to whoever is paid by them; which of the two spellings is meant,
+    or whether both are, only who owns the corpus can say.
+
+    Raises:
+        InputError: names both, and where they are.
+    """
+    seen: dict[str, dict[str, tuple[str, str]]] = {name: {} for name in ("source", *kept)}
+    for each in documents:
+        key = _key(seen["source"], each.source, "source", each.where)
+        seen["source"].setdefault(key, (each.source, each.where))
+        for name in kept:
+            value = each.fields[name]
+            if isinstance(value, str):
+                seen[name].setdefault(_key(seen[name], value, name, each.where), (value, each.where))
+        yield each
+
+
+def _key(seen: Mapping[str, tuple[str, str]], name: str, field: str, where: str) -> str:
+    """What a name has in common with those that look the same, of which there is none but itself."""
+    key = folded(name)
+    before, place = seen.get(key, (name, where))
+    if before != name:
+        raise InputError(
+            f"{where}, field {field!r}: {_spelt(name)} looks the same as {_spelt(before)} at {place}, and is not "
+            "(white space, unseen characters or Unicode forms differ); write both alike"
+        )
+    return key
+
+
+def _spelt(name: str) -> str:
+    """With every character that might be another as its number."""
+    return ascii(name if len(name) <= 80 else name[:77] + "...")
+
+
 def _field(row: Mapping[str, Any], field: str, where: str) -> Any:
-    if field not in row or row[field] is None:
+    if field not in row:
         known = ", ".join(sorted(str(name) for name in row)) or "none"
         raise InputError(f"{where}, field {field!r}: missing (fields there: {short(known)})")
+    if row[field] is None:
+        raise InputError(f"{where}, field {field!r}: null")
     return row[field]
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
     value = _field(row, field, where)
     if not isinstance(value, str):
-        raise InputError(f"{where}, field {field!r}: expected text, got {type(value).__name__}")
+        turns = isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)
+        remedy = " of objects, as conversations are; write its turns as one text, as the model saw it" if turns else ""
+        raise InputError(f"{where}, field {field!r}: expected text, got {type(value).__name__}{remedy}")
     if not value.strip():
         raise InputError(f"{where}, field {field!r}: empty")
     try:

@@ -61,8 +61,20 @@ def test_wrong_options(given, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("projection: {rnk: 4}", "projection.rnk: no such option"),
-        ("projection: 4", "--projection: input should be a valid dictionary"),
+        ("projection: {rnk: 4}", "projection.rnk: no such option; did you mean projection.rank?"),
+        ("result: x", "result: no such option; did you mean results?"),
+        ("curvatur: {draws: 4}", "curvatur: no such option; did you mean curvature?"),
+        ("top_k: 4", "top_k: no such option; did you mean scoring.top_k?"),
+        ("nothing: 4", "nothing: no such option"),
+        ("1: 2", "1: no such option, names are text"),
+        ("projection: 4", "projection: expected a group of values, such as projection.kind, got 4"),
+        ("projection:", "projection: expected a group of values, such as projection.kind, got None"),
+        ("gradients: [a]", "gradients: expected a group of values, such as gradients."),
+        ("scoring: {layers: x}", "--scoring.layers: expected a list, got 'x'"),
+        ("projection: {rank: 4, rank: 5}", "c.yaml: broken configuration ('rank' comes twice"),
+        ("projection: {rank: 4}\nprojection: {seed: 5}", "c.yaml: broken configuration ('projection' comes twice"),
+        ("store: [a]", "--store: input should be a valid string, got ['a']"),
+        ("scoring: {save_matrix: maybe}", "--scoring.save_matrix: input should be a valid boolean"),
         ("[1]", "expected names and values, got list"),
         ("a: [", "broken configuration"),
         ("\x00", "broken configuration"),
@@ -74,6 +86,56 @@ def test_wrong_files(tmp_path, text, message):
         configuration(ValueConfig, {**NEEDED, "config_file": str(tmp_path / "c.yaml")})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def parsed(*words):
+    command = ConfiguredCommand("value", params=options(ValueConfig), callback=lambda **given: given)
+    return command.main(list(words), standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ([], None),
+        (["--scoring.save_matrix"], True),
+        (["--no-scoring.save_matrix"], False),
+        *((["--scoring.save_matrix", said], True) for said in ("true", "True", "yes", "on", "1")),
+        *((["--scoring.save_matrix", said], False) for said in ("false", "FALSE", "no", "off", "0")),
+        (["--scoring.save_matrix=true"], True),
+        (["--scoring.save_matrix=false"], False),
+    ],
+)
+def test_a_flag_may_say_yes_or_no(words, value):
+    for before, after in (([], []), (["--corpus", "a", "b"], ["--results", "r"])):
+        given = parsed(*before, *words, *after)
+        assert given["scoring__save_matrix"] is value
+        assert given["corpus__files"] == tuple(before[1:])
+        assert given["results"] == (after[1] if after else None)
+
+
+def test_what_says_yes_or_no_may_be_the_value_of_another_option():
+    for words in (["--corpus", "true", "false"], ["--corpus=true", "false"]):
+        assert parsed("--scoring.save_matrix", *words)["corpus__files"] == ("true", "false")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scoring.save_matrix", "maybe"], "--scoring.save_matrix: expected true or false, got 'maybe'"),
+        (["--scoring.save_matrix="], "--scoring.save_matrix: expected true or false, got ''"),
+        (["--no-scoring.save_matrix", "true"], "--no-scoring.save_matrix: says no by itself and takes no value, got"),
+        (["--no-scoring.save_matrix=false"], "--no-scoring.save_matrix: says no by itself and takes no value, got"),
+    ],
+)
+def test_a_flag_says_nothing_else(words, message):
+    with pytest.raises(InputError, match=message):
+        parsed(*words)
+
+
+def test_groups_of_a_file_may_be_merged(tmp_path):
+    (tmp_path / "c.yaml").write_text("projection: {<<: {rank: 4, seed: 1}, seed: 3}\n")
+    config = configuration(ValueConfig, {**NEEDED, "config_file": str(tmp_path / "c.yaml")})
+    assert (config.projection.rank, config.projection.seed) == (4, 3)
 
 
 def test_models_are_one_or_several_in_files_and_on_the_command_line(tmp_path):

@@ -66,7 +66,7 @@ BAD_LINES = {
     '{"id": "a", "source": "s", "text": ""}': "line 2, field 'text': empty",
     '{"id": "a", "source": "s", "text": "  \\n"}': "line 2, field 'text': empty",
     '{"id": "a", "source": "s"}': "line 2, field 'text': missing",
-    '{"id": "a", "source": null, "text": "x"}': "line 2, field 'source': missing",
+    '{"id": "a", "source": null, "text": "x"}': "line 2, field 'source': null",
     '{"id": "", "source": "s", "text": "x"}': "line 2, field 'id': empty",
     '{"id": true, "source": "s", "text": "x"}': "line 2, field 'id': expected text, got bool",
     '{"id": "a", "source": 1.5, "text": "x"}': "line 2, field 'source': expected text, got float",
@@ -106,9 +106,9 @@ def test_bad_utf8(tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match=r"gone\.jsonl: no such file"):
         read(tmp_path / "gone.jsonl")
-    (tmp_path / "c.docx").write_text("x")
-    with pytest.raises(InputError, match="unknown kind of file"):
-        read(tmp_path / "c.docx")
+    (tmp_path / "c.txt").write_text("x")
+    with pytest.raises(InputError, match=r"c\.txt: unknown kind of file; expected \.jsonl, \.ndjson, \.csv, \.parquet"):
+        read(tmp_path / "c.txt")
     (tmp_path / "c.parquet").write_text("not parquet")
     with pytest.raises(InputError, match=r"c\.parquet: not a readable Parquet file"):
         read(tmp_path / "c.parquet")
@@ -129,6 +129,70 @@ def test_a_corpus_without_documents_is_refused(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match="holds no document"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("pair", [("prompt", "completion"), ("prompt", "response"), ("instruction", "output")])
+def test_half_of_a_prompt_and_its_completion_is_no_text(tmp_path, pair):
+    row = {"id": "a", "source": "s", **dict.fromkeys(pair, "one")}
+    pd.DataFrame([row]).to_parquet(tmp_path / "c.parquet")
+    pd.DataFrame([row]).to_csv(tmp_path / "c.csv", index=False)
+    jsonl(tmp_path / "c.jsonl", row)
+    (tmp_path / "data").mkdir()
+    jsonl(tmp_path / "data" / "train.jsonl", row)
+    for name in (*(tmp_path / f"c.{kind}" for kind in ("jsonl", "csv", "parquet")), f"hf:{tmp_path / 'data'}"):
+        for text in pair:
+            with pytest.raises(InputError, match=f"c?.*field '{text}': {pair[0]} and {pair[1]} are halves of one text"):
+                read(name, text=text)
+    whole = jsonl(tmp_path / "d.jsonl", {**row, "text": "one one"})
+    assert read(whole) == [("a", "s", "one one")]
+
+
+def test_a_conversation_is_no_text(tmp_path):
+    row = {"id": "a", "source": "s", "messages": [{"role": "user", "content": "one"}]}
+    pd.DataFrame([row]).to_parquet(tmp_path / "c.parquet")
+    for path in (jsonl(tmp_path / "c.jsonl", row), tmp_path / "c.parquet"):
+        with pytest.raises(
+            InputError, match="field 'messages': expected text, got list of objects, as conversations are"
+        ):
+            read(path, text="messages")
+
+
+def test_nothing_is_called_missing_that_is_null(tmp_path):
+    pd.DataFrame([{"id": "a", "source": None, "text": "x"}]).to_parquet(tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"c\.parquet, row 1, field 'source': null$"):
+        read(tmp_path / "c.parquet")
+    (tmp_path / "c.csv").write_text("id,source,text\na,,x\n")
+    with pytest.raises(InputError, match=r"c\.csv, line 2, field 'source': empty$"):
+        read(tmp_path / "c.csv")
+    with pytest.raises(InputError, match=r"q\.jsonl, line 1, field 'prompt': null$"):
+        queries(jsonl(tmp_path / "q.jsonl", {"id": "q", "prompt": None}))
+
+
+ALIKE = [("\xe9", "e\u0301"), ("The Times", "The Times "), ("The Times", "The\u00a0Times"), ("a", "\u200ba")]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_names_that_look_the_same_are_the_same_or_refused(tmp_path, one, other):
+    """One publisher is not two because of a space; which spelling is meant only the corpus' owner knows."""
+    rows = [{"id": f"d{n}", "source": name, "text": "x"} for n, name in enumerate((one, "b", one, other))]
+    with pytest.raises(InputError) as caught:
+        read(jsonl(tmp_path / "c.jsonl", *rows))
+    assert str(caught.value) == (
+        f"{tmp_path}/c.jsonl, line 4, field 'source': {other!a} looks the same as {one!a} at "
+        f"{tmp_path}/c.jsonl, line 1, and is not "
+        "(white space, unseen characters or Unicode forms differ); write both alike"
+    )
+    assert [source for _, source, _ in read(jsonl(tmp_path / "c.jsonl", *rows[:3]))] == [one, "b", one]
+    ids = [{"id": name, "source": "s", "text": "x"} for name in (one, other)]
+    with pytest.raises(InputError, match="line 2, field 'id': .* looks the same as"):
+        read(jsonl(tmp_path / "i.jsonl", *ids))
+    fields = [{"id": str(n), "source": "s", "text": "x", "publisher": name} for n, name in enumerate((one, 1, other))]
+    path = jsonl(tmp_path / "f.jsonl", *fields)
+    with pytest.raises(InputError, match="line 3, field 'publisher': .* looks the same as"):
+        read(path, fields=["publisher"])
+    assert len(read(path)) == 3  # nobody groups by it
+    with pytest.raises(InputError, match="line 2, field 'id': .* looks the same as"):
+        queries(jsonl(tmp_path / "q.jsonl", *({"id": name, "prompt": "x"} for name in (one, other))))
 
 
 def queries(path):
@@ -153,6 +217,17 @@ def test_bad_queries(tmp_path, row, message):
         queries(jsonl(tmp_path / "q.jsonl", row))
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl.gz"])
+def test_queries_are_read_from_lines_of_json(tmp_path, kind):
+    (tmp_path / f"q.{kind}").write_bytes(b"id,prompt\nq,x\n")
+    with pytest.raises(
+        InputError, match="queries are read from JSONL|packed by gzip, which is not read; unpack it first"
+    ):
+        queries(tmp_path / f"q.{kind}")
+    (tmp_path / "q.json").write_text('{"id": "q", "prompt": "x"}')
+    assert queries(tmp_path / "q.json") == [("q", "x", None)]
+
+
 def test_further_fields_are_kept(tmp_path):
     row = {"id": "a", "source": "s", "text": "x", "publisher": "p", "year": 2020, "free": True, "weight": 0.5}
     path = jsonl(tmp_path / "c.jsonl", row)
@@ -165,7 +240,7 @@ def test_further_fields_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "missing"),
+        (None, "null"),
         (["x"], "expected text, a number or true or false, got list"),
         (float("inf"), "inf is not a finite number"),
         (" ", "empty"),
