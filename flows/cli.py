@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import click
 from click.shell_completion import get_completion_class
 
-from flows.config import AuditRunConfig, CorpusRunConfig, DemoConfig, PublishConfig, SearchConfig, ValueConfig
+from flows.config import (
+    AuditRunConfig,
+    CorpusRunConfig,
+    DemoConfig,
+    DoctorConfig,
+    PublishConfig,
+    SearchConfig,
+    ValueConfig,
+)
 from flows.examples import BY_COMMAND, WHOLE
 from flows.given import check_address, check_inputs, finished, make_homes, stores
 from flows.imports import many_imports
@@ -277,16 +285,31 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
     serve(prefect_port, mlflow_port)
 
 
-@cli.command(help="What is installed, which device, which servers answer, what would fail.")
-def doctor() -> None:
+def _doctor(**given: Any) -> None:
     """Print a line for everything a run needs; exit 1 if something is missing."""
+    config = configuration(DoctorConfig, given)
     from flows.doctor import checks
 
     rows = checks()
+    if config.model is not None:
+        from flows.checkup import checkup
+
+        rows += [row for model in config.model.checkpoints for row in checkup(model, config.corpus)]
     cells = [["ok" if row.ok else "FAILS", row.what, row.found] for row in rows]
     say(table(["", "what", "found"], cells, n_text=3))
     if not all(row.ok for row in rows):
         raise DataworthError("; ".join(f"{row.what}: {row.remedy}" for row in rows if not row.ok))
+
+
+cli.add_command(
+    ConfiguredCommand(
+        "doctor",
+        params=options(DoctorConfig),
+        callback=_doctor,
+        help="What is installed, which device, which servers answer, what would fail; with --model, and --corpus, "
+        "also what is to be known of these.",
+    )
+)
 
 
 @cli.command(help="A script that lets a shell complete commands and options.")

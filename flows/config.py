@@ -20,6 +20,7 @@ __all__ = [
     "AuditRunConfig",
     "CorpusRunConfig",
     "DemoConfig",
+    "DoctorConfig",
     "EventsConfig",
     "Overlap",
     "PublishConfig",
@@ -178,3 +179,16 @@ class DemoConfig(Configuration):
     results: str = Field("dataworth-demo", min_length=1, description="Folder for corpus, model and valuation.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the held-out passages, the model and its training.")
     epochs: int = Field(7, ge=1, le=100, description="Passes of the training over the corpus; fewer are faster.")
+
+
+class DoctorConfig(Configuration):
+    """Parameters of `doctor`."""
+
+    model: ModelsConfig | None = Field(None, description="A model to look at: a minute at most.")
+    corpus: CorpusConfig | None = Field(None, description="Its documents, of which the first are looked at.")
+
+    @model_validator(mode="after")
+    def _read_by_a_model(self) -> "DoctorConfig":
+        if self.corpus is not None and self.model is None:
+            raise ValueError("--corpus is looked at as a model reads it: pass --model, too")
+        return self

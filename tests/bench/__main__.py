@@ -19,6 +19,7 @@ BENCHES = (
     "search",
     "kills",
     "demo",
+    "conformance",
     "fuzz",
     "games",
     "truth",

@@ -6,8 +6,8 @@ from torch import nn
 
 from tasks.capture.gradients import GradientCapture
 from tasks.capture.hooks import CaptureError
+from tasks.projection.bases import layer_projection
 from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import layer_projection
 
 N, T, D = 3, 4, 5
 
