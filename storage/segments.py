@@ -130,6 +130,9 @@ class Segment(Store):
 
     @cached_property
     def _writable(self) -> zarr.Group:
+        for name in self.files.expected or ():
+            if name.endswith("zarr.json"):  # by which chunks are laid out
+                self.files.check(name)
         return zarr.open_group(self.path.array_store(), mode="r+", use_consolidated=False)
 
     def _written(self, name: str) -> "zarr.Array[Any]":
