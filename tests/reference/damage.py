@@ -283,15 +283,25 @@ def _said(valued: Valued, damage: Damaged) -> str:
 def unnamed(valued: Valued, seed: int) -> list[str]:
     """Kinds of files whose flipped byte `verify` does not name; every kind is flipped once, at a random place.
 
-    Sketches are left out: they are made again where they are damaged.
+    A round damages one file a store, so that one verification sees many. Sketches are left out: they are made again
+    where they are damaged.
     """
-    generator, missed = random.Random(seed), []
+    generator = random.Random(seed)
     checked = [name for name in valued.files if name.startswith("store/") and "/sketch_" not in name]
-    for kind, names in _kinds(checked).items():
-        damage = Damaged(valued, generator.choice(names), "flip", generator)
-        damage.do()
-        damaged = [entry for entry in verified(valued.root / "store") if entry.damage]
-        if len(damaged) != 1:
-            missed.append(f"{kind}: {damage}")
+    by_store: dict[str, list[str]] = {}
+    for names in _kinds(checked).values():
+        name = generator.choice(names)
+        by_store.setdefault("/".join(name.split("/")[1:3]).split(".")[0], []).append(name)
+    missed = []
+    for number in range(max(map(len, by_store.values()))):
+        chosen = [names[number] for names in by_store.values() if number < len(names)]
+        damages = [Damaged(valued, name, "flip", generator) for name in chosen]
+        for damage in damages:
+            damage.do()
+        found = [f"{entry.what} {entry.damage}" for entry in verified(valued.root / "store") if entry.damage]
+        stores = [name.split("/")[2] if name.count("/") > 1 else "withdrawals" for name in chosen]
+        named = [sum(store in said for said in found) for store in stores]
+        missed += [str(damage) for damage, count in zip(damages, named, strict=True) if count != 1]
+        missed += found if len(found) != len(chosen) else []
         valued.restore()
     return missed
