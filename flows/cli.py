@@ -183,9 +183,9 @@ def _publish(config: PublishConfig) -> None:
 @click.option("--count", type=click.IntRange(1), default=5, show_default=True, help="How many passages.")
 def top(results: str, query: str, count: int) -> None:
     """Print the head of `documents.parquet` for one query."""
-    import pandas as pd
+    from tasks.report.results import read_documents
 
-    rows = pd.read_parquet(finished(results) / "documents.parquet")
+    rows = read_documents(str(finished(results)))
     found = rows[rows["query_id"] == query]
     if found.empty:
         known = ", ".join(rows["query_id"].drop_duplicates().head(8).to_list())

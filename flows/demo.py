@@ -76,6 +76,7 @@ def demo_report(outcome: dict[str, Any]) -> str:
     import pandas as pd
 
     from storage.schema import ALL_QUERIES
+    from tasks.report.results import read_results
     from tasks.scoring.baselines import bm25_scores, first_rate, source_sums
 
     folder = Path(outcome["folder"])
@@ -83,8 +84,8 @@ def demo_report(outcome: dict[str, Any]) -> str:
     queries = pd.read_json(folder / "queries.jsonl", lines=True)
     own_source = json.loads((folder / "query_sources.json").read_text())
     own = [own_source[name] for name in queries["id"]]
-    values = pd.read_parquet(Path(outcome["results"]) / "sources.parquet")
-    documents = pd.read_parquet(Path(outcome["results"]) / "documents.parquet")
+    found = read_results(outcome["results"])
+    values, documents = found.sources, found.documents
     names = sorted(set(corpus["source"]))
     matrix = values.pivot(index="query_id", columns="source", values="value").loc[queries["id"], names].to_numpy()
     by_passage = documents[documents["rank"] == 1].set_index("query_id").loc[queries["id"], "source"]

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from prefect.events import emit_event
 
+from storage.errors import InputError
 from storage.schema import ALL_QUERIES
 from tasks.progress import run_logger
+from tasks.report.results import read_sources
 from tasks.report.tracking import LoggedRun
 from tasks.visible import visible
 
@@ -24,11 +25,12 @@ Shares = Mapping[tuple[str, int, str], float]
 
 def published_shares(results: str) -> Shares:
     """The shares of the valuation in a results folder; empty where there is none."""
-    folder = Path(results)
-    if not (folder / "valuation.json").is_file() or not (folder / "sources.parquet").is_file():
+    if not (Path(results) / "valuation.json").is_file():
         return {}
-    rows = pd.read_parquet(folder / "sources.parquet")
-    if not {"grouping", "level"} <= set(rows.columns):
+    try:
+        rows = read_sources(results)
+    except InputError as error:  # damaged, or of an early version: this valuation takes its place
+        run_logger().warning("no share is said to have moved since the valuation before: %s", error)
         return {}
     rows = rows[rows["query_id"] == ALL_QUERIES]
     named = zip(rows["grouping"], rows["level"], rows["source"], rows["share"].astype(float), strict=True)

@@ -10,7 +10,7 @@ from flows.cancelling import unless_cancelled
 from flows.config import CorpusRunConfig
 from flows.runs import announce, run_name
 from flows.turns import each_in_turn
-from storage.locations import Location, check_writable, default_store
+from storage.locations import Location, check_usable, default_store
 from storage.ref import StoreRef
 from tasks.corpus.task import prepare_corpus
 from tasks.curvature.task import fit_covariances, fit_matrices
@@ -35,10 +35,10 @@ def store_folder(config: CorpusRunConfig) -> str:
     """The place of the stores, absolute, so that workers elsewhere find it.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, and holds nothing to be read.
     """
     folder = Location.of(config.store or default_store()).absolute()
-    check_writable(folder, "--store")
+    check_usable(folder, "--store")
     return str(folder)
 
 

@@ -11,11 +11,10 @@ __all__ = ["say_audit", "say_valuation", "sources_table"]
 
 def say_valuation(valuation: dict[str, Any]) -> None:
     """The sources' table and where everything is."""
-    import pandas as pd
-
+    from tasks.report.results import read_sources
     from tasks.report.summary import level_title
 
-    values = pd.read_parquet(Path(valuation["results"]) / "sources.parquet")
+    values = read_sources(valuation["results"])
     for key, rows in values[values["query_id"] == "*"].groupby(["grouping", "level"], sort=False):
         say(sources_table(rows, level_title(*key)))
         say()

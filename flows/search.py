@@ -7,6 +7,7 @@ import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from flows.fit_curvature import needs_covariances, store_folder
 from storage.corpus import CorpusStore
 from storage.errors import InputError
 from storage.gradients import GradientStore
+from storage.locations import Location
 from storage.segments import Segment
 from tasks.corpus.config import QueriesConfig
 from tasks.corpus.task import prepare_corpus, prepare_queries
@@ -59,9 +61,14 @@ def search(config: SearchConfig) -> Found:
     if importlib.util.find_spec("faiss") is None:
         raise InputError("search needs the package faiss: pip install 'dataworth[search]'")
     refuse_other_tokenizers(config.model.checkpoints)
+    with _place_of_query(config) as own:
+        return _found(config, own)
+
+
+def _found(config: SearchConfig, own: str) -> Found:
     indexed: list[_Indexed] = []
     for one in config.by_checkpoint:
-        indexed.append(_indexed(one, indexed[0].queries if indexed else None))
+        indexed.append(_indexed(one, own, indexed[0].queries if indexed else None))
     corpus, queries = indexed[0].corpus, indexed[0].queries
     found = [_candidates(each.gradients, corpus, each.ready.queries[0], config) for each in indexed]
     numbers = np.unique(np.concatenate(found))
@@ -95,8 +102,19 @@ class _Indexed:
         return np.array([window_scores(rows, self.ready)[0].sum() for rows in rows_of], np.float64)
 
 
-def _indexed(config: SearchConfig, queries: CorpusStore | None) -> _Indexed:
-    """Stores of one checkpoint that was indexed; `queries` as an earlier checkpoint completed them.
+@contextmanager
+def _place_of_query(config: SearchConfig) -> Iterator[str]:
+    """Where the query and its gradients are kept: in the store; where that can only be read, while the block lasts."""
+    store = store_folder(config)
+    if not Location.of(store).is_read_only():
+        yield store
+        return
+    with tempfile.TemporaryDirectory(prefix="dataworth-") as folder:
+        yield folder
+
+
+def _indexed(config: SearchConfig, own: str, queries: CorpusStore | None) -> _Indexed:
+    """Stores of one checkpoint that was indexed, those of the query in `own`; `queries` as an earlier one has them.
 
     Raises:
         InputError: the corpus is not indexed.
@@ -115,22 +133,22 @@ def _indexed(config: SearchConfig, queries: CorpusStore | None) -> _Indexed:
     curvature = None
     if config.curvature.kind != "none":
         curvature = fit_matrices.fn(store, model, corpus_ref, bases, covariances, config.curvature, tokens)
-    queries = queries or _query(config)
+    queries = queries or _query(config, own)
     precise = GradientsConfig(dtype="float32", batch_tokens=tokens)
-    ref = index_gradients.fn(store, model, queries.ref, bases, precise, "the query")
+    ref = index_gradients.fn(own, model, queries.ref, bases, precise, "the query")
     (query_rows,) = GradientStore.open(ref).rows_of(queries.contents)
     inverses = damped_inverses(curvature, config.curvature.damping)
     ready = preconditioned(query_rows, layer_columns(gradients.layers, []), inverses, "dot")
     return _Indexed(corpus, gradients, queries, ready)
 
 
-def _query(config: SearchConfig) -> CorpusStore:
+def _query(config: SearchConfig, own: str) -> CorpusStore:
     """The query as a store of one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "query.jsonl"
         path.write_text(json.dumps({"id": "query", "prompt": config.query, "completion": config.completion}))
         asked = QueriesConfig(file=str(path), max_new_tokens=config.max_new_tokens)
-        return CorpusStore.open(prepare_queries.fn(store_folder(config), config.model.only, asked))
+        return CorpusStore.open(prepare_queries.fn(own, config.model.only, asked))
 
 
 def _candidates(gradients: GradientStore, corpus: CorpusStore, query: np.ndarray, config: SearchConfig) -> np.ndarray:

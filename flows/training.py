@@ -123,7 +123,7 @@ class Indexing:
         ids: Sequence[str],
         *,
         mean_over: Tensor | int | None = None,
-        inputs: Tensor | None = None,
+        inputs: Sequence[Tensor | str | bytes] | Tensor | None = None,
         losses: Tensor | None = None,
         n_tokens: Tensor | None = None,
     ) -> None:
@@ -133,8 +133,9 @@ class Indexing:
             ids: one an example, in the batch's order; an id that is stored already is not stored again.
             mean_over: what the loss is the mean of: the batch's labels, whose targets are counted, or a number; None
                 for a loss that is the sum over the examples.
-            inputs: (n_examples, …) what the examples are, such as their token ids: an id is bound to it, and refused
-                where it comes, or is stored, with other inputs.
+            inputs: what each example is, its text or its token ids, without padding (where `n_tokens` is given, what is
+                behind them is left out): an id is bound to it, and refused where it comes, or is stored, with other
+                inputs.
             losses: (n_examples,) nats, kept beside the rows where given.
             n_tokens: (n_examples,) kept beside the rows where given.
 
@@ -160,7 +161,10 @@ class Indexing:
             raise InputError(f"the gradient of {ids[error.row]!r} {error.reason}") from None
         lengths = np.zeros(len(ids), int) if n_tokens is None else n_tokens.cpu().numpy()
         nats = np.full(len(ids), np.nan) if losses is None else losses.cpu().numpy()
-        contents = [None] * len(ids) if inputs is None else [_bytes(one) for one in inputs]
+        contents: list[bytes | None] = [None] * len(ids)
+        if inputs is not None:
+            counts = [None] * len(ids) if n_tokens is None else lengths.tolist()
+            contents = [_bytes(one, count) for one, count in zip(inputs, counts, strict=True)]
         for name, content, row, length, loss in zip(ids, contents, precise, lengths, nats, strict=True):
             key = self._bound(name, content)
             if key not in self._waiting:
@@ -227,9 +231,13 @@ def _of_id(key: bytes) -> bytes:
     return key.ljust(2 * HASH_BYTES, b"\0")[:HASH_BYTES]
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    """Type, shape and content of a tensor."""
-    array = tensor.detach().cpu().contiguous()
+def _bytes(given: Tensor | str | bytes, count: int | None = None) -> bytes:
+    """Type, shape and content, of a tensor its first `count` entries."""
+    if isinstance(given, str):
+        return given.encode()
+    if isinstance(given, bytes):
+        return given
+    array = given[:count].detach().cpu().contiguous()
     return f"{array.dtype} {tuple(array.shape)} ".encode() + array.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

@@ -7,6 +7,7 @@ what the first has made.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -58,7 +59,7 @@ def in_turn(turn: Location, overlap: Overlap, work: Callable[[], T]) -> T | Stat
     """
     while True:
         try:
-            with writer_lock(turn):
+            with _held(turn):
                 return work()
         except StoreBusyError as error:
             if overlap == "refuse":
@@ -69,6 +70,12 @@ def in_turn(turn: Location, overlap: Overlap, work: Callable[[], T]) -> T | Stat
             run_logger().info("waiting for another run to end (overlap: wait): %s", error)
             _wait(error.folder)
             run_logger().info("the other run has ended: going on")
+
+
+def _held(turn: Location) -> AbstractContextManager[None]:
+    """The lock of a turn; none in a store that can only be read, where no run gets into another's way."""
+    store = turn.parent.parent
+    return nullcontext() if store.is_read_only() else writer_lock(turn)
 
 
 def each_in_turn(store: str, config: CorpusRunConfig, work: Callable[[CorpusRunConfig], T]) -> list[T] | State[Any]:

@@ -3,7 +3,6 @@
 Reads the results folder and the stores; writes nothing.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from flows.terminal import table
 from storage.coalitions import CoalitionStore, UtilityStore
 from storage.errors import InputError
 from storage.locations import Location, StoreFolders
+from storage.manifest import MANIFEST
 from storage.schema import ALL_QUERIES
 from storage.scores import ScoreStore
 from tasks.coalitions.config import SourcesConfig
@@ -29,6 +29,7 @@ from tasks.coalitions.task import game_fingerprint, play_of
 from tasks.coalitions.what_if import mean_estimate, shares_without, split_gain
 from tasks.model.loading import load
 from tasks.report.numbers import interval, number, percent
+from tasks.report.results import read_record
 
 __all__ = ["Valued", "valued", "what_if"]
 
@@ -151,11 +152,11 @@ def valued(results: Path, by: str | None) -> Valued:
     Raises:
         InputError: the folder is none of a valuation, or the valuation has no such grouping.
     """
+    made = read_record(str(results))
     try:
-        made = json.loads((results / "valuation.json").read_bytes())
         locations, weights = made["stores"], made["fingerprints"]["model"]
         each_weights = [each["fingerprints"]["model"] for each in made.get("checkpoints", [])]
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise InputError(f"--results {results}: valuation.json is damaged; run `dataworth value` again") from None
     if "values" not in locations:
         raise InputError(f"--results {results}: made by an earlier dataworth; run `dataworth value` again")
@@ -169,6 +170,11 @@ def valued(results: Path, by: str | None) -> Valued:
 
 def _opened(store: CoalitionStore, weights: str) -> Valued:
     """The sources of one store of values, by the weights of a fingerprint."""
+    with store.files.reading(MANIFEST):
+        return _read(store, weights)
+
+
+def _read(store: CoalitionStore, weights: str) -> Valued:
     attributes, root = store.attributes, store.path.parent.parent
     rows = store.values.to_pandas()
     rows = rows[(rows["query_id"] == ALL_QUERIES) & (rows["level"] == rows["level"].max())]

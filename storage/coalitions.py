@@ -1,7 +1,7 @@
 """What each source is worth to each query, and what coalitions of sources were found to be worth."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from typing import Any
 
@@ -15,6 +15,9 @@ from storage.ref import StoreRef
 from storage.schema import DOCUMENT_VALUES, OVERLAP, UTILITIES, VALUES
 
 __all__ = ["CoalitionStore", "UtilityStore"]
+
+SUFFIX = ".parquet"
+HASH_DIGITS = 64  # of a name; early additions have others
 
 
 class CoalitionStore(Store):
@@ -54,12 +57,12 @@ class CoalitionStore(Store):
     @property
     def values(self) -> pa.Table:
         """Table VALUES of storage.schema."""
-        return pq.read_table((self.path / "values.parquet").table_source())
+        return self.files.table("values.parquet")
 
     @property
     def attributes(self) -> dict[str, Any]:
         """How the values were made, and what is to be known of them."""
-        return dict(self.manifest["attributes"])
+        return dict(self.entry("attributes"))
 
     @property
     def overlap(self) -> pa.Table | None:
@@ -72,8 +75,7 @@ class CoalitionStore(Store):
         return self._optional("documents.parquet")
 
     def _optional(self, name: str) -> pa.Table | None:
-        path = self.path / name
-        return pq.read_table(path.table_source()) if path.is_file() else None
+        return self.files.table(name) if self.files.has(name) else None
 
 
 class UtilityStore(Store):
@@ -96,16 +98,38 @@ class UtilityStore(Store):
         return cls(target)
 
     def known(self, n_players: int, n_queries: int) -> tuple[np.ndarray, np.ndarray]:
-        """(m, n_players) bool coalitions and (m, n_queries) float64 worth of everything stored."""
+        """(m, n_players) bool coalitions and (m, n_queries) float64 worth of everything stored.
+
+        Raises:
+            StoreDamagedError: the bytes of an addition changed.
+        """
         masks, worth = [np.empty((0, n_players), bool)], [np.empty((0, n_queries))]
-        for name in self.path.files():
-            if name.endswith(".parquet"):
-                table = pq.read_table((self.path / name).table_source(), page_checksum_verification=True)
+        for name, table in self.additions():
+            with self.files.reading(name):
                 packed = np.frombuffer(b"".join(table.column("coalition").to_pylist()), np.uint8)
                 bits = np.unpackbits(packed.reshape(len(table), -1), axis=1, count=n_players)
                 masks.append(bits.astype(bool))
                 worth.append(np.array(table.column("worth").to_pylist(), np.float64).reshape(len(table), n_queries))
         return np.concatenate(masks), np.concatenate(worth)
+
+    def additions(self) -> Iterator[tuple[str, pa.Table]]:
+        """Name and table of each addition, compared with the hash that is its name.
+
+        Raises:
+            StoreDamagedError: its bytes changed.
+        """
+        for name in self.path.files():
+            if name.endswith(SUFFIX):
+                with self.files.reading(name):
+                    content = (self.path / name).read_bytes()
+                    stem = name.removesuffix(SUFFIX)
+                    if len(stem) == HASH_DIGITS and hashlib.sha256(content).hexdigest() != stem:
+                        raise self.files.damaged(name)
+                    table = pq.read_table(BytesIO(content), page_checksum_verification=True)
+                yield name, table
+
+    def _remedy(self) -> str:
+        return f"remove that file and run again, which evaluates its coalitions again ({self.path})"
 
     def add(self, masks: np.ndarray, worth: np.ndarray) -> None:
         """Keep the (m, n_queries) worth of (m, n_players) coalitions."""

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.errors import StoreDamagedError
+from storage.checked_files import CheckedBytes
 from storage.locations import Location, Place
 from storage.manifest import Store, building_folder, is_complete, write_manifest
 from storage.ref import StoreRef, fingerprint
@@ -22,7 +22,9 @@ __all__ = ["CorpusStore", "FieldValue", "TokenisedDocument"]
 
 FieldValue = str | int | float | bool
 
+# Of a row group, which is read as a whole for any of its rows: documents, and characters unless one alone has more.
 DOCUMENTS_PER_ROW_GROUP = 4096
+CHARACTERS_PER_ROW_GROUP = 2**24
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,10 @@ class CorpusStore(Store):
             kept = {"fields": sorted(fields)} if fields else {}
             write_manifest(staging, {"fingerprint": name, "attributes": attributes, **kept, **counts})
             target = folder / name
-            with target.writer_lock():
-                if not is_complete(target):
-                    target.take(staging)
+            if not is_complete(target):
+                with target.writer_lock():
+                    if not is_complete(target):
+                        target.take(staging)
         return StoreRef(kind="corpus", location=str(target), fingerprint=name)
 
     @property
@@ -102,20 +105,25 @@ class CorpusStore(Store):
         return StoreRef(kind="corpus", location=str(self.path), fingerprint=self.fingerprint)
 
     @property
+    def attributes(self) -> dict[str, Any]:
+        """Tokeniser and window length."""
+        return dict(self.entry("attributes"))
+
+    @property
     def n_documents(self) -> int:
-        return int(self.manifest["n_documents"])
+        return int(self.entry("n_documents"))
 
     @property
     def n_examples(self) -> int:
-        return int(self.manifest["n_examples"])
+        return int(self.entry("n_examples"))
 
     @property
     def n_tokens(self) -> int:
-        return int(self.manifest["n_tokens"])
+        return int(self.entry("n_tokens"))
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of the documents' table."""
-        return pq.read_table((self.path / "documents.parquet").table_source(), columns=[name]).column(0)
+        return self.files.table("documents.parquet", [name]).column(0)
 
     @property
     def fields(self) -> list[str]:
@@ -132,12 +140,14 @@ class CorpusStore(Store):
             return self.column(name).to_pylist()
         if name not in self.fields:
             raise KeyError(name)
-        return [json.loads(values)[name] for values in self.column(FIELDS.name).to_pylist()]
+        values = self.column(FIELDS.name).to_pylist()
+        with self.files.reading("documents.parquet"):
+            return [json.loads(each)[name] for each in values]
 
     @cached_property
     def windows(self) -> dict[str, np.ndarray]:
         """The windows' table as arrays of length n_examples, in document order."""
-        table = pq.read_table((self.path / "windows.parquet").table_source())
+        table = self.files.table("windows.parquet")
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
         return {"label": np.full(len(table), NO_CLASS, np.int32), **columns}  # early corpora have no such column
 
@@ -157,24 +167,29 @@ class CorpusStore(Store):
         return fingerprint(sorted(content.hex() for content in self.contents.tolist()))
 
     @cached_property
-    def _tokens(self) -> np.ndarray:
-        n_tokens, location = int(self.manifest["n_stored_tokens"]), self.path / "tokens.bin"
-        if location.n_bytes() != n_tokens * TOKEN_DTYPE.itemsize:
-            raise StoreDamagedError(f"{location} has changed its length: remove {self.path}, run again")
-        if n_tokens == 0:
-            return np.empty(0, TOKEN_DTYPE)
-        with location.as_file() as path:
-            return np.memmap(path, TOKEN_DTYPE, mode="r")
+    def _tokens(self) -> CheckedBytes:
+        content = self.files.mapped("tokens.bin")
+        if len(content) != int(self.entry("n_stored_tokens")) * TOKEN_DTYPE.itemsize:
+            raise self.files.damaged("tokens.bin", "has changed its length")
+        return content
 
     def tokens(self, window: int) -> np.ndarray:
-        """(n_tokens,) token ids of one example."""
-        start = self.windows["token_start"][window]
-        return np.asarray(self._tokens[start : start + self.windows["n_tokens"][window]])
+        """(n_tokens,) token ids of one example.
 
-    def documents(self, rows: np.ndarray | list[int] | None = None) -> Iterator[dict[str, Any]]:
-        """Rows of the documents' table, all or the given ones."""
-        table = pq.read_table((self.path / "documents.parquet").table_source())
-        yield from (table if rows is None else table.take(pa.array(rows, pa.int64()))).to_pylist()
+        Raises:
+            StoreDamagedError: their bytes changed.
+        """
+        start = int(self.windows["token_start"][window]) * TOKEN_DTYPE.itemsize
+        end = start + int(self.windows["n_tokens"][window]) * TOKEN_DTYPE.itemsize
+        return self._tokens[start:end].view(TOKEN_DTYPE)
+
+    def documents(self, rows: np.ndarray | Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows of the documents' table, all or the given ones; of the table only the parts that hold them are read."""
+        if rows is not None:
+            yield from self.files.table("documents.parquet", rows=rows).to_pylist()
+            return
+        for part in self.files.row_groups("documents.parquet"):
+            yield from part.to_pylist()
 
 
 def _write_tables(
@@ -196,6 +211,7 @@ def _write_tables(
             rows.clear()
             windows.clear()
 
+        n_pending = 0
         for document in documents:
             content = document.content
             parts = [document.document_id.encode(), document.source.encode(), document.text.encode(), content]
@@ -234,7 +250,9 @@ def _write_tables(
             counts["n_examples"] += len(document.windows)
             counts["n_tokens"] += n_tokens
             counts["n_stored_tokens"] += len(document.tokens)
-            if len(rows) >= DOCUMENTS_PER_ROW_GROUP:
+            n_pending += len(document.text)
+            if len(rows) >= DOCUMENTS_PER_ROW_GROUP or n_pending >= CHARACTERS_PER_ROW_GROUP:
                 flush()
+                n_pending = 0
         flush()
     return counts

@@ -8,6 +8,7 @@ DataworthError
     ├── StoreBusyError                   another run is writing here
     ├── StoreIncompleteError             a run stopped before it was done
     ├── StoreDamagedError                bytes changed since they were written
+    ├── StoreReadOnlyError               something is to be written where nothing may be
     ├── StoreUnreachableError            the object store does not answer or refuses
     ├── SchemaVersionError               written by a newer dataworth
     └── RowRangeError     (ValueError)   a gradient that cannot be stored
@@ -23,6 +24,7 @@ __all__ = [
     "StoreDamagedError",
     "StoreError",
     "StoreIncompleteError",
+    "StoreReadOnlyError",
     "StoreUnreachableError",
     "WorkersLostError",
 ]
@@ -67,6 +69,10 @@ class StoreIncompleteError(StoreError):
 
 class StoreDamagedError(StoreError):
     """Stored bytes do not match the checksum written with them."""
+
+
+class StoreReadOnlyError(StoreError):
+    """Something is to be written on a disk or in a folder that can only be read."""
 
 
 class StoreUnreachableError(StoreError):

@@ -16,7 +16,7 @@ import numpy as np
 from storage.encoding import STORED
 from storage.errors import StoreIncompleteError
 from storage.locations import Location, Place
-from storage.manifest import Store, is_complete, new_store, write_manifest
+from storage.manifest import MANIFEST, Store, is_complete, manifest_text
 from storage.ref import StoreRef
 from storage.schema import EXAMPLE_COLUMNS, rows_per_shard
 from storage.segments import Segment, SegmentTable, new_segment
@@ -51,19 +51,22 @@ class GradientStore(Store):
         """
         target = Location.of(root) / fingerprint
         if not is_complete(target):
-            with new_store(target) as folder:
-                n_columns = sum(int(layer["n_columns"]) for layer in layers)
-                write_manifest(
-                    folder,
-                    {
-                        "fingerprint": fingerprint,
-                        "layers": [dict(layer) for layer in layers],
-                        "n_columns": n_columns,
-                        "dtype": dtype,
-                        "attributes": dict(attributes),
-                    },
-                )
+            n_columns = sum(int(layer["n_columns"]) for layer in layers)
+            content = {
+                "fingerprint": fingerprint,
+                "layers": [dict(layer) for layer in layers],
+                "n_columns": n_columns,
+                "dtype": dtype,
+                "attributes": dict(attributes),
+            }
+            # By itself, so that where only the manifest was lost the segments stay.
+            with target.writer_lock():
+                if not is_complete(target):
+                    (target / MANIFEST).write_whole(manifest_text(content | {"files": {}}))
         return cls(target)
+
+    def _remedy(self) -> str:
+        return f"run `dataworth verify --store {self.path.parent.parent}`, then run again"
 
     @property
     def ref(self) -> StoreRef:
@@ -71,15 +74,15 @@ class GradientStore(Store):
 
     @property
     def layers(self) -> list[dict[str, Any]]:
-        return list(self.manifest["layers"])
+        return list(self.entry("layers"))
 
     @property
     def n_columns(self) -> int:
-        return int(self.manifest["n_columns"])
+        return int(self.entry("n_columns"))
 
     @property
     def dtype(self) -> str:
-        return str(self.manifest["dtype"])
+        return str(self.entry("dtype"))
 
     @property
     def rows_per_shard(self) -> int:
@@ -94,9 +97,13 @@ class GradientStore(Store):
         """The one writer's lock of this store; StoreBusyError where another process holds it."""
         return self.path.writer_lock()
 
+    def segment_places(self) -> list[Location]:
+        """Folders of all segments that were planned in full."""
+        return [path for path in self.path.folders() if is_complete(path)]
+
     def segments(self) -> list[Segment]:
         """All segments that count, finished or not, in the order of their names."""
-        found = [Segment(path) for path in self.path.folders() if path.appears_whole or is_complete(path)]
+        found = [Segment(path) for path in self.segment_places()]
         names = {segment.name for segment in found}
         hidden = set()
         for segment in found:
@@ -160,6 +167,10 @@ class GradientStore(Store):
         if missing:
             raise StoreIncompleteError(f"{self.path} lacks {len(missing)} of {len(contents)} documents")
         return [found[content] for content in contents]
+
+    def lacks(self, contents: np.ndarray, n_windows: np.ndarray) -> bool:
+        """A content that has rows is not stored in full: arguments as of `plan`."""
+        return bool((~np.isin(contents, self.stored()) & (n_windows > 0)).any())
 
     def plan(self, contents: np.ndarray, n_windows: np.ndarray) -> list[Segment]:
         """Segments to write so that every given content is stored; the caller holds the writer's lock.

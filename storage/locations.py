@@ -4,6 +4,8 @@ Everything that reads or writes a store goes through a Location. Which of the tw
 storage.objects know.
 """
 
+import errno
+import io
 import os
 import shutil
 import threading
@@ -17,13 +19,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from filelock import FileLock, Timeout
 
-from storage.errors import InputError, StoreBusyError
+from storage.errors import InputError, StoreBusyError, StoreReadOnlyError
 
 __all__ = [
+    "NOT_WRITABLE",
     "LocalLocation",
     "Location",
     "Place",
     "StoreFolders",
+    "check_usable",
     "check_writable",
     "default_store",
     "home",
@@ -31,6 +35,9 @@ __all__ = [
     "lock_held",
     "replace_file",
 ]
+
+# What the system says where a folder is of somebody else, or lies on a disk that is mounted to be read.
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Location(ABC):
@@ -101,6 +108,14 @@ class Location(ABC):
         """Bytes of this file."""
 
     @abstractmethod
+    def state(self) -> tuple[Any, ...]:
+        """Differs from what it was before where this file was written since."""
+
+    @abstractmethod
+    def opened(self) -> io.RawIOBase:
+        """This file, to read here and there."""
+
+    @abstractmethod
     def write_whole(self, content: bytes) -> None:
         """Write this file so that a reader sees the old bytes or all the new ones, also after a crash."""
 
@@ -137,8 +152,8 @@ class Location(ABC):
         """What pyarrow reads this Parquet file from."""
 
     @abstractmethod
-    def array_store(self) -> Any:
-        """What zarr opens this group from."""
+    def array_store(self, *, read_only: bool = False) -> Any:
+        """The zarr StorePath of this group."""
 
     @abstractmethod
     def writer_lock(self) -> AbstractContextManager[None]:
@@ -147,6 +162,10 @@ class Location(ABC):
     @abstractmethod
     def check_writable(self, option: str) -> None:
         """See check_writable."""
+
+    @abstractmethod
+    def is_read_only(self) -> bool:
+        """This folder is there and may not be written; False where only an attempt would tell."""
 
 
 class LocalLocation(PosixPath, Location):
@@ -168,6 +187,13 @@ class LocalLocation(PosixPath, Location):
 
     def n_bytes(self) -> int:
         return self.stat().st_size
+
+    def state(self) -> tuple[Any, ...]:
+        found = self.stat()
+        return found.st_size, found.st_mtime_ns, found.st_ino
+
+    def opened(self) -> io.RawIOBase:
+        return io.FileIO(self)
 
     def write_whole(self, content: bytes) -> None:
         self.parent.mkdir(parents=True, exist_ok=True)
@@ -204,17 +230,26 @@ class LocalLocation(PosixPath, Location):
     def table_source(self) -> Path:
         return self
 
-    def array_store(self) -> Path:
-        return self
+    def array_store(self, *, read_only: bool = False) -> Any:
+        from zarr.storage import LocalStore, StorePath
+
+        return StorePath(LocalStore(self, read_only=read_only))
 
     @contextmanager
     def writer_lock(self) -> Iterator[None]:
-        self.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.with_name(f".{self.name}.lock"), timeout=0)
         try:
+            self.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             raise lock_held(self) from None
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                raise
+            raise StoreReadOnlyError(
+                f"{self}: may not be written ({os.strerror(error.errno)}), and this run has something to write there: "
+                "name a place that may be"
+            ) from None
         try:
             yield
         finally:
@@ -228,6 +263,9 @@ class LocalLocation(PosixPath, Location):
             raise InputError(f"{option} {self}: {nearest} is not a folder")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise InputError(f"{option} {self}: {nearest} may not be written")
+
+    def is_read_only(self) -> bool:
+        return self.is_dir() and not os.access(self, os.W_OK | os.X_OK)
 
 
 Place = str | Path | Location
@@ -284,6 +322,16 @@ def check_writable(place: Place, option: str) -> None:
         InputError: a file is in its way, it may not be written, or its object store cannot be reached.
     """
     Location.of(place).check_writable(option)
+
+
+def check_usable(place: Place, option: str) -> None:
+    """As `check_writable`, but a folder of stores that is there already may be one that can only be read.
+
+    What is not in it yet is then refused by the step that would make it.
+    """
+    folder = Location.of(place)
+    if not (folder.is_read_only() and (folder / "corpora").is_dir()):
+        folder.check_writable(option)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ renamed as a whole, or uploaded.
 """
 
 import glob
-import hashlib
 import json
 import os
 import platform
@@ -17,6 +16,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from storage.checked_files import CheckedFiles
+from storage.checksums import file_checksum, is_sealed, sealed
 from storage.errors import SchemaVersionError, StoreDamagedError, StoreIncompleteError
 from storage.locations import Location, Place, replace_file
 from storage.processes import is_alive
@@ -24,50 +25,72 @@ from storage.ref import StoreRef
 from storage.schema import SCHEMA_VERSION
 
 __all__ = [
+    "MANIFEST",
     "Store",
     "building_folder",
     "is_complete",
+    "manifest_text",
     "new_store",
     "read_manifest",
     "replace_file",
+    "set_aside",
     "staging_folder",
     "write_manifest",
     "writer_lock",
 ]
 
 MANIFEST = "manifest.json"
+# What a damaged one is called that was set aside, so that its store is made again.
+DAMAGED = "damaged.json"
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Declare a store whole; `content` must be JSON-serialisable.
 
-    Tables that are there get a checksum: Parquet's own cover the data of a page, not its header nor the footer.
+    Every file that is there by now is listed with its checksums; a store's later files bear their own.
     """
-    tables = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.parquet"))}
-    whole = {"schema_version": SCHEMA_VERSION, **content, **({"tables": tables} if tables else {})}
-    text = json.dumps(whole, indent=1, sort_keys=True)
-    replace_file(folder / MANIFEST, text.encode())
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    files = {name: file_checksum(folder / name) for name in names if name != MANIFEST}
+    replace_file(folder / MANIFEST, manifest_text({**content, "files": files}))
+
+
+def manifest_text(content: dict[str, Any]) -> bytes:
+    """The bytes of a manifest."""
+    return json.dumps(sealed(content), indent=1, sort_keys=True).encode()
+
+
+def set_aside(folder: Place) -> None:
+    """Take a store out of the count; all of its bytes stay."""
+    manifest = Location.of(folder) / MANIFEST
+    manifest.move_to(manifest.with_name(DAMAGED))
 
 
 def is_complete(folder: Place) -> bool:
     return (Location.of(folder) / MANIFEST).is_file()
 
 
-def read_manifest(place: Place) -> dict[str, Any]:
+def read_manifest(place: Place, remedy: str | None = None) -> dict[str, Any]:
     """The manifest of a whole store.
+
+    Args:
+        place: folder of the store.
+        remedy: what to do where it is damaged; None: remove the store.
 
     Raises:
         StoreIncompleteError: no manifest: absent, or its writer did not finish.
-        StoreDamagedError: the manifest is not valid JSON.
+        StoreDamagedError: the manifest is not what was written.
         SchemaVersionError: written by a newer version.
     """
     folder = Location.of(place)
+    remedy = remedy or f"remove {folder} and run again"
     try:
-        content: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        content = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise StoreIncompleteError(f"{folder} holds no finished store: run the step that makes it again") from None
-    except ValueError:
-        raise StoreDamagedError(f"{folder / MANIFEST} is not valid JSON: remove {folder} and run again") from None
+    except (ValueError, RecursionError):
+        raise StoreDamagedError(f"{folder / MANIFEST} is not valid JSON: {remedy}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("schema_version"), int) or not is_sealed(content):
+        raise StoreDamagedError(f"{folder / MANIFEST}: its bytes changed: {remedy}")
     if content["schema_version"] > SCHEMA_VERSION:
         raise SchemaVersionError(
             f"{folder} has schema version {content['schema_version']}, this dataworth reads up to {SCHEMA_VERSION}: "
@@ -84,11 +107,18 @@ class Store:
 
     Raises:
         StoreIncompleteError: it holds no finished store.
+        StoreDamagedError: its manifest is damaged; and later, a file that is read.
     """
 
     def __init__(self, path: Place) -> None:
         self.path = Location.of(path)
-        self.manifest = read_manifest(path)
+        remedy = self._remedy()
+        self.manifest = read_manifest(path, remedy)
+        self.files = CheckedFiles(self.path, self.manifest.get("files"), self.manifest.get("tables", {}), remedy)
+
+    def _remedy(self) -> str:
+        """What to do where a file is damaged."""
+        return f"remove {self.path} and run again"
 
     @classmethod
     def open(cls, ref: StoreRef) -> Self:
@@ -102,7 +132,18 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        return str(self.manifest["fingerprint"])
+        return str(self.entry("fingerprint"))
+
+    def entry(self, key: str) -> Any:
+        """An entry of the manifest that every store of the kind has.
+
+        Raises:
+            StoreDamagedError: it is missing.
+        """
+        try:
+            return self.manifest[key]
+        except KeyError:
+            raise self.files.damaged(MANIFEST, f"lacks {key!r}") from None
 
 
 def writer_lock(folder: Place) -> AbstractContextManager[None]:
@@ -138,8 +179,13 @@ def staging_folder(root: Path) -> Iterator[Path]:
 
 @contextmanager
 def building_folder(root: Location) -> Iterator[Path]:
-    """A local folder to make a store of `root` in: in it, else in the system's temporary folder (TMPDIR)."""
-    with staging_folder(root if isinstance(root, Path) else Path(tempfile.gettempdir())) as folder:
+    """A local folder to make a store of `root` in: in it, else in the system's temporary folder (TMPDIR).
+
+    That is so, too, where `root` can only be read, and what is made may turn out to be there already.
+    """
+    with staging_folder(
+        root if isinstance(root, Path) and not root.is_read_only() else Path(tempfile.gettempdir())
+    ) as folder:
         yield folder
 
 

@@ -177,6 +177,16 @@ class ObjectLocation(Location):
         with told(self):
             return int(obstore.head(self._client, self.key)["size"])
 
+    def state(self) -> tuple[Any, ...]:
+        import obstore
+
+        with told(self):
+            found = obstore.head(self._client, self.key)
+        return found["size"], found["e_tag"], found["last_modified"]
+
+    def opened(self) -> io.RawIOBase:
+        return _ObjectFile(self)
+
     def read_bytes(self) -> bytes:
         import obstore
 
@@ -259,12 +269,12 @@ class ObjectLocation(Location):
     def table_source(self) -> Any:
         return io.BufferedReader(_ObjectFile(self), BUFFER_BYTES)
 
-    def array_store(self) -> Any:
+    def array_store(self, *, read_only: bool = False) -> Any:
         from zarr.storage import StorePath
 
         from storage.object_arrays import ArrayObjects
 
-        return StorePath(ArrayObjects(self.bucket), self.key)
+        return StorePath(ArrayObjects(self.bucket, read_only=read_only), self.key)
 
     def writer_lock(self) -> AbstractContextManager[None]:
         from storage.leases import lease  # which imports this module
@@ -276,6 +286,9 @@ class ObjectLocation(Location):
             self.is_dir()
         except StoreUnreachableError as error:
             raise InputError(f"{option} {self}: cannot be used ({error.reason})") from None
+
+    def is_read_only(self) -> bool:
+        return False
 
 
 class _ObjectFile(io.RawIOBase):

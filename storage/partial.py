@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 
+import google_crc32c
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -10,6 +11,9 @@ from safetensors.numpy import save
 from storage.locations import Location, Place
 
 __all__ = ["PartialSums"]
+
+CHECKSUM = "crc32c"
+BYTES_AT_ONCE = 2**24
 
 
 class PartialSums:
@@ -24,19 +28,33 @@ class PartialSums:
         self._path = Location.of(folder) / f".partial-{fingerprint}.safetensors"
 
     def load(self) -> tuple[int, dict[str, np.ndarray]]:
-        """Steps done and the arrays; nothing done where there is no file, or none that can be read."""
+        """Steps done and the arrays; nothing done where there is no file, or none that is as it was written."""
         try:
             with self._path.as_file() as path, safe_open(str(path), "numpy") as file:
-                steps = int(json.loads((file.metadata() or {})["steps"]))
-                return steps, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+                metadata = file.metadata() or {}
+                steps = int(json.loads(metadata["steps"]))
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+                return (steps, arrays) if metadata[CHECKSUM] == _crc32c(steps, arrays) else (0, {})
+        except (FileNotFoundError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
             return 0, {}
 
     def save(self, steps: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace what was kept."""
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        self._path.write_whole(save(contiguous, {"steps": json.dumps(steps)}))
+        self._path.write_whole(save(contiguous, {"steps": json.dumps(steps), CHECKSUM: _crc32c(steps, contiguous)}))
 
     def remove(self) -> None:
         """The result is finished."""
         self._path.remove()
+
+
+def _crc32c(steps: int, arrays: Mapping[str, np.ndarray]) -> str:
+    """Of all that is read back."""
+    checksum = google_crc32c.Checksum(str(steps).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        checksum.update(repr((name, array.dtype.str, array.shape)).encode())
+        flat = array.reshape(-1).view(np.uint8)
+        for start in range(0, len(flat), BYTES_AT_ONCE):
+            checksum.update(flat[start : start + BYTES_AT_ONCE])
+    return str(checksum.hexdigest().decode())

@@ -1,7 +1,10 @@
 """The bytes on disk, described in one place.
 
-manifest.json                of every store: it counts once this is there; `tables` has the SHA-256 of each Parquet file
+manifest.json                of every store: it counts once this is there; `files` has bytes and CRC-32C by block (see
+                             storage.checksums) of each file that was there then, `crc32c` that of the manifest's other
+                             content; in schema version 1 `tables` had the SHA-256 of each Parquet file, at most
 withdrawals.jsonl            one line a withdrawn source or document: what, name, date
+withdrawals.crc32c           a JSON record: the CRC-32C of the list as it is, and of the one before while it is replaced
 corpora/<fingerprint>/       a CorpusStore, written once
     documents.parquet        one row a document: DOCUMENTS; where further fields are kept, also FIELDS
     windows.parquet          one row an example: WINDOWS
@@ -66,7 +69,8 @@ __all__ = [
     "rows_per_shard",
 ]
 
-SCHEMA_VERSION = 1
+# 2: records bear their own checksum, and manifests list every file of a store.
+SCHEMA_VERSION = 2
 
 TOKEN_DTYPE = np.dtype("<i4")
 

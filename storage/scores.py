@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from storage.checked_files import CheckedFiles
 from storage.errors import StoreIncompleteError
 from storage.locations import Location, Place
 from storage.manifest import Store, new_store, write_manifest
@@ -20,6 +21,8 @@ from storage.zarr_arrays import array_at
 __all__ = ["ScoreMatrix", "ScoreStore", "ScoreWriter"]
 
 COLUMNS_PER_CHUNK = 65_536
+
+MATRIX = "scores.zarr"
 
 
 class ScoreWriter:
@@ -86,16 +89,18 @@ class ScoreMatrix:
     """The matrix of all scores, of which some columns are read at a time.
 
     Args:
-        place: folder of the Zarr group (`scores.zarr`).
+        files: of the store.
 
     Raises:
-        StoreDamagedError: an array of it is gone.
+        StoreDamagedError: its bytes changed; and later, those of the columns that are read.
     """
 
-    def __init__(self, place: Location) -> None:
-        group = zarr.open_group(place.array_store(), mode="r")
-        self._scores = array_at(group, "scores")
-        self.document_ids: list[str] = np.asarray(array_at(group, "document_id")[...]).tolist()
+    def __init__(self, files: CheckedFiles) -> None:
+        self._files = files
+        with files.reading(MATRIX):
+            group = zarr.open_group(files.arrays(MATRIX), mode="r")
+            self._scores = array_at(group, "scores")
+            self.document_ids: list[str] = np.asarray(array_at(group, "document_id")[...]).tolist()
 
     @property
     def columns_per_chunk(self) -> int:
@@ -103,9 +108,16 @@ class ScoreMatrix:
 
     def columns(self, numbers: np.ndarray) -> np.ndarray:
         """(n_queries, n) float32 scores of some documents, in the order asked for."""
-        if len(numbers) and (np.diff(numbers) == 1).all():
-            return np.asarray(self._scores[:, int(numbers[0]) : int(numbers[-1]) + 1])
-        return np.asarray(self._scores.oindex[:, numbers])
+        with self._files.reading(MATRIX):
+            if len(numbers) and (np.diff(numbers) == 1).all():
+                return np.asarray(self._scores[:, int(numbers[0]) : int(numbers[-1]) + 1])
+            return np.asarray(self._scores.oindex[:, numbers])
+
+    @property
+    def totals(self) -> np.ndarray:
+        """(n_documents,) float32 scores of all queries together."""
+        with self._files.reading(MATRIX):
+            return np.asarray(self._scores[-1])
 
 
 class ScoreStore(Store):
@@ -125,24 +137,40 @@ class ScoreStore(Store):
     @property
     def passages(self) -> pa.Table:
         """Table PASSAGES of storage.schema."""
-        return pq.read_table((self.path / "passages.parquet").table_source())
+        return self.files.table("passages.parquet")
 
     @property
     def layer_scores(self) -> pa.Table | None:
         """Table LAYER_SCORES of storage.schema, if it was kept."""
-        path = self.path / "layers.parquet"
-        return pq.read_table(path.table_source()) if path.is_file() else None
+        return self.files.table("layers.parquet") if self.files.has("layers.parquet") else None
 
     @property
     def source_sums(self) -> pa.Table:
         """Table SOURCE_SUMS of storage.schema."""
-        return pq.read_table((self.path / "sources.parquet").table_source())
+        return self.files.table("sources.parquet")
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the scores were made from."""
+        return dict(self.entry("attributes"))
 
     @property
     def matrix_path(self) -> Location | None:
         """Folder of the matrix of all scores, if it was kept."""
-        path = self.path / "scores.zarr"
-        return path if path.is_dir() else None
+        return self.path / MATRIX if self.files.has(MATRIX) else None
+
+    def copy_matrix(self, folder: Path) -> bool:
+        """Copy the matrix of all scores to a local folder that is not there yet; False where it was not kept.
+
+        Raises:
+            StoreDamagedError: its bytes changed.
+        """
+        path = self.matrix_path
+        if path is None:
+            return False
+        self.files.check_all(MATRIX)
+        path.copy_to(folder)
+        return True
 
     @property
     def matrix(self) -> ScoreMatrix:
@@ -151,25 +179,21 @@ class ScoreStore(Store):
         Raises:
             StoreIncompleteError: it was not kept.
         """
-        path = self.matrix_path
-        if path is None:
+        if self.matrix_path is None:
             raise StoreIncompleteError(f"{self.path} was made without --scoring.save_matrix: value the corpus with it")
-        return ScoreMatrix(path)
+        return ScoreMatrix(self.files)
 
     @property
     def total_scores(self) -> np.ndarray | None:
         """(n_documents,) float32 scores of all queries together, if the matrix of all scores was kept."""
-        path = self.matrix_path
-        if path is None:
-            return None
-        return np.asarray(array_at(zarr.open_group(path.array_store(), mode="r"), "scores")[-1])
+        return None if self.matrix_path is None else self.matrix.totals
 
 
 class ScoreStoreWriter:
     """A score store under construction (see `ScoreStore.writing`)."""
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.matrix_path = folder / "scores.zarr"
+        self.matrix_path = folder / MATRIX
         self._folder = folder
         self._fingerprint = fingerprint
 

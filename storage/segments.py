@@ -15,13 +15,16 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from storage.encoding import STORED, EncodedRows, decoded, encoded
 from storage.errors import StoreDamagedError, StoreIncompleteError
 from storage.locations import Location, Place
-from storage.manifest import new_store, read_manifest, write_manifest
+from storage.manifest import Store, new_store, write_manifest
 from storage.schema import EXAMPLE_COLUMNS
+from storage.sketches import KeptSketch
 from storage.zarr_arrays import array_at
 
 __all__ = ["Segment", "SegmentTable", "new_segment"]
 
 CRC_BYTES = 4
+EXAMPLES = "examples/"
+REMEDY = "run `dataworth verify --store` on its store, then `dataworth index` again rebuilds just it"
 LARGEST_SKETCH = 65_000.0  # in float16; a sketch only chooses what is scored exactly
 
 
@@ -106,30 +109,47 @@ def new_segment(
     return Segment(store / name)
 
 
-class Segment:
-    """Rows planned together and written shard by shard."""
+class Segment(Store):
+    """Rows planned together and written shard by shard.
+
+    The plan is checked by its manifest, each chunk that was written since by its own CRC-32C.
+
+    Raises:
+        StoreIncompleteError: the folder holds no segment.
+        StoreDamagedError: its plan is damaged.
+    """
 
     def __init__(self, path: Place) -> None:
-        self.path = Location.of(path)
-        self.manifest = read_manifest(path)
-        self._group = zarr.open_group(self.path.array_store(), mode="r+", use_consolidated=False)
-        self._gradients = self._array("gradients")
+        super().__init__(path)
+        with self.files.reading("zarr.json"):
+            self._group = zarr.open_group(self.files.arrays(), mode="r", use_consolidated=False)
+            self._gradients = array_at(self._group, "gradients")
 
-    def _array(self, name: str) -> "zarr.Array[Any]":
+    def _remedy(self) -> str:
+        return REMEDY
+
+    @cached_property
+    def _writable(self) -> zarr.Group:
+        for name in self.files.expected or ():
+            if name.endswith("zarr.json"):  # by which chunks are laid out
+                self.files.check(name)
+        return zarr.open_group(self.path.array_store(), mode="r+", use_consolidated=False)
+
+    def _written(self, name: str) -> "zarr.Array[Any]":
         """An array whose chunks are written also where all is zero, which elsewhere zarr takes for not worth a file."""
-        return array_at(self._group, name).with_config({"write_empty_chunks": True})
+        return array_at(self._writable, name).with_config({"write_empty_chunks": True})
 
     @property
     def name(self) -> str:
-        return str(self.manifest["fingerprint"])
+        return self.fingerprint
 
     @property
     def n_rows(self) -> int:
-        return int(self.manifest["n_rows"])
+        return int(self.entry("n_rows"))
 
     @property
     def rows_per_shard(self) -> int:
-        return int(self.manifest["rows_per_shard"])
+        return int(self.entry("rows_per_shard"))
 
     @property
     def dtype(self) -> str:
@@ -147,25 +167,29 @@ class Segment:
     @cached_property
     def contents(self) -> np.ndarray:
         """(n_contents,) 32-byte hashes in row order."""
-        return np.frombuffer(np.asarray(array_at(self._group, "contents/hash")[...]).tobytes(), "S32")
+        return np.frombuffer(self._planned("contents/hash").tobytes(), "S32")
 
     @cached_property
     def first_rows(self) -> np.ndarray:
         """(n_contents + 1,) int64: first row of each content, and the end."""
-        return np.concatenate(
-            [[0], np.cumsum(np.asarray(array_at(self._group, "contents/n_windows")[...]), dtype=np.int64)]
-        )
+        return np.concatenate([[0], np.cumsum(self._planned("contents/n_windows"), dtype=np.int64)])
+
+    def _planned(self, name: str) -> np.ndarray:
+        """An array that was written with the plan."""
+        with self.files.reading(name):
+            return np.asarray(array_at(self._group, name)[...])
 
     def rows(self, shard: int) -> slice:
         """Row numbers of a shard within the segment."""
         return slice(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.n_rows))
 
     def _chunk_path(self, array: str, shard: int) -> Location:
-        return self.path / array / "c" / str(shard) / "0"
+        chunks = self.path / array / "c" / str(shard)
+        return chunks if array.startswith(EXAMPLES) else chunks / "0"
 
-    def shards_done(self, array: str = "gradients") -> Iterator[bool]:
-        """For each shard whether its chunk of an array is in place."""
-        return (self.path / array / "c").have(f"{shard}/0" for shard in range(self.n_shards))
+    def shards_done(self) -> Iterator[bool]:
+        """For each shard whether its gradients are in place."""
+        return (self.path / "gradients" / "c").have(f"{shard}/0" for shard in range(self.n_shards))
 
     def shard_done(self, shard: int) -> bool:
         return self._chunk_path("gradients", shard).is_file()
@@ -208,10 +232,10 @@ class Segment:
         if gradients.rows.shape != (rows.stop - rows.start, self._gradients.shape[1]):
             raise ValueError(f"shard {shard} has {rows.stop - rows.start} rows, got {gradients.rows.shape}")
         for name in EXAMPLE_COLUMNS:
-            array_at(self._group, f"examples/{name}")[rows] = columns[name]
+            self._written(f"{EXAMPLES}{name}")[rows] = columns[name]
         if gradients.scales is not None:
-            self._array("scales")[rows] = gradients.scales
-        self._gradients[rows] = gradients.rows
+            self._written("scales")[rows] = gradients.scales
+        self._written("gradients")[rows] = gradients.rows
 
     def read_shard(self, shard: int) -> np.ndarray:
         """(n_rows of the shard, n_columns) gradients, read through a memory map, checked against their checksum.
@@ -249,20 +273,48 @@ class Segment:
 
     def _checked(self, shard: int, array: str, n_columns: int, dtype: "np.dtype[Any]") -> np.ndarray:
         """The whole chunk of an array, (rows_per_shard, n_columns), its checksum compared."""
+        path = self._chunk_path(array, shard)
         try:
-            stored = self._chunk_path(array, shard).mapped()
+            stored = path.mapped()
         except FileNotFoundError:
+            if array != "gradients" and self.shard_done(shard):
+                raise StoreDamagedError(f"{path}: is gone: {REMEDY}") from None
             raise StoreIncompleteError(
                 f"{self.path} lacks shard {shard} of {self.n_shards}: run index-corpus again, it goes on from there"
             ) from None
         expected = self.rows_per_shard * n_columns * dtype.itemsize
         whole = len(stored) == expected + CRC_BYTES
         if not whole or google_crc32c.value(stored[:-CRC_BYTES]) != int(stored[-CRC_BYTES:].view("<u4")[0]):
-            raise StoreDamagedError(
-                f"shard {shard} of {self.path} is damaged: run `dataworth verify --store` on its store, then "
-                "`dataworth index` again rebuilds just it"
-            )
+            raise StoreDamagedError(f"shard {shard} of {self.path} is damaged ({path}): {REMEDY}")
         return stored[:-CRC_BYTES].view(dtype).reshape(self.rows_per_shard, n_columns)
+
+    def check_shard(self, shard: int) -> None:
+        """Read all that was kept of a shard, but for sketches, which are made again where they are damaged.
+
+        Raises:
+            StoreDamagedError, StoreIncompleteError: a part of it is not what was written.
+        """
+        self._stored(shard)
+        for name in EXAMPLE_COLUMNS:
+            self._example_chunk(name, shard)
+
+    def _example_chunk(self, name: str, shard: int) -> np.ndarray:
+        rows = self.rows(shard)
+        return self._checked(shard, f"{EXAMPLES}{name}", 1, EXAMPLE_COLUMNS[name])[: rows.stop - rows.start, 0]
+
+    def check_plan(self) -> None:
+        """Read all that was planned.
+
+        Raises:
+            StoreDamagedError: a part of it is not what was written.
+        """
+        self.files.check_all()
+        columns = {f"{EXAMPLES}{name}" for name in EXAMPLE_COLUMNS} | ({"scales"} if self.dtype == "int8" else set())
+        with self.files.reading("zarr.json"):
+            for name in columns:
+                array_at(self._group, name)
+        if len(self.contents) != len(self.first_rows) - 1 or self.first_rows[-1] != self.n_rows:
+            raise self.files.damaged("contents")
 
     def remove_fragments(self) -> None:
         """Remove half-written chunks that a killed writer left beside its shard."""
@@ -286,30 +338,23 @@ class Segment:
         Yields:
             (n_rows of the shard, n_columns) float16; rows of a shard that is not done are NaN.
         """
-        name = f"sketch_{n_columns}"
-        if name not in self._group:
-            self._group.create_array(
-                name,
-                shape=(self.n_rows, n_columns),
-                chunks=(self.rows_per_shard, n_columns),
-                dtype=np.float16,
-                fill_value=np.nan,
-                compressors=[Crc32cCodec()],
-                config={"write_empty_chunks": True},
-                dimension_names=("example", "sketch"),
-            )
-        array = array_at(self._group, name)
-        for shard, done in enumerate(self.shards_done(name)):
+        kept = KeptSketch(self.path / f"sketch_{n_columns}", self.n_rows, self.rows_per_shard, n_columns)
+        for shard in range(self.n_shards):
             rows = self.rows(shard)
-            if not done and self.shard_done(shard):
-                array[rows] = np.clip(make(self.read_shard(shard)), -LARGEST_SKETCH, LARGEST_SKETCH)
-            try:
-                yield np.asarray(array[rows])
-            except ValueError:
-                raise StoreDamagedError(
-                    f"{self.path / name} is damaged: remove that folder, it is made again"
-                ) from None
+            block = kept.block(shard)
+            if block is None and self.shard_done(shard):
+                block = np.clip(make(self.read_shard(shard)), -LARGEST_SKETCH, LARGEST_SKETCH).astype(np.float16)
+                kept.keep(shard, block)
+            yield np.full((rows.stop - rows.start, n_columns), np.nan, np.float16) if block is None else block
 
     def column(self, name: str) -> np.ndarray:
-        """(n_rows,) one of EXAMPLE_COLUMNS."""
-        return np.asarray(array_at(self._group, f"examples/{name}")[...])
+        """(n_rows,) one of EXAMPLE_COLUMNS; that of a shard that is not done is 0.
+
+        Raises:
+            StoreDamagedError: that of a shard that is done is gone, or its bytes changed.
+        """
+        found = np.zeros(self.n_rows, EXAMPLE_COLUMNS[name])
+        for shard, done in enumerate(self.shards_done()):
+            if done:
+                found[self.rows(shard)] = self._example_chunk(name, shard)
+        return found

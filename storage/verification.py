@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import pyarrow.parquet as pq
-from pyarrow import ArrowException
 
+from storage.coalitions import UtilityStore
 from storage.compaction import finished_stores
 from storage.corpus import CorpusStore
-from storage.errors import StoreBusyError, StoreDamagedError, StoreError, StoreUnreachableError
+from storage.errors import StoreBusyError, StoreError, StoreReadOnlyError, StoreUnreachableError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import Location, Place, StoreFolders
-from storage.manifest import read_manifest
+from storage.manifest import Store, set_aside
 from storage.schema import NO_CLASS, TOKEN_DTYPE
 from storage.segments import Segment
+from storage.withdrawals import Withdrawals
 
 __all__ = ["Checked", "verified"]
 
@@ -38,59 +38,71 @@ class Checked:
 
 
 def verified(root: Place) -> Iterator[Checked]:
-    """Read and check every store below a root: tables, tokens, matrices, and each shard of gradients.
+    """Read and check every file below a root that any command reads.
 
-    A damaged shard is set aside, so that indexing its documents again computes it, and it alone. Other stores are
-    quick to make again: their damage says what to remove.
+    What is damaged of gradients, a shard or the plan of a segment, is set aside, so that indexing its documents again
+    computes it, and it alone. Other stores are quick to make again: their damage says what to remove.
 
     Args:
         root: of the stores.
     """
     folders = StoreFolders(root)
+    yield _checked("withdrawals", lambda: Withdrawals(root))
     for path in finished_stores(folders.corpora):
-        yield _checked(f"corpus {path.name}", path, _read_corpus)
+        yield _store(f"corpus {path.name}", path, _read_corpus)
     for path in finished_stores(folders.layers):
-        yield _checked(f"layers {path.name}", path, _read_matrices)
+        yield _store(f"layers {path.name}", path, _read_matrices)
     for path in finished_stores(folders.gradients):
         yield from _gradients(path)
     for path in finished_stores(folders.scores):
-        yield _checked(f"scores {path.name}", path, _read_tables)
+        yield _store(f"scores {path.name}", path, _read_files)
     for path in finished_stores(folders.values):
-        yield _checked(f"values {path.name}", path, _read_tables)
+        yield _store(f"values {path.name}", path, _read_files)
     for path in finished_stores(folders.games):
-        yield _checked(f"game {path.name}", path, _read_tables)
+        yield _store(f"game {path.name}", path, _read_additions)
 
 
-def _checked(what: str, path: Location, read: Callable[[Location], None]) -> Checked:
-    n_bytes = sum(path.files().values())
+def _store(what: str, path: Location, read: Callable[[Location], object]) -> Checked:
+    return _checked(what, lambda: read(path), sum(path.files().values()))
+
+
+def _checked(
+    what: str, read: Callable[[], object], n_bytes: int = 0, damaged: Callable[[], str] | None = None
+) -> Checked:
+    """What reading something came to.
+
+    Args:
+        what: names it.
+        read: raises a StoreError where it is damaged.
+        n_bytes: on disk.
+        damaged: called where it is, and says what was done about it; None: nothing.
+    """
     try:
-        read(path)
-    except StoreUnreachableError:
+        read()
+    except StoreUnreachableError:  # says nothing about the store
         raise
     except StoreError as error:
-        return Checked(what, n_bytes, str(error))
-    except (OSError, ValueError, KeyError, ArrowException) as error:
-        reason = " ".join(str(error).split())
-        return Checked(what, n_bytes, f"{path} cannot be read ({reason}): remove it and run again")
+        return Checked(what, n_bytes, str(error) if damaged is None else damaged())
     return Checked(what, n_bytes, None)
 
 
-def _read_tables(path: Location) -> None:
-    """Every byte of the tables, by the checksums of the manifest; tables added later bear theirs as a name."""
-    known = dict(read_manifest(path).get("tables", {}))
-    for name in path.files():
-        if name.endswith(".parquet"):
-            digest = hashlib.sha256((path / name).read_bytes()).hexdigest()
-            stem = name.removesuffix(".parquet")
-            expected = known.get(name, stem if len(stem) == len(digest) else digest)  # early stores have none
-            if digest != expected:
-                raise StoreDamagedError(f"{path / name}: its bytes changed: remove {path} and run again")
-            pq.read_table((path / name).table_source(), page_checksum_verification=True)
+def _read_files(path: Location) -> Store:
+    """Every byte of a store that was written once."""
+    store = Store(path)
+    store.files.check_all()
+    return store
+
+
+def _read_additions(path: Location) -> None:
+    store = UtilityStore(path)
+    for _ in store.additions():
+        pass
 
 
 def _read_corpus(path: Location) -> None:
-    """Tables by their checksums, tokens by the content hash of each document."""
-    _read_tables(path)
+    """All files; where they have no checksums of their own, tokens by the content hash of each document."""
+    if _read_files(path).files.expected is not None:
+        return
     corpus = CorpusStore(path)
     windows, first = corpus.windows, corpus.first_windows
     ids = corpus.column("document_id").to_pylist()
@@ -101,12 +113,12 @@ def _read_corpus(path: Location) -> None:
         tokens = [corpus.tokens(window).astype(TOKEN_DTYPE).tobytes() for window in own]
         content = hashlib.sha256(targets.astype(TOKEN_DTYPE).tobytes() + b"".join(tokens)).digest()
         if len(own) and content.rstrip(b"\0") != corpus.contents[document]:
-            raise StoreDamagedError(
-                f"{path}: the tokens of document {ids[document]!r} changed: remove it and run again"
-            )
+            raise corpus.files.damaged("tokens.bin", f"the tokens of document {ids[document]!r} changed")
 
 
 def _read_matrices(path: Location) -> None:
+    if _read_files(path).files.expected is not None:
+        return
     store = LayerStore(path)
     for layer in store.layers:
         for name in store.names(layer["name"]):
@@ -114,33 +126,46 @@ def _read_matrices(path: Location) -> None:
 
 
 def _gradients(path: Location) -> Iterator[Checked]:
-    """Every shard that counts; damaged ones are set aside where no run is writing."""
-    try:
-        store = GradientStore(path)
-        segments = store.segments()
-    except StoreUnreachableError:
-        raise
-    except (StoreError, ValueError, OSError, KeyError) as error:
-        yield Checked(f"gradients {path.name}", 0, f"{path}: {error}")
+    """The manifest, every plan, every shard that counts; what is damaged is set aside where no run is writing."""
+    what = f"gradients {path.name}"
+
+    def aside(folder: Location, then: str) -> Callable[[], str]:
+        return lambda: _set_aside(path, lambda: set_aside(folder), then)
+
+    whole = _checked(what, lambda: GradientStore(path), 0, aside(path, "`dataworth index` writes it again"))
+    yield whole
+    if whole.damage is not None:
         return
-    for segment in segments:
-        for shard, done in enumerate(segment.shards_done()):
-            if done:
-                yield _shard(store, segment, shard)
+    store = GradientStore(path)
+    for place in store.segment_places():
+        again = aside(place, "`dataworth index` computes its documents again")
+        named = f"{what}, plan of segment {place.name}"
+        plan = _checked(named, lambda place=place: Segment(place).check_plan(), 0, again)  # type: ignore[misc]
+        yield plan
+        if plan.damage is None:
+            yield from _shards(what, store, Segment(place))
 
 
-def _shard(store: GradientStore, segment: Segment, shard: int) -> Checked:
-    what = f"gradients {store.fingerprint}, segment {segment.name}, shard {shard}"
-    n_bytes = segment.shard_bytes(shard)
+def _shards(what: str, store: GradientStore, segment: Segment) -> Iterator[Checked]:
+    for shard, done in enumerate(segment.shards_done()):
+        if done:
+            yield _checked(
+                f"{what}, segment {segment.name}, shard {shard}",
+                lambda shard=shard: segment.check_shard(shard),  # type: ignore[misc]
+                segment.shard_bytes(shard),
+                lambda shard=shard: _set_aside(  # type: ignore[misc]
+                    store.path, lambda: segment.set_aside(shard), "`dataworth index` computes it again, and it alone"
+                ),
+            )
+
+
+def _set_aside(store: Location, move: Callable[[], None], then: str) -> str:
+    """Set something aside; what is said of it."""
     try:
-        segment.read_shard(shard)
-    except StoreUnreachableError:  # says nothing about the shard
-        raise
-    except StoreError:
-        try:
-            with store.writer():
-                segment.set_aside(shard)
-        except StoreBusyError:
-            return Checked(what, n_bytes, "its bytes changed; a run is writing this store: verify again after it")
-        return Checked(what, n_bytes, "its bytes changed; set aside: `dataworth index` computes it again, and it alone")
-    return Checked(what, n_bytes, None)
+        with store.writer_lock():
+            move()
+    except StoreBusyError:
+        return "its bytes changed; a run is writing this store: verify again after it"
+    except StoreReadOnlyError:
+        return f"its bytes changed; {store} may not be written, so it cannot be set aside and computed again here"
+    return f"its bytes changed; set aside: {then}"

@@ -4,6 +4,9 @@ import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+import google_crc32c
+
+from storage.checksums import is_sealed, sealed
 from storage.errors import StoreDamagedError
 from storage.locations import Location, Place
 from storage.names import folded
@@ -11,6 +14,7 @@ from storage.names import folded
 __all__ = ["Withdrawals"]
 
 FILE = "withdrawals.jsonl"
+CHECKSUMS = "withdrawals.crc32c"
 
 
 class Withdrawals:
@@ -22,25 +26,55 @@ class Withdrawals:
         root: of the stores.
 
     Raises:
-        StoreDamagedError: a line cannot be read.
+        StoreDamagedError: the list is not what was written, or is gone; a line cannot be read.
     """
 
     def __init__(self, root: Place) -> None:
         self._path = Location.of(root) / FILE
         self.sources: set[str] = set()
         self.documents: set[str] = set()
-        for number, line in enumerate(self._text().splitlines(), 1):
+        for number, line in enumerate(self._checked().decode(errors="replace").splitlines(), 1):
             try:
                 entry = json.loads(line)
                 (self.sources if entry["what"] == "source" else self.documents).add(folded(entry["name"]))
             except (ValueError, KeyError, TypeError):
                 raise StoreDamagedError(f"{self._path}: line {number} is not a withdrawal; mend or remove it") from None
 
-    def _text(self) -> str:
+    def _content(self) -> bytes:
         try:
-            return self._path.read_bytes().decode()
+            return self._path.read_bytes()
         except FileNotFoundError:
-            return ""
+            return b""
+
+    def _checked(self) -> bytes:
+        """The list, compared with its checksum; one that was begun before there were checksums has none."""
+        content, sums = self._content(), self._path.with_name(CHECKSUMS)
+        try:
+            record = json.loads(sums.read_bytes())
+            known = record["lists"] if is_sealed(record) else None
+        except FileNotFoundError:
+            return content
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            known = None
+        if known is None:
+            raise StoreDamagedError(
+                f"{sums}: its bytes changed: make sure that {self._path} has every withdrawal, remove {sums.name}, and "
+                "the next withdrawal writes it again"
+            )
+        if _crc32c(content) not in known:
+            raise StoreDamagedError(
+                f"{self._path}: {'its bytes changed' if content else 'is gone'}: put a copy in its place, or mend it "
+                f"and remove {sums.name}; whoever it no longer names would be counted again"
+            )
+        return content
+
+    def _write(self, content: bytes) -> None:
+        """Replace the list; killed at any moment, the checksums know the list that is there."""
+        sums = self._path.with_name(CHECKSUMS)
+        for known in ([self._content(), content], [content]):
+            sums.write_whole(json.dumps(sealed({"lists": [_crc32c(each) for each in known]})).encode())
+            if len(known) > 1:
+                self._path.write_whole(content)
 
     def covers(self, document_id: str, source: str) -> bool:
         """The document was withdrawn, by itself or with its source."""
@@ -62,7 +96,7 @@ class Withdrawals:
             if new:
                 date = datetime.now(UTC).isoformat(timespec="seconds")
                 lines = [json.dumps({"what": what, "name": name, "date": date}) for what, name in new]
-                self._path.write_whole((self._text() + "".join(f"{line}\n" for line in lines)).encode())
+                self._write(self._content() + "".join(f"{line}\n" for line in lines).encode())
                 self.__init__(self._path.parent)  # type: ignore[misc]  # read back
         return len(new)
 
@@ -70,3 +104,7 @@ class Withdrawals:
 def _once(names: Iterable[str]) -> list[str]:
     """The first of those that look the same."""
     return list({folded(name): name for name in reversed(list(names))}.values())[::-1]
+
+
+def _crc32c(content: bytes) -> str:
+    return f"{google_crc32c.value(content):08x}"

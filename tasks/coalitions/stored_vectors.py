@@ -52,16 +52,17 @@ def stored_vectors(
     }
     root, name = StoreFolders(store).layers, fingerprint(parts)
     layers = LayerStore.open(game.bases).layers
-    with writer_lock(root / f"{name}-vectors"):
-        if not LayerStore.exists(root, name):
-            found = _found(sums, sources)
-            matrices = _by_layer(found, [layer.gradients.shape[1] for layer in sums.layers])
-            attributes = {**parts, "kind": KIND, "n_coalitions": found.n_coalitions, "exact": found.exact}
-            # With the corpus goes what was made of it, when one of its documents is withdrawn.
-            attributes["corpus"] = CorpusStore.open(game.corpus).contents_fingerprint
-            LayerStore.write(root, name, layers, matrices, attributes)
-        else:
-            run_logger().info("the sources' values in parameters are there already: no coalition is asked for")
+    if LayerStore.exists(root, name):
+        run_logger().info("the sources' values in parameters are there already: no coalition is asked for")
+    else:
+        with writer_lock(root / f"{name}-vectors"):
+            if not LayerStore.exists(root, name):  # another run may just have made it
+                found = _found(sums, sources)
+                matrices = _by_layer(found, [layer.gradients.shape[1] for layer in sums.layers])
+                attributes = {**parts, "kind": KIND, "n_coalitions": found.n_coalitions, "exact": found.exact}
+                # With the corpus goes what was made of it, when one of its documents is withdrawn.
+                attributes["corpus"] = CorpusStore.open(game.corpus).contents_fingerprint
+                LayerStore.write(root, name, layers, matrices, attributes)
     read = LayerStore(root / name)
     samples, replicates = (
         [read.matrix(layer["name"], kind) for layer in layers if kind in read.names(layer["name"])]

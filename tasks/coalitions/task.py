@@ -93,7 +93,7 @@ def value_sources(
     players = Players(
         query_ids=table["query_id"].drop_duplicates().to_list(),
         names=table["source"].drop_duplicates().to_list(),
-        grouping=opened.manifest["attributes"].get("grouping", SOURCE),
+        grouping=opened.attributes.get("grouping", SOURCE),
         table=table,
     )
     additive = Values.of_sums(players, sources)

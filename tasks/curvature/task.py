@@ -294,7 +294,7 @@ def _parts(loaded: LoadedModel, corpus: CorpusStore, curvature: CurvatureConfig)
     return {
         "model": loaded.fingerprint,
         "corpus": corpus.contents_fingerprint,
-        **corpus.manifest["attributes"],
+        **corpus.attributes,
         **curvature.model_dump(exclude=unused),
     }
 

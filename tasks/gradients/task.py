@@ -62,6 +62,9 @@ def index_gradients(
     documents = CorpusStore.open(corpus)
     target = gradient_store(store, model, documents, bases, gradients)
     n_windows = documents.column("n_windows").to_numpy()
+    if not target.lacks(documents.contents, n_windows):  # nothing to write: no lock, which a store to be read has not
+        run_logger().info("%s: 0 of %s examples to compute", what, f"{documents.n_examples:,}")
+        return target.ref
     order = content_order(documents.contents, documents.column("n_tokens").to_numpy())
     with target.writer():
         segments = target.plan(documents.contents[order], n_windows[order])
@@ -84,7 +87,7 @@ def gradient_store(
         "gradients": ALGORITHM,
         "model": load(model).fingerprint,
         "bases": bases.fingerprint,
-        **corpus.manifest["attributes"],
+        **corpus.attributes,
         "dtype": gradients.dtype,
     }
     layers = LayerStore.open(bases).layers

@@ -8,7 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from storage.checksums import is_sealed, sealed, unsealed
 from storage.errors import InputError
+from storage.locations import replace_file
 from storage.ref import fingerprint
 from tasks.report.figures import GOOD, INK, UNKNOWN, drawing, empty_figure, label, png
 from tasks.report.html import audit_page
@@ -24,6 +26,7 @@ __all__ = [
     "method_text",
     "read_audit",
     "tracked_audit",
+    "write_audit",
 ]
 
 # Of a normal distribution, for intervals of 95 %.
@@ -265,11 +268,19 @@ def read_audit(folder: Path) -> Audit:
     if not path.is_file():
         raise InputError(f"--results {folder}: holds no finished audit (no audit.json)")
     try:
-        return Audit(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        made = json.loads(path.read_bytes())
+        if not is_sealed(made):
+            raise ValueError(path)
+        return Audit(**unsealed(made))
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise InputError(f"--results {folder}: audit.json is damaged; run `dataworth audit` again") from None
 
 
 def as_json(audit: Audit) -> str:
     """`audit.json`."""
     return json.dumps(asdict(audit), indent=1)
+
+
+def write_audit(folder: Path, audit: Audit) -> None:
+    """Write `audit.json`, at once or not at all, with its checksum."""
+    replace_file(folder / "audit.json", json.dumps(sealed(asdict(audit)), indent=1).encode())

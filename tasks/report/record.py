@@ -1,16 +1,13 @@
 """`valuation.json`: what declares a results folder whole, and all that an MLflow run needs beside its tables."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from storage.coalitions import CoalitionStore
 from storage.corpus import CorpusStore
 from storage.gradients import GradientStore
-from storage.manifest import replace_file
 from storage.ref import StoreRef, fingerprint
 from tasks.coalitions.values import CAUSES
 from tasks.report.parameters import of_the_valuation
@@ -18,7 +15,7 @@ from tasks.report.summary import Summary
 from tasks.report.tracking import LoggedRun
 from tasks.report.valuation import CheckpointParts, ValuationParts, game_notes, versions
 
-__all__ = ["mlflow_record", "record", "valuation_fingerprint", "with_run", "write_record"]
+__all__ = ["mlflow_record", "record", "valuation_fingerprint", "with_run"]
 
 
 def record(parts: ValuationParts, gathered: Summary) -> dict[str, Any]:
@@ -85,11 +82,6 @@ def mlflow_record(logged: LoggedRun) -> dict[str, Any]:
         "tracking_uri": logged.tracking_uri,
         "url": logged.url,
     }
-
-
-def write_record(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write `valuation.json`, at once or not at all."""
-    replace_file(folder / "valuation.json", json.dumps(content, indent=2).encode())
 
 
 def _fingerprints(stores: Sequence[StoreRef | None]) -> str | None:

@@ -8,12 +8,27 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from storage.checked_files import CheckedFiles
+from storage.checksums import file_checksum, is_sealed, sealed
 from storage.errors import InputError
+from storage.locations import Location, replace_file
 from storage.schema import ALL_QUERIES, PASSAGES, VALUES
 
-__all__ = ["Results", "read_results", "whole_values"]
+__all__ = [
+    "Results",
+    "read_documents",
+    "read_record",
+    "read_results",
+    "read_sources",
+    "whole_values",
+    "write_record",
+]
+
+RECORD = "valuation.json"
+# What commands read of a folder again; the other files are for people, who may change them.
+READ_BACK = ("sources.parquet", "documents.parquet", "machine.csv")
+REMEDY = "run `dataworth value` again"
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class Results:
         sources: rows of VALUES.
         documents: rows of PASSAGES, the best of each query.
         record: the whole content of `valuation.json`.
+        machine: content of `machine.csv`, if samples of the machine were taken.
     """
 
     name: str
@@ -37,35 +53,66 @@ class Results:
     sources: pd.DataFrame
     documents: pd.DataFrame
     record: Mapping[str, Any] = field(default_factory=dict)
+    machine: bytes | None = None
+
+
+def read_record(name: str) -> dict[str, Any]:
+    """`valuation.json` of a results folder.
+
+    Raises:
+        InputError: there is none, or it is not what was written.
+    """
+    path = Path(name) / RECORD
+    if not path.is_file():
+        raise InputError(f"{name}: holds no finished valuation (no {RECORD})")
+    try:
+        made = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise InputError(f"{name}/{RECORD}: is not valid JSON; {REMEDY}") from None
+    except OSError as error:
+        raise InputError(f"{name}/{RECORD}: cannot be read ({error.strerror})") from None
+    groups = ("parameters", "fingerprints")
+    if not isinstance(made, dict) or not all(isinstance(made.get(group), dict) for group in groups):
+        raise InputError(f"{name}/{RECORD}: has no parameters and fingerprints; {REMEDY}")
+    if not is_sealed(made):
+        raise InputError(f"{name}/{RECORD}: its bytes changed; {REMEDY}")
+    return made
 
 
 def read_results(name: str) -> Results:
     """Read a results folder.
 
     Raises:
-        InputError: it holds no finished valuation, or one that cannot be read.
+        InputError: it holds no finished valuation, or one that is not what was written.
     """
-    folder = Path(name)
-    if not (folder / "valuation.json").is_file():
-        raise InputError(f"{name}: holds no finished valuation (no valuation.json)")
-    try:
-        made = json.loads((folder / "valuation.json").read_bytes())
-    except (ValueError, RecursionError):
-        raise InputError(f"{name}/valuation.json: is not valid JSON; run `dataworth value` again") from None
-    except OSError as error:
-        raise InputError(f"{name}/valuation.json: cannot be read ({error.strerror})") from None
-    groups = ("parameters", "fingerprints")
-    if not isinstance(made, dict) or not all(isinstance(made.get(group), dict) for group in groups):
-        raise InputError(f"{name}/valuation.json: has no parameters and fingerprints; run `dataworth value` again")
+    made = read_record(name)
+    files = _files(name, made)
     return Results(
         name=name,
         title=str(made.get("title", name)),
         parameters=made["parameters"],
         fingerprints=made["fingerprints"],
-        sources=_table(folder / "sources.parquet", VALUES),
-        documents=_table(folder / "documents.parquet", PASSAGES),
+        sources=_table(files, "sources.parquet", VALUES),
+        documents=_table(files, "documents.parquet", PASSAGES),
         record=made,
+        machine=files.content("machine.csv") if files.has("machine.csv") else None,
     )
+
+
+def read_sources(name: str) -> pd.DataFrame:
+    """`sources.parquet` of a results folder alone; raises InputError as `read_results`."""
+    return _table(_files(name, read_record(name)), "sources.parquet", VALUES)
+
+
+def read_documents(name: str) -> pd.DataFrame:
+    """`documents.parquet` of a results folder alone; raises InputError as `read_results`."""
+    return _table(_files(name, read_record(name)), "documents.parquet", PASSAGES)
+
+
+def write_record(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write `valuation.json`, at once or not at all, with its checksum and those of the files that commands read."""
+    files = {name: file_checksum(folder / name) for name in READ_BACK if (folder / name).is_file()}
+    replace_file(folder / RECORD, json.dumps(sealed({"files": files, **content}), indent=2).encode())
 
 
 def whole_values(sources: pd.DataFrame) -> pd.DataFrame:
@@ -77,14 +124,13 @@ def whole_values(sources: pd.DataFrame) -> pd.DataFrame:
     return ordered.where(ordered.notna(), None)
 
 
-def _table(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; run `dataworth value` again") from None
-    except (OSError, pa.ArrowException):
-        raise InputError(f"{path}: cannot be read as Parquet; run `dataworth value` again") from None
-    missing = [name for name in schema.names if name not in table.column_names]
+def _files(name: str, record: Mapping[str, Any]) -> CheckedFiles:
+    return CheckedFiles(Location.of(name), record.get("files"), {}, REMEDY, InputError)
+
+
+def _table(files: CheckedFiles, name: str, schema: pa.Schema) -> pd.DataFrame:
+    table = files.table(name)
+    missing = [column for column in schema.names if column not in table.column_names]
     if missing:
-        raise InputError(f"{path}: has no column {missing[0]!r}; run `dataworth value` again")
+        raise files.damaged(name, f"has no column {missing[0]!r}")
     return table.to_pandas()

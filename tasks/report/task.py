@@ -12,17 +12,17 @@ from prefect import task
 
 from storage.coalitions import CoalitionStore
 from storage.errors import DataworthError
-from storage.manifest import replace_file, staging_folder
+from storage.manifest import staging_folder
 from storage.schema import VALUES
 from storage.scores import ScoreStore
 from tasks.progress import run_logger
-from tasks.report.audit import Audit, as_json, audit_figure, audit_html, read_audit, tracked_audit
+from tasks.report.audit import Audit, audit_figure, audit_html, read_audit, tracked_audit, write_audit
 from tasks.report.config import TrackingConfig
 from tasks.report.figures import drawn_figures
 from tasks.report.html import report_html
 from tasks.report.numbers import percent
-from tasks.report.record import mlflow_record, record, with_run, write_record
-from tasks.report.results import read_results
+from tasks.report.record import mlflow_record, record, with_run
+from tasks.report.results import read_results, write_record
 from tasks.report.tables import safe_csv
 from tasks.report.tracked import tracked_valuation
 from tasks.report.tracking import LoggedRun, log_run
@@ -84,8 +84,7 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         (staging / "report.html").write_text(page, encoding="utf-8")
         if parts.machine:
             pd.DataFrame(parts.machine).to_csv(staging / "machine.csv", index=False)
-        if scores.matrix_path is not None:
-            scores.matrix_path.copy_to(staging / "scores.zarr")
+        scores.copy_matrix(staging / "scores.zarr")
         (folder / "valuation.json").unlink(missing_ok=True)
         for name in REPLACED_FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -160,7 +159,7 @@ def publish_audit(results: str, audit: Audit) -> None:
         shutil.rmtree(folder / "figures", ignore_errors=True)
         for path in sorted(staging.iterdir()):
             os.replace(path, folder / path.name)
-    replace_file(folder / "audit.json", as_json(audit).encode())
+    write_audit(folder, audit)
 
 
 @task(
@@ -187,7 +186,7 @@ def log_audited(results: str, tracking: TrackingConfig) -> LoggedRun:
     audit = read_audit(folder)
     try:
         logged = log_run(tracking.uri, tracking.experiment, tracked_audit(audit, folder, tracking.series))
-        replace_file(folder / "audit.json", as_json(replace(audit, mlflow=mlflow_record(logged))).encode())
+        write_audit(folder, replace(audit, mlflow=mlflow_record(logged)))
     except (DataworthError, OSError) as error:
         command = f"dataworth publish --results {shlex.quote(str(folder))}"
         raise NotLoggedError(f"{error}; the audit is kept, and `{command}` logs it later") from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def tracked_valuation(results: Results, series: str | None) -> TrackedValuation:
             "documents": _columns(results.documents),
         },
         steps=tuple(_step(name, known) for name in STEPS if name in known.seconds),
-        machine=_machine(folder / "machine.csv"),
+        machine=() if results.machine is None else _machine(results.machine, folder / "machine.csv"),
     )
 
 
@@ -145,18 +146,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _machine(path: Path) -> tuple[MachineSample, ...]:
-    """Samples of the machine, if any were taken."""
+def _machine(content: bytes, path: Path) -> tuple[MachineSample, ...]:
+    """Samples of the machine."""
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(BytesIO(content))
         rows: list[Mapping[Any, Any]] = list(table.astype(float).to_dict("records"))
         return tuple(
             MachineSample(int(row["time"]), {str(k): float(v) for k, v in row.items() if k != "time" and v == v})
             for row in rows
         )
-    except FileNotFoundError:
-        return ()
-    except (ValueError, KeyError, OSError):
+    except (ValueError, KeyError):
         raise InputError(f"{path}: cannot be read as CSV; remove it, and nothing but system metrics is lost") from None
 
 

@@ -18,6 +18,7 @@ BENCHES = (
     "incremental",
     "search",
     "kills",
+    "damage",
     "demo",
     "conformance",
     "fuzz",

@@ -47,9 +47,9 @@ def page(table: dict[str, Any]) -> str:
         "# Architectures",
         "",
         "Every causal language model and sequence classifier that transformers "
-        f"{table['transformers']} can build from a small random configuration, tried as dataworth is used: its checkpoint "
-        "is loaded, texts of unequal length are computed in batches, and the gradient of every tracked layer is held "
-        f"against autograd, one text at a time. Of {counts.total()}: {numbers}.",
+        f"{table['transformers']} can build from a small random configuration, tried as dataworth is used: its "
+        "checkpoint is loaded, texts of unequal length are computed in batches, and the gradient of every tracked "
+        f"layer is held against autograd, one text at a time. Of {counts.total()}: {numbers}.",
         "",
         "*Tracked* is the share of the tiny model's parameters that gradients are kept of: embeddings, heads and norms "
         "are not among them, nor experts that are one tensor. Beside *right* stands what is slower. "

@@ -61,9 +61,9 @@ def test_what_cannot_be_compared_is_one_sentence(run, tmp_path):
         (whole / "valuation.json", "holds no finished valuation"),
         (broken, "is not valid JSON"),
         (strange, "has no parameters and fingerprints"),
-        (damaged, "sources.parquet: cannot be read as Parquet"),
+        (damaged, "sources.parquet: cannot be read ("),
         (early, "sources.parquet: has no column 'level'"),
-        (lacking, "documents.parquet: no such file"),
+        (lacking, "documents.parquet: is gone"),
     ):
         for given in ((whole, other), (other, whole)):
             code, out, err = run(*given)

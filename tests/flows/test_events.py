@@ -2,11 +2,12 @@
 
 import json
 
-import pandas as pd
 import pytest
 
 import flows.events as module
 from flows.events import MOVED, emit_moved, published_shares
+from tasks.report.results import write_record
+from tests.reference.results import results_folder
 
 
 @pytest.fixture
@@ -33,11 +34,17 @@ def test_a_first_valuation_and_a_grouping_that_is_new_move_nothing(told):
     assert told == []
 
 
-def test_shares_are_read_from_a_finished_valuation_only(tmp_path):
-    rows = {"query_id": ["q", "*"], "source": ["a", "a"], "share": [0.1, None], "grouping": ["source"] * 2}
-    pd.DataFrame(rows | {"level": [1, 1]}).to_parquet(tmp_path / "sources.parquet")
-    assert published_shares(str(tmp_path)) == {}
-    (tmp_path / "valuation.json").write_text(json.dumps({}))
-    (found,) = published_shares(str(tmp_path)).items()
-    assert found[0] == ("source", 1, "a")
-    assert found[1] != found[1]
+def test_shares_are_read_from_a_finished_valuation_only(tmp_path, caplog):
+    folder = results_folder(tmp_path / "results", {"a": 2.0})
+    record = (folder / "valuation.json").read_bytes()
+    (folder / "valuation.json").unlink()
+    assert published_shares(str(folder)) == {}
+    write_record(folder, json.loads(record))
+    ((key, share),) = published_shares(str(folder)).items()
+    assert key == ("source", 1, "a")
+    assert share == 1.0
+    damaged = bytearray((folder / "sources.parquet").read_bytes())
+    damaged[40] ^= 1
+    (folder / "sources.parquet").write_bytes(damaged)
+    assert published_shares(str(folder)) == {}  # the valuation that is under way takes its place
+    assert "sources.parquet: its bytes changed" in caplog.text

@@ -7,7 +7,7 @@ import pytest
 
 from flows.config import SearchConfig
 from flows.search import search
-from storage.errors import InputError, StoreDamagedError
+from storage.errors import InputError
 from storage.gradients import GradientStore
 from tasks.curvature.config import CurvatureConfig
 from tasks.gradients.config import GradientsConfig
@@ -68,8 +68,8 @@ def test_a_search_finds_what_an_exact_pass_ranks_first(indexed):
     assert search(config) == found
     assert chunk.stat().st_mtime_ns == made
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
-    with pytest.raises(StoreDamagedError, match="sketch_64 is damaged: remove that folder"):
-        search(config)
+    assert search(config) == found  # made again
+    assert chunk.read_bytes()[-1:] != b"?"
 
 
 def test_a_search_with_two_checkpoints_ranks_by_their_mean(indexed, checkpoints, queries_file, tmp_path):

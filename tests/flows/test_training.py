@@ -179,3 +179,75 @@ def test_the_trainer_indexes_a_classifier(tmp_path, checkpoints):
         model(input_ids=data[number]["input_ids"][None], labels=torch.tensor([data[number]["label"]])).loss.backward()
         expected = [torch.cat([m.weight.grad, m.bias.grad[:, None]], dim=1).flatten() for m in modules]
         assert close(row, torch.cat(expected).numpy())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_evaluation_set_has_a_store_of_its_own(tmp_path, model):
+    """Two named sets, then one of them corrected under the same weights and folder."""
+    first, second = rows_of_data(), [ids.flip(0) for ids in rows_of_data()]
+    callback = IndexCallback(tmp_path / "store", WHOLE, dtype="float32")
+    sets = {name: [{"input_ids": ids} for ids in data] for name, data in (("one", first), ("two", second))}
+    trainer(model, sets, callback, tmp_path).evaluate()
+    names = [str(number) for number in range(len(first))]
+    assert close(callback.stores[0].rows(names), dense_rows(model.eval(), first))
+    assert close(callback.stores[1].rows(names), dense_rows(model.eval(), second))
+    corrected = [second[0], *first[1:]]
+    trainer(model, [{"input_ids": ids} for ids in corrected], callback, tmp_path).evaluate()
+    assert close(callback.stores[2].rows(names), dense_rows(model.eval(), corrected))
+    assert len({index.store.fingerprint for index in callback.stores}) == 3
+
+
+def test_an_id_is_bound_to_its_inputs(tmp_path, model):
+    data = rows_of_data()
+    batch = padded(data[:2])
+
+    def index_as(ids, inputs, batch=batch):
+        with Indexing(model, tmp_path / "store", WHOLE, dtype="float32") as index:
+            model(**batch).loss.backward()
+            n_tokens = batch["attention_mask"].sum(dim=1)
+            index.add(ids, mean_over=batch["labels"], inputs=inputs, n_tokens=n_tokens)
+        return index
+
+    index = index_as(["a", "b"], batch["input_ids"])
+    before = index.rows(["a", "b"])
+    wider = padded([data[0], data[1], data[2]])
+    index_as(["a", "b", "c"], wider["input_ids"], wider)  # the same two, with more padding
+    with pytest.raises(InputError, match="'t' is stored already, with other inputs"):
+        index_as(["t", "t"], ["The river", "The sea"])
+    with pytest.raises(InputError, match="'b' is stored already, with other inputs"):
+        index_as(["a", "b"], torch.stack([batch["input_ids"][0], batch["input_ids"][0]]))
+    with pytest.raises(InputError, match="'d' is stored already, with other inputs"):
+        index_as(["d", "d"], batch["input_ids"])  # twice in one batch
+    with pytest.raises(ValueError, match="2 examples need as many inputs, got 1"):
+        index_as(["d", "e"], batch["input_ids"][:1])
+    assert close(index.rows(["a", "b"]), before)
+    index_as(["a", "b"], None)  # without inputs nothing is known of what they were
+    assert close(index.rows(["b", "a"]), before[::-1])
+
+
+def test_examples_along_the_second_axis_are_refused(tmp_path):
+    """torch's default for attention: with as many examples as tokens nothing else would tell."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+    square, other = torch.randn(4, 4, 8), torch.randn(3, 4, 8)
+
+    def index_as(examples, ids, store):
+        with Indexing(layer, tmp_path / store, WHOLE, include=["linear*"]) as index:
+            layer(examples).sum().backward()
+            index.add(ids)
+
+    with pytest.raises(CaptureError, match="either axis may be the examples', since self_attn has batch_first=False"):
+        index_as(square, list("abcd"), "square")
+    with pytest.raises(ValueError, match=r"3 examples were back-propagated, got 4 ids; the first axis .*batch_first"):
+        index_as(other, list("abcd"), "other")
+    right = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    with Indexing(right, tmp_path / "right", WHOLE, include=["linear*"], dtype="float32") as index:
+        (right(square) ** 2).sum().backward()
+        index.add(list("abcd"))
+    for name, example in zip("abcd", square, strict=True):
+        right.zero_grad()
+        (right(example[None]) ** 2).sum().backward()
+        parts = [
+            torch.cat([m.weight.grad, m.bias.grad[:, None]], dim=1).flatten() for m in (right.linear1, right.linear2)
+        ]
+        assert close(index.rows([name])[0], torch.cat(parts).numpy())

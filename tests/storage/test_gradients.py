@@ -196,7 +196,7 @@ def test_damaged_scales_are_named_too(place):
     with pytest.raises(StoreDamagedError, match="shard 1 of"):
         segment.read_shard(1)
     path.remove()
-    with pytest.raises(StoreIncompleteError, match="lacks shard 1"):
+    with pytest.raises(StoreDamagedError, match="scales/c/1/0: is gone"):
         segment.read_shard(1)
 
 

@@ -1,6 +1,5 @@
 """What the stores promise: whole or not there, one writer, damage is named."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -58,14 +57,14 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_work_is_not(tmp
         process.communicate()
 
 
-def test_a_newer_schema_and_a_broken_manifest_are_told(place):
-    with new_store(place / "s") as folder:
-        write_manifest(folder, {})
-    manifest = place / "s" / "manifest.json"
-    content = json.loads(manifest.read_bytes())
-    manifest.write_whole(json.dumps({**content, "schema_version": 99}).encode())
+def test_a_newer_schema_and_a_broken_manifest_are_told(place, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("storage.checksums.SCHEMA_VERSION", 99)
+        with new_store(place / "s") as folder:
+            write_manifest(folder, {})
     with pytest.raises(SchemaVersionError, match="schema version 99"):
         read_manifest(place / "s")
+    manifest = place / "s" / "manifest.json"
     manifest.write_whole(b"{")
     with pytest.raises(StoreDamagedError, match="not valid JSON"):
         read_manifest(place / "s")
@@ -140,7 +139,7 @@ def test_a_corpus_that_fails_half_way_leaves_nothing(place):
 def test_a_truncated_corpus_is_told(place):
     ref = CorpusStore.write(place, documents(), {})
     (ref.path / "tokens.bin").write_whole(b"1234")
-    with pytest.raises(StoreDamagedError, match="changed its length"):
+    with pytest.raises(StoreDamagedError, match="tokens.bin: its bytes changed: remove"):
         CorpusStore.open(ref).tokens(0)
 
 
@@ -156,10 +155,10 @@ def test_layer_store_round_trip_and_damage(place):
     content = bytearray(chunk.read_bytes())
     content[3] ^= 1
     chunk.write_whole(bytes(content))
-    with pytest.raises(StoreDamagedError, match="is damaged"):
+    with pytest.raises(StoreDamagedError, match="fisher/c/0/0: its bytes changed: remove"):
         LayerStore.open(ref).matrix("../../evil\n", "fisher")
     chunk.remove()
-    with pytest.raises(StoreDamagedError, match="is gone"):
+    with pytest.raises(StoreDamagedError, match="fisher/c/0/0: is gone: remove"):
         LayerStore.open(ref).matrix("../../evil\n", "fisher")
 
 
