@@ -1,8 +1,9 @@
 """A source, a near copy of two thirds of it, and others; each left out and the model trained again, resumably.
 
 The near copy lacks 1.5 % of the words and has typographic quotes where its original has straight ones. The original is
-the package whose documentation quotes most, of which those texts are taken that hold a quote. Held-out passages of it are asked in its own style, in the copy's, and
-without quotes; the loss on the tokens that are quotes and the loss on all others are two rows, which add up.
+the package whose documentation quotes most, of which those texts are taken that hold a quote. Held-out passages of it
+are asked in its own style, in the copy's, and without quotes; the loss on the tokens that are quotes and the loss on
+all others are two rows, which add up.
 """
 
 import json
@@ -20,17 +21,18 @@ import torch
 from storage.manifest import replace_file
 from tasks.attribution.rows import example_losses
 from tasks.corpus.batches import IGNORED, padded_batch
+from tasks.corpus.documents import Document
 from tasks.corpus.stdlib import held_out, standard_library_documentation
+from tasks.corpus.windows import tokenised_document
 from tasks.model.config import ModelConfig
 from tasks.model.loading import load
 from tasks.model.training import SmallModel, train_language_model, train_tokenizer
 
 __all__ = [
-    "COALITIONS",
     "COPY",
     "ORIGINAL",
-    "OTHERS",
     "SETTINGS",
+    "TRAININGS",
     "TWINS",
     "VARIANTS",
     "Asked",
@@ -47,18 +49,22 @@ QUERIES, OTHER_QUERIES = 24, 4
 DROPPED = 0.015
 QUOTES = "'\"`‘’“”"
 # The demo's, of smaller size.
-FROM_NOTHING = SmallModel(hidden=96, layers=3, intermediate=256)
-FINE_TUNED = replace(FROM_NOTHING, epochs=2, learning_rate=1e-3, weight_decay=0.0)
+BASE = SmallModel(hidden=96, layers=3, intermediate=256)
+FROM_NOTHING = replace(BASE, epochs=4)
+FINE_TUNED = replace(BASE, epochs=2, learning_rate=1e-3, weight_decay=0.0)
 SETTINGS = {"fine-tuned": FINE_TUNED, "from nothing": FROM_NOTHING}
 # Parts of the corpus that a training goes without.
 TWINS, ALONE = f"{ORIGINAL}, of which there is a copy", f"{ORIGINAL}, of which there is none"
-COALITIONS: dict[str, tuple[str, ...]] = {
-    "everybody": (),
-    "original": (TWINS, ALONE),
-    "near copy": (COPY,),
-    "both": (TWINS, ALONE, COPY),
-    "original's shared texts": (TWINS,),
-    "shared texts of both": (TWINS, COPY),
+# Training → how often each part of the corpus is in it, where that is not once.
+TRAININGS: dict[str, dict[str, int]] = {
+    "everybody": {},
+    "without the original": {TWINS: 0, ALONE: 0},
+    "without the original's shared texts": {TWINS: 0},
+    "without the near copy": {COPY: 0},
+    "without the shared texts of both": {TWINS: 0, COPY: 0},
+    "without both": {TWINS: 0, ALONE: 0, COPY: 0},
+    "with the original's shared texts twice": {TWINS: 2},
+    "with the near copy twice": {COPY: 2},
 }
 VARIANTS = ("exact copy", "words dropped", "quotes changed")
 
@@ -134,7 +140,6 @@ class NearCopies:
     Args:
         folder: for everything.
         setting: one of SETTINGS.
-        documents, shared, other_documents: of the original, of its near copy, and of each other source.
     """
 
     def __init__(self, folder: Path, setting: str) -> None:
@@ -175,11 +180,29 @@ class NearCopies:
         return made
 
     def write(self) -> None:
-        """The corpus, and the corpus with the variants, as files."""
+        """The corpus as a file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in (("corpus", self.documents), ("scored", [*self.documents, *self.variants()])):
-            lines = (json.dumps({key: row[key] for key in ("id", "source", "text")}) for row in rows)
-            replace_file(self.folder / f"{name}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+        lines = (json.dumps({key: row[key] for key in ("id", "source", "text")}) for row in self.documents)
+        replace_file(self.folder / "corpus.jsonl", "".join(f"{line}\n" for line in lines).encode())
+
+    def windows(self, max_length: int) -> tuple[Asked, np.ndarray, np.ndarray]:
+        """Every window of the corpus and of the variants, cut as the project cuts them, with the loss on part of it.
+
+        Returns:
+            Rows, one a window and part; the document of each; and whether its loss is on quotes.
+        """
+        tokens, targets, documents, on_quotes = [], [], [], []
+        for number, row in enumerate([*self.documents, *self.variants()]):
+            document = Document(row["id"], row["source"], row["text"], "")
+            cut = tokenised_document(self.tokenizer, document, max_length)
+            of_quotes = self._targets("", row["text"], len(cut.tokens))[2]
+            for start, length, *_ in cut.windows:
+                for chosen in (of_quotes, ~of_quotes):
+                    tokens.append(cut.tokens[start : start + length])
+                    targets.append(chosen[start : start + length])
+                    documents.append(number)
+                    on_quotes.append(chosen is of_quotes)
+        return Asked(tuple(tokens), tuple(targets)), np.array(documents), np.array(on_quotes)
 
     def queries(self) -> tuple[Asked, list[tuple[str, str]]]:
         """Rows of the queries, and what each is: the style, and whether its loss is on quotes or on the rest."""
@@ -189,32 +212,33 @@ class NearCopies:
         for name, style, rows in [*sets, ("other sources", str, self.asked_of_others)]:
             for row in rows:
                 prompt, completion = style(row["prompt"]), style(row["completion"])
-                ids, of_completion, of_quotes = self._targets(prompt, prompt + completion)
+                ids, of_completion, of_quotes = self._targets(prompt, prompt + completion, self.settings.positions)
                 for part, chosen in (("quotes", of_quotes), ("rest", ~of_quotes)):
                     tokens.append(ids)
                     targets.append(of_completion & chosen)
                     kinds.append((name, part))
         return Asked(tuple(tokens), tuple(targets)), kinds
 
-    def _targets(self, prompt: str, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token ids, which are of the completion, and which hold a quote; cut to what the model reads."""
-        found = self.tokenizer(text, return_offsets_mapping=True)
-        pairs = found["offset_mapping"][: self.settings.positions]
-        ids = np.asarray(found["input_ids"][: self.settings.positions], np.int32)
+    def _targets(self, prompt: str, text: str, n_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The first token ids, which are of the completion, and which hold a quote."""
+        found = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
+        pairs = found["offset_mapping"][:n_tokens]
+        ids = np.asarray(found["input_ids"][:n_tokens], np.int32)
         of_completion = np.array([end > len(prompt) for _, end in pairs])
         of_quotes = np.array([any(sign in text[start:end] for sign in QUOTES) for start, end in pairs])
         return ids, of_completion, of_quotes
 
-    def trained(self, coalition: str, seed: int) -> Path:
-        """The checkpoint trained without some parts; fine-tuned from the base of seed 0 where there is one."""
-        folder = self.folder / f"seed {seed}" / coalition
+    def trained(self, training: str, seed: int) -> Path:
+        """The checkpoint of one of TRAININGS; fine-tuned from the base of seed 0 where there is one."""
+        folder = self.folder / f"seed {seed}" / training
         if (folder / "tokenizer.json").is_file():
             return folder
         start = None
         if self.folder.name == "fine-tuned":
             start = self.folder / "base"
-            self._train(self.general, start, FROM_NOTHING, None)
-        texts = [row["text"] for row in self.documents if row["part"] not in COALITIONS[coalition]]
+            self._train(self.general, start, BASE, None)
+        times = TRAININGS[training]
+        texts = [row["text"] for row in self.documents for _ in range(times.get(row["part"], 1))]
         self._train(texts, folder, replace(self.settings, seed=seed), start)
         return folder
 
@@ -226,12 +250,12 @@ class NearCopies:
         train_language_model(texts, partial, settings, lambda *_: None, self.tokenizer, start)
         partial.rename(folder)
 
-    def losses(self, coalition: str, seed: int) -> np.ndarray:
+    def losses(self, training: str, seed: int) -> np.ndarray:
         """(n_rows,) nats of every row of the queries after a training, kept in a file."""
-        path = self.folder / f"seed {seed}" / f"{coalition}.json"
+        path = self.folder / f"seed {seed}" / f"{training}.json"
         if not path.is_file():
-            model = load(ModelConfig(name=str(self.trained(coalition, seed)), device="cpu"))
+            model = load(ModelConfig(name=str(self.trained(training, seed)), device="cpu"))
             replace_file(path, json.dumps(example_losses(model, self.queries()[0]).tolist()).encode())
-            if coalition != "everybody":
-                shutil.rmtree(self.folder / f"seed {seed}" / coalition)
+            if training != "everybody":
+                shutil.rmtree(self.folder / f"seed {seed}" / training)
         return np.array(json.loads(path.read_text()))
