@@ -22,6 +22,7 @@ BENCHES = (
     "fuzz",
     "games",
     "truth",
+    "near_copies",
     "audit",
     "large",
 )
