@@ -24,6 +24,7 @@ BENCHES = (
     "fuzz",
     "games",
     "truth",
+    "near_copies",
     "audit",
     "large",
 )
