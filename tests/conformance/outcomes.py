@@ -67,14 +67,14 @@ def outcome_of(kind: str, folder: Path, *, classifies: bool) -> Outcome:
         rows = _texts(classifies=classifies)
         error = _error(loaded, rows)
     except InputError as refusal:
-        return Outcome("refused", _short(refusal).replace(str(folder), kind))
+        return Outcome("refused", _short(str(refusal).replace(str(folder), kind)))
     share = coverage(loaded.model, loaded.layers)
     said = loaded.reading.sentence or ""
     tracked = share.n_tracked / share.n_parameters
     return Outcome("right" if error <= TOLERANCE else "wrong", said, error, tracked)
 
 
-def _short(error: Exception) -> str:
+def _short(error: Exception | str) -> str:
     return " ".join(str(error).split())[:240] or type(error).__name__
 
 

@@ -211,7 +211,7 @@ def test_sources_of_a_further_grouping(added, dataworth):
 def test_a_model_that_changed_is_refused(played, dataworth, tmp_path):
     made = json.loads((played / "valuation.json").read_text())
     made["fingerprints"]["model"] = "of other weights"
-    (tmp_path / "valuation.json").write_text(json.dumps(made))
+    (tmp_path / "valuation.json").write_text(json.dumps(sealed(made)))
     code, _, complaint = dataworth("what-if", "--results", tmp_path, "--without", "s0")
     assert code == 2
     assert "no longer the model that was valued" in complaint
@@ -234,7 +234,7 @@ def test_what_cannot_be_asked_is_a_sentence(added, dataworth, tmp_path):
         (place / "valuation.json").write_text(text)
     wrong = {
         ("--results", other, "--without", "s0"): f"--results {other}: holds no finished valuation",
-        ("--results", damaged, "--without", "s0"): f"--results {damaged}: valuation.json is damaged",
+        ("--results", damaged, "--without", "s0"): f"{damaged / 'valuation.json'}: is not valid JSON",
         ("--results", earlier, "--without", "s0"): f"--results {earlier}: made by an earlier dataworth",
         ("--results", folder): "nothing to ask: pass --without SOURCE or --split SOURCE",
         ("--results", folder, "--without", "s9"): "--without s9: not in this valuation, which has s0, s1, s2",
