@@ -40,7 +40,7 @@ class Examination:
 
 
 def examined(
-    model: Any, tokenizer: Any, layers: Sequence[TrackedLayer], parts: Halves, *, classifies: bool, sharded: bool
+    model: Any, tokenizer: Any, layers: Sequence[TrackedLayer], parts: Halves, *, classifies: bool
 ) -> Examination:
     """Examine a model, in a few passes over some twenty tokens.
 
@@ -50,7 +50,6 @@ def examined(
         layers: to track.
         parts: body and head.
         classifies: a sequence classifier; else a causal language model.
-        sharded: the weights are spread over several processes, which all do this in step.
 
     Raises:
         InputError: it reads no text alone, is no causal language model, computes something else every time, or a layer
@@ -66,8 +65,7 @@ def examined(
         return parts.body(ids, torch.ones_like(ids))
 
     with _told("it cannot read a text alone"):
-        # Tables that are spread over processes are no plain tensors.
-        counted = None if sharded else usable_positions(lambda: states(rows[0]), len(rows[0]))
+        counted = usable_positions(lambda: states(rows[0]), len(rows[0]))
         plain = plain_layers(lambda: states(rows[0]), layers)
         if not classifies:
             _refuse_lookahead(model.config, lambda row: parts.head(states(row)), rows)

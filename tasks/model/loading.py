@@ -208,16 +208,16 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_
         _move_towards(model, config, towards_base)
     model.config.use_cache = False
     identity = model_fingerprint(model)
-    if config.shard:
-        shard(model, device)
-    elif not getattr(model, "is_quantized", False):
-        nn.Module.to(model, device)
     layers = tracked_layers(model, config.include, config.exclude, config.adapters)
+    if not config.shard and not getattr(model, "is_quantized", False):
+        nn.Module.to(model, device)
     parts = whole(model) if config.shard or labels is not None else halves(model)
     try:
-        found = examined(model, tokenizer, layers, parts, classifies=labels is not None, sharded=config.shard)
+        found = examined(model, tokenizer, layers, parts, classifies=labels is not None)
     except InputError as error:
         raise InputError(f"--model {config.name}: {error}") from error
+    if config.shard:  # only now: passes over weights that are spread must be made by all processes in step
+        shard(model, device)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,

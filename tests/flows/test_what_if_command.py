@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from flows.cli import main
 from flows.what_if import valued
+from storage.checksums import sealed
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.games import EvaluatedGame
 from tasks.coalitions.parts import GameParts
@@ -229,7 +230,7 @@ def test_what_cannot_be_asked_is_a_sentence(added, dataworth, tmp_path):
     folder, other = added, tmp_path / "other"
     other.mkdir()
     damaged, earlier = tmp_path / "damaged", tmp_path / "earlier"
-    for place, text in ((damaged, "{"), (earlier, '{"stores": {}, "fingerprints": {"model": "m"}}')):
+    for place, text in ((damaged, "{"), (earlier, '{"stores": {}, "fingerprints": {"model": "m"}, "parameters": {}}')):
         place.mkdir()
         (place / "valuation.json").write_text(text)
     wrong = {
