@@ -13,7 +13,7 @@ from storage.errors import InputError
 from tasks.capture.hooks import CaptureError
 from tasks.model.halves import Halves
 from tasks.model.layers import TrackedLayer
-from tasks.model.probes import Probe, looks_ahead, plain_layers, probe_rows, usable_positions
+from tasks.model.probes import Probe, differs, looks_ahead, plain_layers, probe_rows, usable_positions
 from tasks.model.reading import Reading
 
 __all__ = ["Examination", "embedded_ids", "examined"]
@@ -67,6 +67,8 @@ def examined(
     with _told("it cannot read a text alone"):
         counted = usable_positions(lambda: states(rows[0]), len(rows[0]))
         plain = plain_layers(lambda: states(rows[0]), layers)
+        if differs(lambda: states(rows[0])):
+            raise InputError("it computes something else every time it reads the same text")
         if not classifies:
             _refuse_lookahead(model.config, lambda row: parts.head(states(row)), rows)
     with _told("gradients of its layers cannot be taken"):
@@ -76,8 +78,6 @@ def examined(
             probe = Probe(parts, kept, rows, classifies=classifies, device=device)
         pad_token = _pad_token(model.config, tokenizer, n_ids)
         batching = probe.batching(pad_token, model.dtype)
-        if batching == "alone" and not probe.repeats(model.dtype):
-            raise InputError("it computes something else every time it reads the same text")
     limits = [limit for limit in (stated, counted) if limit is not None]
     names = {layer.name for layer in kept}
     return Examination(

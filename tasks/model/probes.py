@@ -25,7 +25,7 @@ from tasks.model.layers import TrackedLayer
 from tasks.model.reading import Batching
 from tasks.model.tokens import encoded
 
-__all__ = ["Probe", "looks_ahead", "plain_layers", "probe_rows", "usable_positions"]
+__all__ = ["Probe", "differs", "looks_ahead", "plain_layers", "probe_rows", "usable_positions"]
 
 # Rows of unequal lengths, two of them alike in length; without the tokens that a tokenizer adds.
 LENGTHS = (9, 5, 9)
@@ -126,10 +126,6 @@ class Probe:
         self._alone = torch.cat([self._gradients([number], 0) for number in range(len(rows))])
         self.reached = {corner.name for corner in self._corners if corner.lengths}
 
-    def repeats(self, dtype: torch.dtype) -> bool:
-        """Whether a row has the same gradient another time."""
-        return _agree(self._gradients([0], 0), self._alone[:1], dtype)
-
     def _gradients(self, numbers: Sequence[int], pad_token: int) -> Tensor:
         """(n, n_layers, N_DIRECTIONS²) of some rows as one batch, on the CPU, in float64."""
         width = max(len(self._rows[number]) for number in numbers)
@@ -179,6 +175,16 @@ def _agree(together: Tensor, alone: Tensor, dtype: torch.dtype) -> bool:
 
 
 @torch.no_grad()
+def differs(run: Callable[[], Tensor]) -> bool:
+    """Whether a pass gives something else the second time.
+
+    Args:
+        run: one pass over a row of tokens.
+    """
+    return _apart(run(), run())
+
+
+@torch.no_grad()
 def looks_ahead(logits_of: Callable[[Sequence[int]], Tensor], row: Sequence[int], other: int) -> bool:
     """Whether predictions of earlier tokens change with the last one: not so of a causal language model.
 
@@ -188,8 +194,13 @@ def looks_ahead(logits_of: Callable[[Sequence[int]], Tensor], row: Sequence[int]
         other: an id that may take the place of the last one, not the same.
     """
     before, after = (logits_of(ids)[0, :-1] for ids in (row, [*row[:-1], other]))
-    difference = float((before - after).abs().max())
-    return not difference <= ROUNDING.get(before.dtype, ROUNDING_OF_HALF) * float(before.abs().max())
+    return _apart(before, after)
+
+
+def _apart(one: Tensor, other: Tensor) -> bool:
+    """They differ by more than rounding."""
+    difference = float((one - other).abs().max())
+    return not difference <= ROUNDING.get(one.dtype, ROUNDING_OF_HALF) * float(one.abs().max())
 
 
 class _Lookups(TorchDispatchMode):
