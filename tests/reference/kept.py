@@ -43,7 +43,7 @@ from tasks.projection.config import ProjectionConfig
 from tasks.projection.task import make_bases
 from tests.reference.checkpoints import TEXTS
 
-__all__ = ["Inputs", "Tables", "audited", "bodies", "differing", "leaves", "searched", "valued"]
+__all__ = ["TOLERANCE", "Inputs", "Tables", "audited", "bodies", "differing", "leaves", "searched", "valued"]
 
 Tables = dict[str, pd.DataFrame]
 

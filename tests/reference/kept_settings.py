@@ -21,6 +21,7 @@ __all__ = [
     "FAMILIES",
     "MOST_COLUMNS",
     "SEARCH",
+    "SEARCH_NOTHING",
     "VALUE",
     "VALUE_NOTHING",
     "resolved",
@@ -246,8 +247,8 @@ SEARCH: dict[str, tuple[str, Any]] = {
     "completion": ("search", " home"),
     "max_new_tokens": ("search, completed", 2),
     "count": ("search", 2),
-    "sketch": ("search, completed", 17),
 }
+SEARCH_NOTHING = {"sketch": "kept under its number of columns; what it finds is scored exactly"}
 
 
 def resolved(given: Any, inputs: Inputs) -> Any:
