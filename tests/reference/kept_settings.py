@@ -134,7 +134,7 @@ VALUE: dict[str, tuple[str, Any]] = {
     "curvature.labels": ("linear", "empirical"),
     "curvature.draws": ("pca, ekfac", 2),
     "curvature.low_rank": ("low rank", 3),
-    "curvature.fraction": ("path", 0.5),
+    "curvature.fraction": ("interaction", 0.5),
     "curvature.seed": ("low rank", 5),
     "curvature.damping.rule": ("without a base", "absolute"),
     "curvature.damping.value": ("without a base", 0.7),
