@@ -74,8 +74,9 @@ class Indexing:
         config = projection or ProjectionConfig()
         self._dtype = GradientsConfig.model_validate({"dtype": dtype}).dtype
         layers = tracked_layers(model, include, exclude)
-        if config.bases is not None:
-            projections = stored_projections(LayerStore(config.bases))
+        earlier = None if config.bases is None else LayerStore(config.bases)
+        if earlier is not None:
+            projections = stored_projections(earlier)
         elif config.kind == "pca":
             raise InputError(
                 "pca bases are fitted on a corpus: run `dataworth fit`, then pass ProjectionConfig(bases=…)"
@@ -88,7 +89,7 @@ class Indexing:
         check_writable(root, "store")
         parts = {
             "model": model_fingerprint(model),
-            "projection": config.model_dump(),
+            "projection": config.model_dump() | {"bases": None if earlier is None else earlier.fingerprint},
             "layers": [layer.name for layer in layers],
             "dtype": dtype,
             **({} if data is None else {"data": data}),

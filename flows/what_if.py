@@ -134,6 +134,9 @@ class Valued:
             raise InputError(
                 f"{self.parts.model.name}: no longer the model that was valued; run `dataworth value` again"
             )
+        base, valued_from = self.parts.model.base, self.parts.base
+        if valued_from is not None and load(self.parts.model, 1.0).fingerprint != valued_from:
+            raise InputError(f"{base}: no longer the base of the model that was valued; run `dataworth value` again")
         return play_of(self.parts, self.names, self.sources.pull)
 
     def _known(self, game: SourcesConfig) -> _Known:

@@ -215,6 +215,8 @@ def _write_tables(
         for document in documents:
             content = document.content
             parts = [document.document_id.encode(), document.source.encode(), document.text.encode(), content]
+            if document.n_prompt_characters:
+                parts.append(b"prompt %d" % document.n_prompt_characters)
             further = json.dumps(dict(document.fields), sort_keys=True) if with_fields else None
             if further is not None:
                 parts.append(further.encode())

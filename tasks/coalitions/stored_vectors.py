@@ -22,7 +22,7 @@ from tasks.progress import run_logger
 
 __all__ = ["stored_vectors"]
 
-ALGORITHM = 1
+ALGORITHM = 2
 KIND = "values in parameters"
 
 
@@ -47,6 +47,7 @@ def stored_vectors(
         "sums": [source.fingerprint for source in in_order(game.sums, names)],
         "bases": game.bases.fingerprint,
         "model": game.model.model_dump(mode="json"),
+        "base": game.base,
         "damping": game.damping.model_dump(mode="json"),
         **sources.model_dump(include=chosen),
     }

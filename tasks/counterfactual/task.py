@@ -44,7 +44,7 @@ __all__ = [
     "train_without_sources",
 ]
 
-ATTRIBUTION, PATCH, SWEEP = 1, 1, 1
+ATTRIBUTION, PATCH, SWEEP = 2, 2, 2
 # The only "layer" of stores that hold matrices of scores.
 ONLY = "scores"
 
@@ -127,7 +127,7 @@ def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterC
     models = list(problem.models())
     parts = {"attribution": ATTRIBUTION, "problem": problem.fingerprint, **run.model_dump(mode="json")}
     parts["corpus"] = problem.contents
-    parts["models"] = [fingerprint_of(model) for model in models]
+    parts["models"] = _identities(models)
     if run.method in ("leave-one-out", "tmc-shapley"):
         parts["seeds"] = seeds
     root, name = StoreFolders(store).layers, fingerprint(parts)
@@ -140,6 +140,11 @@ def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterC
         scores = _scores(store, problem, place, models, examples, run, cluster, seeds)
     attributes = {**parts, "seconds": cost.seconds, "bytes": cost.n_bytes}
     return LayerStore.write(root, name, [{"name": ONLY}], [{"scores": scores}], attributes)
+
+
+def _identities(models: Sequence[Any]) -> list[list[Any]]:
+    """Of each model its weights, and the layers whose gradients are taken, which these do not tell."""
+    return [[fingerprint_of(model), [layer.name for layer in model.layers]] for model in models]
 
 
 def _scores(
@@ -190,7 +195,7 @@ def patch_tails(
     parts = {
         "patch": PATCH,
         "corpus": problem.contents,
-        "scores": {name: ref.fingerprint for name, ref in scores.items()},
+        "scores": [ref.fingerprint for ref in scores.values()],  # in their order, as the falls are
         **audit.model_dump(mode="json", include={"patch", "patch_length"}),
         "queries": queries,
     }
@@ -221,7 +226,7 @@ def sweep(
         "sweep": SWEEP,
         "corpus": problem.contents,
         "problem": problem.fingerprint,
-        "models": [fingerprint_of(model) for model in models],
+        "models": _identities(models),
         "projection": projection.model_dump(mode="json"),
         "curvature": curvature.model_dump(mode="json", exclude={"damping"}),
         "dampings": [each.model_dump(mode="json") for each in dampings],

@@ -137,12 +137,18 @@ def base_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]
 
 
 def _files_state(name: str) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of a local checkpoint's files, so that a changed folder is loaded again."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return ()
+    """Names, sizes and times of a local checkpoint's files, so that a changed folder is loaded again.
+
+    Of an adapter's folder with those of the checkpoint that it is put on.
+    """
+    with _loading(name):
+        folders = [Path(each) for each in dict.fromkeys((name, _base_name(name)))]
     return tuple(
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir()) if file.is_file()
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for folder in folders
+        if folder.is_dir()
+        for file in sorted(folder.iterdir())
+        if file.is_file()
     )
 
 

@@ -1,5 +1,6 @@
 """Prefect task that trains the demo's model."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -37,7 +38,7 @@ def train_small_model(folder: str, corpus: CorpusConfig, settings: SmallModel, s
     parts = {"texts": texts, "settings": asdict(settings)}
     tokenizer = None
     if start is not None:
-        parts["start"] = read_manifest(Path(start))["fingerprint"]
+        parts["start"] = _contents(Path(start))
         tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
     name = fingerprint(parts)
     if is_complete(target) and read_manifest(target)["fingerprint"] == name:
@@ -63,3 +64,9 @@ def train_small_model(folder: str, corpus: CorpusConfig, settings: SmallModel, s
         shutil.rmtree(partial, ignore_errors=True)
     run_logger().info("trained: %.3f nats a token; %s", loss, json.dumps(asdict(settings)))
     return folder
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a checkpoint, by name: its manifest tells how it was made, not what is there now."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,6 +1,7 @@
 """`dataworth what-if` as a person runs it, over valuations made by the tasks' bodies."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -216,6 +217,23 @@ def test_a_model_that_changed_is_refused(played, dataworth, tmp_path):
     code, _, complaint = dataworth("what-if", "--results", tmp_path, "--without", "s0")
     assert code == 2
     assert "no longer the model that was valued" in complaint
+
+
+def test_a_base_that_changed_is_refused(published, parts, dataworth, tmp_path):
+    shutil.copytree(parts.model.base, tmp_path / "base")
+    model = parts.model.model_copy(update={"base": str(tmp_path / "base")})
+    named = parts.model_copy(update={"model": model, "base": load(model, 1.0).fingerprint})
+    folder = published(named, game="newton", fallback=False)
+    asked = ("what-if", "--results", folder, "--split", "s0")
+    assert dataworth(*asked)[0] == 0
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.mul_(1.01)
+    base.save_pretrained(tmp_path / "base")
+    code, _, complaint = dataworth(*asked)
+    assert code == 2
+    assert "no longer the base of the model that was valued" in complaint
 
 
 def test_a_valuation_that_fell_back_says_so(published, parts, dataworth):
