@@ -79,7 +79,8 @@ def test_a_home_that_cannot_be_made_is_a_sentence(script, tmp_path):
     (tmp_path / "file").touch()
     result = script("ui", environment={"PREFECT_HOME": str(tmp_path / "file" / "prefect")})
     assert result.returncode == 2
-    assert result.stderr == f"dataworth: PREFECT_HOME {tmp_path}/file/prefect: cannot be made (Not a directory)\n"
+    reason = "cannot be written (Not a directory); set PREFECT_HOME to a folder that can"
+    assert result.stderr == f"dataworth: PREFECT_HOME {tmp_path}/file/prefect: {reason}\n"
 
 
 def test_a_terminated_ui_ends_its_servers(started_dataworth, tmp_path):
