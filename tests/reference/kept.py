@@ -123,7 +123,7 @@ class Inputs:
         self._write("queries.jsonl", asked)
         self._write("one query.jsonl", asked[:1])
         self._write("swapped.jsonl", asked[::-1])
-        self._write("split.jsonl", [{"id": "q8", "prompt": "Raise an", "completion": " error"}])
+        self._write("split.jsonl", [{"id": "q8", "prompt": "The way to", "completion": " the sea"}])
         self._write("prompts.jsonl", [{"id": "q8", "prompt": TEXTS[8][:18]}])
         self._write(
             "classes.jsonl",

@@ -191,7 +191,7 @@ AUDIT: dict[str, tuple[str, Any]] = {
     "audit.fraction": ("audit", 0.7),
     "audit.seeds": ("audit", 2),
     "audit.seed": ("audit", 3),
-    "audit.methods": ("audit", ["random", "bm25", "configured"]),
+    "audit.methods": ("audit", ["leave-one-out", "random", "bm25", "configured"]),
     "audit.leave_one_source_out": ("audit", False),
     "audit.removal": ("audit", 0.3),
     "audit.removal_methods": ("audit", ["random"]),
