@@ -1,6 +1,6 @@
 """Gradients as a run computes them, beside those of autograd on the weights, one text at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def comparable_layers(layers: Sequence[TrackedLayer], count: int) -> list[Tracke
         layer
         for layer in layers
         if isinstance(getattr(layer.module, "weight", None), nn.Parameter)
-        and layer.module.weight.is_floating_point()  # type: ignore[operator,union-attr]  # a parameter, see above
+        and layer.module.weight.is_floating_point()  # type: ignore[operator]  # a parameter, see above
         and layer.n_inputs * layer.n_outputs <= MAX_ENTRIES
     ]
     places = np.unique(np.linspace(0, len(plain) - 1, min(count, len(plain))).round().astype(int))
@@ -103,7 +103,7 @@ def _by_autograd(
     return np.concatenate([_flat(layer, by_parameter) for layer in layers])
 
 
-def _flat(layer: TrackedLayer, by_parameter: dict[int, Tensor | None]) -> np.ndarray:
+def _flat(layer: TrackedLayer, by_parameter: Mapping[int, Tensor | None]) -> np.ndarray:
     """(n_outputs * n_inputs,) of one layer, the bias as its last column; zeros where it has no part."""
     parts = []
     for name in ("weight", "bias"):
