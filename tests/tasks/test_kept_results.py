@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 import tasks.curvature.fitting
 from flows.config import AuditRunConfig, CorpusRunConfig, SearchConfig, ValueConfig
 from flows.training import Indexing
+from storage.manifest import write_manifest
 from storage.withdrawals import FILE, Withdrawals
 from tasks.corpus.config import CorpusConfig
 from tasks.model.task import train_small_model
@@ -236,6 +237,8 @@ def test_a_small_model_that_is_trained(walk, changed, tmp_path):
     inputs, settings = walk.inputs, SMALL
     assert set(OF_A_SMALL_MODEL) == {field.name for field in fields(SmallModel)}
     start = inputs["model"] if changed in ("weights of the model", "tokenizer") else None
+    # A model that was trained here has a manifest, which a change of its files leaves as it is.
+    write_manifest(Path(inputs["model"]), {"fingerprint": "as it was trained"})
     before = _trained(tmp_path / "kept", inputs["corpus.jsonl"], settings, start)
     try:
         if changed in OF_A_SMALL_MODEL:
