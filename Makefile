@@ -12,10 +12,11 @@ demo: $(READY)
 # Unit tests on a process for each of two cores, file by file; whole systems, which also wait, on four, test by
 # test but for those that share servers of their own.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not gpu and not system" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not gpu and not system and not long" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m "system and not gpu" --numprocesses 4 --dist loadgroup
 
 bench: $(READY)
+	$(BIN)/python -m pytest -m "long and not gpu" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m tests.bench
 
 ui: $(READY)

@@ -20,7 +20,7 @@ import tasks.curvature.fitting
 from flows.config import AuditRunConfig, CorpusRunConfig, SearchConfig, ValueConfig
 from flows.training import Indexing
 from storage.manifest import write_manifest
-from storage.withdrawals import FILE, Withdrawals
+from storage.withdrawals import CHECKSUMS, FILE, Withdrawals
 from tasks.corpus.config import CorpusConfig
 from tasks.model.task import train_small_model
 from tasks.model.training import SmallModel
@@ -105,7 +105,7 @@ def walk(tmp_path_factory) -> Iterator[Walk]:
 
 # Each change in one family; in the others that it decides slowly.
 PAIRS = [
-    pytest.param(change, family, id=f"{change}, {family}", marks=[pytest.mark.slow] if number else [])
+    pytest.param(change, family, id=f"{change}, {family}", marks=[pytest.mark.long] if number else [])
     for change, (_, families) in CHANGES.items()
     for number, family in enumerate(families)
 ]
@@ -132,12 +132,13 @@ def test_a_withdrawal(walk, family):
     try:
         warm, cold = walk.run(family, given, walk.store), walk.run(family, given, fresh)
     finally:
-        (walk.store / FILE).unlink()
+        for name in (FILE, CHECKSUMS):
+            (walk.store / name).unlink()
     assert not differing(warm, cold)
     assert differing(cold, before)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("leaf", [*VALUE, *(f"audit {leaf}" for leaf in AUDIT), *(f"search {leaf}" for leaf in SEARCH)])
 def test_another_value_of_a_setting(walk, leaf):
     kind, _, name = leaf.rpartition(" ")
