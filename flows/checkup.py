@@ -65,7 +65,10 @@ def checkup(model: ModelConfig, corpus: CorpusConfig | None) -> Iterator[Check]:
         except InputError as error:
             yield Check("corpus", ", ".join(corpus.files), False, str(error))
             return
-        yield from _of_corpus(loaded, documents, corpus)
+        looked_at = list(_of_corpus(loaded, documents, corpus))
+        yield from looked_at
+        if not all(check.ok for check in looked_at if check.what == "ids"):
+            return
         texts = [document.text for document in documents[:N_TEXTS]]
     yield _tokens(loaded)
     yield _joints(loaded, texts)
