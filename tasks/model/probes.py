@@ -33,8 +33,8 @@ LENGTHS = (9, 5, 9)
 # up to 1.3e-5 where two passes should agree, from 3.7e-2 where one is wrong.
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
 ROUNDING_OF_HALF = 0.1
-# The same of what is computed twice in the same shapes: causal models differ by nothing at all, or by the order in which
-# routed tokens are summed, up to 4e-7; encoders with weights as they are drawn, by 1e-3 and more.
+# The same of what is computed twice in the same shapes: causal models differ by nothing at all, or by the order in
+# which routed tokens are summed, up to 4e-7; encoders with weights as they are drawn, by 1e-3 and more.
 REPEATED = {torch.float64: 1e-9, torch.float32: 2e-5}
 REPEATED_OF_HALF = 0.02
 
