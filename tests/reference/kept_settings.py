@@ -102,7 +102,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "training": TRAINING,
         **WITH_BASE,
     },
-    "search": {"query": "The river runs", "completion": " down from", "count": 3},
+    "search": {"query": "The river runs", "completion": " down from", "count": 8},
     "search, completed": {"query": "The river runs", "max_new_tokens": 4, "count": 3, "sketch": 16},
 }
 # Columns beyond which a layer's Fisher is of low rank, so that a small layer has such a one.
