@@ -81,7 +81,11 @@ def _of_corpus(loaded: LoadedModel, documents: Sequence[Document], corpus: Corpu
     n_tokens = sum(len(each.ids) for each in read)
     sources = Counter(document.source for document in documents)
     which = "all" if len(documents) < N_DOCUMENTS else f"the first {len(documents):,}"
-    yield Check("corpus", f"{which} documents: {len(documents):,} of {len(sources)} sources, {n_tokens:,} tokens")
+    n_short = sum(len(each.ids) < 2 for each in read)
+    size = f"{which} documents: {len(documents):,} of {len(sources)} sources, {n_tokens:,} tokens"
+    if n_short:
+        size += f"; {n_short} have fewer than the two tokens an example needs"
+    yield Check("corpus", size, n_short < len(read), "no document has the two tokens an example needs")
     unknown = loaded.tokenizer.unk_token_id
     n_unknown = 0 if unknown is None else sum(each.ids.count(unknown) for each in read)
     if n_unknown:
@@ -106,7 +110,9 @@ def _tokens(loaded: LoadedModel) -> Check:
         for ids in (text.ids[: text.n_before], text.ids[text.end :])
     )
     speed = "" if loaded.tokenizer.is_fast else "; it is not a fast one, so that passages are shown as whole texts"
-    return Check("tokenizer", f"adds {before} before a text, {after} after it{speed}")
+    chat = "; its chat template is not used, prompts are taken as they are"
+    chat = chat if getattr(loaded.tokenizer, "chat_template", None) else ""
+    return Check("tokenizer", f"adds {before} before a text, {after} after it{speed}{chat}")
 
 
 def _joints(loaded: LoadedModel, texts: Sequence[str]) -> Check:

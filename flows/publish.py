@@ -6,6 +6,7 @@ from typing import Any
 
 from flows.config import PublishConfig
 from flows.options import validated
+from storage.errors import InputError
 from tasks.report.audit import read_audit
 from tasks.report.config import TrackingConfig
 from tasks.report.results import read_results
@@ -25,7 +26,11 @@ def publish(config: PublishConfig) -> LoggedRun:
     audit = Path(config.results) / "audit.json"
     if audit.is_file() and not (Path(config.results) / "valuation.json").is_file():
         return log_audited(config.results, _tracking(config, read_audit(audit.parent).parameters))
-    return log_results(config.results, _tracking(config, read_results(config.results).parameters))
+    results = read_results(config.results)
+    report = Path(config.results) / "report.html"
+    if not report.is_file():
+        raise InputError(f"{report}: is gone; run `dataworth value` again")
+    return log_results(config.results, _tracking(config, results.parameters))
 
 
 def _tracking(config: PublishConfig, parameters: Mapping[str, Any]) -> TrackingConfig:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from storage.encoding import encoded
-from storage.errors import InputError, RowRangeError
+from storage.errors import InputError, RowRangeError, StoreIncompleteError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import Location, check_writable
@@ -180,7 +180,14 @@ class Indexing:
             StoreIncompleteError: one of them is not stored.
         """
         known = {_of_id(key): key for key in self.store.stored().tolist()}
-        contents = [known.get(_of_id(_key(name)), _key(name)) for name in ids]
+        missing = [name for name in ids if _of_id(_key(name)) not in known]
+        if missing:
+            raise StoreIncompleteError(
+                f"{missing[0]!r} is not stored in {self.store.path}"
+                + (f", nor are {len(missing) - 1} others" if len(missing) > 1 else "")
+                + ": add it inside `with Indexing(…)`"
+            )
+        contents = [known[_of_id(_key(name))] for name in ids]
         return np.concatenate(self.store.rows_of(np.asarray(contents, "S32"))).astype(np.float32)
 
     def _bound(self, name: str, content: bytes | None) -> bytes:

@@ -84,7 +84,7 @@ def query(row: Mapping[str, Any], where: str) -> Query:
         raise InputError(
             f"{where}, field {short(unknown[0])}: unknown; a query has id, prompt and optionally completion"
         )
-    completion = None if row.get("completion") is None else _text(row, "completion", where)
+    completion = None if row.get("completion") is None else _text(row, "completion", where, blank=True)
     name = _name(row, "id", where)
     if name == ALL_QUERIES:
         raise InputError(f"{where}, field 'id': {ALL_QUERIES!r} stands for all queries together; use another")
@@ -171,14 +171,14 @@ def _field(row: Mapping[str, Any], field: str, where: str) -> Any:
     return row[field]
 
 
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+def _text(row: Mapping[str, Any], field: str, where: str, *, blank: bool = False) -> str:
     value = _field(row, field, where)
     if not isinstance(value, str):
         turns = isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)
         remedy = " of objects, as conversations are; write its turns as one text, as the model saw it" if turns else ""
         raise InputError(f"{where}, field {field!r}: expected text, got {type(value).__name__}{remedy}")
-    if not value.strip():
-        raise InputError(f"{where}, field {field!r}: empty")
+    if not value or not (blank or value.strip()):
+        raise InputError(f"{where}, field {field!r}: {'nothing but white space' if value else 'empty'}")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -74,8 +74,8 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
     if left_out:
         run_logger().warning("%s documents were withdrawn and are left out", len(left_out))
     if written.n_examples == 0:
-        reason = "was not withdrawn and" if left_out else ""
-        raise InputError(f"{', '.join(corpus.files)}: no document {reason} has the two tokens an example needs")
+        reason = " was not withdrawn and" if left_out else ""
+        raise InputError(f"{', '.join(corpus.files)}: no document{reason} has the two tokens an example needs")
     run_logger().info(
         "%s documents, %s windows, %s tokens",
         f"{written.n_documents:,}",
@@ -103,7 +103,11 @@ def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> S
     loaded = load(model)
 
     def tokenised() -> Iterator[TokenisedDocument]:
+        asked = 0
         for query in read_queries(queries):
+            asked += query.completion is None
+            if asked == 1 and query.completion is None and getattr(loaded.tokenizer, "chat_template", None):
+                run_logger().warning("the model has a chat template; prompts are completed as they are, without it")
             if loaded.labels is not None:
                 yield _classified_query(loaded, query)
                 continue

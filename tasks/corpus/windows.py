@@ -151,7 +151,7 @@ def answered_query(
 
 
 def class_number(label: str, labels: Sequence[str], where: str) -> int:
-    """The number of a class given by its name or its number.
+    """The number of a class given by its name or its number, or by `#` and its number.
 
     Args:
         label: as given.
@@ -159,12 +159,19 @@ def class_number(label: str, labels: Sequence[str], where: str) -> int:
         where: file and line, for messages.
 
     Raises:
-        InputError: the model has no such class.
+        InputError: the model has no such class, or it may be one of several: classes named "1", "2", … from 0 on, or
+            alike.
     """
-    if label in labels:
-        return list(labels).index(label)
-    if label.isdecimal() and len(label) < 10 and int(label) < len(labels):
-        return int(label)
+    digits = label.removeprefix("#")
+    numbered = {int(digits)} if digits.isdecimal() and len(digits) < 10 and int(digits) < len(labels) else set()
+    named = set() if label.startswith("#") and numbered else {n for n, name in enumerate(labels) if name == label}
+    meant = sorted(named | numbered)
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        classes = " or ".join(f"class {number} ({short(labels[number])})" for number in meant)
+        written = " or ".join(f"#{number}" for number in meant)
+        raise InputError(f"{where}: {short(label)} may be {classes} of the model; write {written}")
     known = ", ".join(labels[:8]) + (" …" if len(labels) > 8 else "")
     raise InputError(f"{where}: the model has no class {short(label)}; it knows {known}, or 0 to {len(labels) - 1}")
 

@@ -169,6 +169,11 @@ def _pretrained(config: ModelConfig, device: torch.device) -> tuple[PreTrainedMo
         base = _base_name(config.name)
         architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
         classifies = _labels(architecture) is not None
+        if architecture.is_encoder_decoder and not classifies:
+            raise ValueError(
+                f"it is an encoder-decoder, {', '.join(architecture.architectures or ['of no stated kind'])}; give a "
+                "causal language model, or a sequence classifier"
+            )
         kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
         for name in {base, config.name}:
             refuse_pickled(name, architecture)

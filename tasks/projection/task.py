@@ -1,5 +1,7 @@
 """Prefect task that makes the bases of a model's tracked layers."""
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from prefect import task
@@ -42,6 +44,7 @@ def make_bases(
         InputError: bases made earlier do not belong to this model's layers.
     """
     loaded = load(model)
+    _refuse_idle_patterns(projection, [layer.name for layer in loaded.layers])
     run_logger().warning(coverage(loaded.model, loaded.layers).sentence())
     if loaded.left_out:
         count, first = len(loaded.left_out), loaded.left_out[0]
@@ -94,3 +97,18 @@ def _earlier(folder: Location, shapes: list[list[Any]]) -> StoreRef:
     if [[layer[name] for name in names] for layer in found.layers] != shapes:
         raise InputError(f"--projection.bases {folder}: made for other layers than this model's")
     return StoreRef(kind="layers", location=str(folder.absolute()), fingerprint=found.fingerprint)
+
+
+def _refuse_idle_patterns(projection: ProjectionConfig, layers: Sequence[str]) -> None:
+    """A pattern of ranks that no layer matches is a slip of the pen.
+
+    Raises:
+        InputError: there is one.
+    """
+    for entry in projection.ranks:
+        pattern = entry.rpartition("=")[0]
+        if not any(fnmatchcase(layer, pattern) for layer in layers):
+            raise InputError(
+                f"--projection.ranks {entry}: the pattern matches none of the {len(layers)} tracked layers, such as "
+                f"{layers[0]}"
+            )

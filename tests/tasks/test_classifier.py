@@ -11,6 +11,7 @@ from storage.corpus import CorpusStore
 from storage.errors import InputError
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.task import prepare_corpus, prepare_queries
+from tasks.corpus.windows import class_number
 from tasks.curvature.config import CurvatureConfig, DampingConfig
 from tasks.model.config import ModelConfig
 from tasks.model.layers import tracked_layers
@@ -95,3 +96,35 @@ def test_documents_without_a_known_class_are_refused(tmp_path, checkpoints, labe
     queries.write_text('{"id": "q", "prompt": "words", "completion": "joy"}\n')
     with pytest.raises(InputError, match=r"field 'completion': the model has no class 'joy'"):
         prepare_queries.fn(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "meant"),
+    [
+        (["LABEL_0", "LABEL_1"], "1", 1),
+        (["bad", "good"], "good", 1),
+        (["0", "1", "2"], "2", 2),
+        (["1", "2", "3"], "3", 2),
+        (["1", "2", "3"], "0", 0),
+        (["1", "2", "3"], "#1", 1),
+        (["a", "a"], "#1", 1),
+        (["#1", "b"], "#1", 1),
+    ],
+)
+def test_a_class_by_its_name_or_its_number(labels, given, meant):
+    assert class_number(given, labels, "f") == meant
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "message"),
+    [
+        (["1", "2", "3"], "1", r"'1' may be class 0 \('1'\) or class 1 \('2'\) of the model; write #0 or #1"),
+        (["1", "0"], "0", r"'0' may be class 0 \('1'\) or class 1 \('0'\)"),
+        (["a", "a", "A"], "a", r"'a' may be class 0 \('a'\) or class 1 \('a'\)"),
+        (["a", "b"], "#2", "the model has no class '#2'; it knows a, b, or 0 to 1"),
+    ],
+)
+def test_a_class_that_may_be_another_is_refused(labels, given, message):
+    """Stars from one to five are classes 0 to 4: a number says two things."""
+    with pytest.raises(InputError, match=message):
+        class_number(given, labels, "f")

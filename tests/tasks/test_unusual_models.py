@@ -14,6 +14,8 @@ from tasks.corpus.task import prepare_corpus, prepare_queries
 from tasks.curvature.config import CurvatureConfig
 from tasks.model.config import ModelConfig
 from tasks.model.loading import load
+from tasks.projection.config import ProjectionConfig
+from tasks.projection.task import make_bases
 from tests.conformance.tokenizers import MAKES
 from tests.reference.checkpoints import LLAMA, SIZE, TEXTS
 from tests.reference.dense import dense_gradients, dense_scores
@@ -270,3 +272,28 @@ def test_a_model_that_sees_the_tokens_it_predicts_is_refused(tmp_path, tokenizer
     folder = saved(tmp_path / "model", configuration, kind, tokenizer, **settings)
     with pytest.raises(InputError, match=rf"--model {folder}: .*(no causal language model|cannot be loaded)"):
         load(ModelConfig(name=str(folder)))
+
+
+def test_an_encoder_decoder_is_refused_as_what_it_is(tmp_path, tokenizer):
+    size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    size |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    folder = saved(tmp_path / "model", hf.BartConfig, hf.BartForConditionalGeneration, tokenizer, **size)
+    with pytest.raises(InputError, match="it is an encoder-decoder, BartForConditionalGeneration; give a causal"):
+        load(ModelConfig(name=str(folder)))
+
+
+def test_white_space_is_something_to_say(tmp_path, checkpoints):
+    queries = lines(tmp_path / "q.jsonl", [{"id": "q", "prompt": "The river", "completion": "\n\n"}])
+    model = ModelConfig(name=str(checkpoints["llama"]))
+    ref = prepare_queries.fn(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
+    store = CorpusStore.open(ref)
+    assert 0 < int(store.windows["n_masked"][0]) < len(store.tokens(0))
+    lines(tmp_path / "q.jsonl", [{"id": "q", "prompt": " ", "completion": "x"}])
+    with pytest.raises(InputError, match="field 'prompt': nothing but white space"):
+        prepare_queries.fn(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
+
+
+def test_a_pattern_of_ranks_that_no_layer_matches_is_refused(tmp_path, checkpoints):
+    model, projection = ModelConfig(name=str(checkpoints["llama"])), ProjectionConfig(ranks=["*.mlpp.*=4"])
+    with pytest.raises(InputError, match=r"--projection.ranks \*.mlpp.\*=4: the pattern matches none of the 14"):
+        make_bases.fn(str(tmp_path), model, projection)

@@ -64,7 +64,7 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
 
 BAD_LINES = {
     '{"id": "a", "source": "s", "text": ""}': "line 2, field 'text': empty",
-    '{"id": "a", "source": "s", "text": "  \\n"}': "line 2, field 'text': empty",
+    '{"id": "a", "source": "s", "text": "  \\n"}': "line 2, field 'text': nothing but white space",
     '{"id": "a", "source": "s"}': "line 2, field 'text': missing",
     '{"id": "a", "source": null, "text": "x"}': "line 2, field 'source': null",
     '{"id": "", "source": "s", "text": "x"}': "line 2, field 'id': empty",
@@ -243,7 +243,7 @@ def test_further_fields_are_kept(tmp_path):
         (None, "null"),
         (["x"], "expected text, a number or true or false, got list"),
         (float("inf"), "inf is not a finite number"),
-        (" ", "empty"),
+        (" ", "nothing but white space"),
     ],
 )
 def test_further_fields_that_cannot_be_used(tmp_path, value, message):
