@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from storage.schema import PASSAGES
 
 ROOT = Path(__file__).parents[2]
 MAIN = "from flows.cli import main; main()"
@@ -19,11 +22,12 @@ def results(tmp_path) -> Path:
     folder = tmp_path / "results"
     folder.mkdir()
     rows = [
-        {"query_id": "*", "rank": number, "document_id": f"d{number}", "source": "sé", "score": 1.0, "text": "語 " * 50}
+        {"query_id": "*", "rank": number, "document_id": f"d{number}", "source": "sé", "text": "語 " * 50}
+        | {"score": 1.0, "relative_score": 1.0, "window_start": 0}
         for number in range(1, 1001)
     ]
-    pd.DataFrame(rows).to_parquet(folder / "documents.parquet")
-    (folder / "valuation.json").write_text(json.dumps({}))
+    pq.write_table(pa.Table.from_pylist(rows, PASSAGES), folder / "documents.parquet")
+    (folder / "valuation.json").write_text(json.dumps({"parameters": {}, "fingerprints": {}}))
     return folder
 
 

@@ -62,7 +62,7 @@ def _rows(model: nn.Module, examples: Examples, draws: int, generator: torch.Gen
     size = sum(parameter.numel() for parameter in model.parameters())
     drawn, own = torch.empty(examples.n_examples * draws, size), torch.zeros(examples.n_examples, size)
     for number in range(examples.n_examples):
-        ids, mask, labels = examples.batch(np.array([number]), torch.device("cpu"))
+        ids, mask, labels = examples.batch(np.array([number]), torch.device("cpu"), 0)
         losses = -model(input_ids=ids, attention_mask=mask).logits[0, :-1].log_softmax(-1)
         targets = labels[0, 1:]
         chosen = targets >= 0
