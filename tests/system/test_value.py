@@ -270,7 +270,7 @@ def test_interrupted_while_scoring_no_worker_stays(
 
 
 def test_two_runs_on_one_store_the_second_is_refused(
-    dataworth, prefect_server, checkpoints, long_corpus, queries_file, tmp_path
+    dataworth, prefect_server, checkpoints, long_corpus, corpus_file, tmp_path
 ):
     from storage.gradients import GradientStore
     from storage.manifest import writer_lock
@@ -280,8 +280,10 @@ def test_two_runs_on_one_store_the_second_is_refused(
     assert dataworth(*words).returncode == 0
     (path,) = (tmp_path / "store" / "gradients").glob("[0-9a-f]*")
     assert GradientStore(path).segments()
+    other = [corpus_file if word == long_corpus else word for word in words]
     with writer_lock(path):
-        refused = dataworth(*words, "--overlap", "refuse")
+        again, refused = dataworth(*words, "--overlap", "refuse"), dataworth(*other, "--overlap", "refuse")
+    assert again.returncode == 0  # all is there: nothing to write
     assert refused.returncode == 1
     assert "another run is writing" in sentence(refused)
 
