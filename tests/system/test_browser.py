@@ -58,6 +58,13 @@ def field(page: Page, group: str, label: str):
     return own.locator(".schema-form-property", has=named).last.locator("input").first
 
 
+def takes(prefect, deployment, config):
+    """Give a deployment its parameters; the server turns it away while its database is busy with the worker's first."""
+    answer = httpx.patch(f"{prefect}/api/deployments/{deployment}", json={"parameters": {"config": config}})
+    assert answer.status_code in (204, 503), answer.text
+    return answer.status_code == 204
+
+
 def test_from_the_form_to_the_report(
     started_dataworth, checkpoints, corpus_file, queries_file, tmp_path, page, screenshot
 ):
@@ -74,15 +81,7 @@ def test_from_the_form_to_the_report(
         "store": str(tmp_path / "store"),
         "results": str(tmp_path / "out"),
     }
-    given = {"parameters": {"config": config}}
-
-    def taken() -> bool:
-        """The server turns a request away while its database is busy with the worker's first ones."""
-        answer = httpx.patch(f"{prefect}/api/deployments/{deployment}", json=given)
-        assert answer.status_code in (204, 503), answer.text
-        return answer.status_code == 204
-
-    wait_until(taken, 60, "the deployment takes no parameters")
+    wait_until(lambda: takes(prefect, deployment, config), 60, "the deployment takes no parameters")
 
     page.goto(f"{prefect}/deployments")
     page.get_by_text("value-corpus").first.wait_for()
