@@ -16,6 +16,7 @@ from tasks.gradients.autograd import comparable_layers, error_against_autograd
 from tasks.model.config import ModelConfig
 from tasks.model.layers import coverage
 from tasks.model.loading import LoadedModel, load
+from tasks.model.probes import ROUNDING, ROUNDING_OF_HALF
 from tasks.model.tokens import encoded
 
 __all__ = ["checkup"]
@@ -23,9 +24,6 @@ __all__ = ["checkup"]
 # Documents that are read of a corpus, tokens of the texts whose gradients are compared, and how many layers are.
 N_DOCUMENTS = 1000
 N_TEXTS, N_TOKENS, N_LAYERS = 3, 48, 4
-# Largest difference, of the largest gradient, that rounding may leave.
-ROUNDING = {"torch.float64": 1e-6, "torch.float32": 1e-3}
-ROUNDING_OF_HALF = 0.1
 SAMPLES = (
     "The keeper of the light sleeps by day. Nobody rings the bell before noon.",
     "Numbers such as 12 and 345 are added first, then sorted and printed.",
@@ -143,7 +141,7 @@ def _gradients(loaded: LoadedModel, texts: Sequence[str]) -> Check:
     if not rows:
         return Check("gradients", "not compared: no text has two tokens")
     error = error_against_autograd(loaded, layers, rows, [0] * len(rows))
-    allowed = ROUNDING.get(str(loaded.model.dtype), ROUNDING_OF_HALF)
+    allowed = ROUNDING.get(loaded.model.dtype, ROUNDING_OF_HALF)
     found = f"differ from autograd's by at most {error:.0e} of the largest ({len(layers)} layers, {len(rows)} texts)"
     return Check("gradients", found, error <= allowed, "" if error <= allowed else "this model is computed wrongly")
 

@@ -25,7 +25,16 @@ from tasks.model.layers import TrackedLayer
 from tasks.model.reading import Batching
 from tasks.model.tokens import encoded
 
-__all__ = ["Probe", "differs", "looks_ahead", "plain_layers", "probe_rows", "usable_positions"]
+__all__ = [
+    "ROUNDING",
+    "ROUNDING_OF_HALF",
+    "Probe",
+    "differs",
+    "looks_ahead",
+    "plain_layers",
+    "probe_rows",
+    "usable_positions",
+]
 
 # Rows of unequal lengths, two of them alike in length; without the tokens that a tokenizer adds.
 LENGTHS = (9, 5, 9)
