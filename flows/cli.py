@@ -249,12 +249,14 @@ def withdraw(store: str | None, sources: tuple[str, ...], documents: tuple[str, 
 @STORE_OPTION
 def compact(store: str | None) -> None:
     """Give back the space of what was withdrawn."""
+    from flows.receipts import checked, receipt
     from storage.compaction import compact as compacted
 
-    removed = compacted(stores(store))
-    say(f"gradients: {removed.gradient_bytes / 2**20:,.1f} MB of rows removed")
-    say(f"removed: {removed.corpora} corpora, {removed.fits} fits, {removed.scores} scores, {removed.values} values")
-    say("results folders, MLflow runs and your own files of earlier valuations are not touched")
+    done = compacted(stores(store))
+    for removal, path in done.receipts:
+        say(receipt(removal, path))
+    if not done.receipts:
+        say(f"nothing of a withdrawn document is there; {checked(done.checked)}")
 
 
 @cli.command(help="Read every store and name what is damaged; `dataworth index` then repairs damaged gradients.")

@@ -12,7 +12,7 @@ from flows.runs import announce
 from flows.terminal import mlflow_place, passages, table
 from flows.turns import in_turn, results_turn
 from flows.value_corpus import value_corpus
-from storage.manifest import replace_file
+from storage.durable import replace_file
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.stdlib import held_out, standard_library_documentation
 from tasks.curvature.config import CurvatureConfig
