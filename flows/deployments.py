@@ -1,4 +1,4 @@
-"""What a Prefect server is told before a worker runs the flows: a work pool, a limit of devices, deployments.
+"""What a Prefect server is told before a worker runs the flows: a work pool, an automation, deployments.
 
 The deployments are those of `prefect.yaml`, which travels with an installed package, too.
 """
@@ -20,7 +20,6 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists
 
 from storage.errors import DataworthError
-from tasks.progress import DEVICE_TAG
 
 __all__ = ["POOL", "apply_deployments", "worker_command"]
 
@@ -36,7 +35,7 @@ def worker_command() -> list[str]:
 
 
 def apply_deployments(api: str, environment: Mapping[str, str]) -> None:
-    """Create or update work pool, limit, automation and deployments.
+    """Create or update work pool, automation and deployments.
 
     Args:
         api: address of the Prefect API.
@@ -48,7 +47,6 @@ def apply_deployments(api: str, environment: Mapping[str, str]) -> None:
     with SyncPrefectClient(api) as client:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        client.upsert_global_concurrency_limit_by_name(f"tag:{DEVICE_TAG}", _devices())
         if not client.read_automations_by_name(LOST):
             client.create_automation(_crashed_without_heartbeat())
     deployed = subprocess.run(
@@ -67,13 +65,6 @@ def _definitions() -> Path:
     here = Path(__file__).parent
     beside = here.parent / "prefect.yaml"
     return beside if beside.is_file() else here / "prefect.yaml"
-
-
-def _devices() -> int:
-    """How many tasks may compute at once on this machine: one a GPU, one on a machine without."""
-    import torch
-
-    return max(1, torch.cuda.device_count())
 
 
 def _crashed_without_heartbeat() -> AutomationCore:
