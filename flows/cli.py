@@ -61,8 +61,10 @@ def _command(
             make_homes(config)
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 with many_imports():
+                    from flows.embedded import close_embedded_server
                     from flows.losses import named_loss
 
+                close_embedded_server()
                 with named_loss(), named_broken_pipe():
                     run(config)
             elif together:

@@ -12,6 +12,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from flows.deployments import apply_deployments, worker_command
+from flows.gate import auth_string, new_key, server_command, server_environment
 from flows.terminal import say
 from storage.errors import DataworthError, InputError
 from storage.locations import home
@@ -85,6 +86,14 @@ def mlflow_command(port: int) -> list[str]:
     ]
 
 
+def mlflow_environment(port: int) -> dict[str, str]:
+    """It answers under its own address alone; by default it would under any name that begins with 10. or 192.168."""
+    return {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port},localhost:{port}",
+    }
+
+
 def serve(prefect_port: int, mlflow_port: int) -> None:
     """Run both servers and a worker until Ctrl-C.
 
@@ -99,20 +108,23 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
     _check_free(mlflow_port, "--mlflow-port")
     prefect_port, mlflow_port = prefect_port or free_port(), mlflow_port or free_port()
     prefect_url, mlflow_url = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
-    prefect = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)]
+    key = new_key()
     with ExitStack() as stack:
-        server = stack.enter_context(
-            child(prefect, {"PREFECT_API_URL": "", "PREFECT_UI_API_URL": f"{prefect_url}/api"})
-        )
-        mlflow = stack.enter_context(
-            child(mlflow_command(mlflow_port), {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
-        )
+        server = stack.enter_context(child(server_command(prefect_port), server_environment(prefect_port, key)))
+        mlflow = stack.enter_context(child(mlflow_command(mlflow_port), mlflow_environment(mlflow_port)))
         wait_for(server, f"{prefect_url}/api/health", "the Prefect server")
         wait_for(mlflow, f"{mlflow_url}/health", "the MLflow server")
-        addresses = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
+        addresses = {
+            "PREFECT_API_URL": f"{prefect_url}/api",
+            "PREFECT_API_AUTH_STRING": auth_string(key),
+            "MLFLOW_TRACKING_URI": mlflow_url,
+        }
         apply_deployments(addresses["PREFECT_API_URL"], addresses)
         worker = stack.enter_context(child(worker_command(), addresses))
-        say(f"Prefect  {prefect_url}/deployments\nMLflow   {mlflow_url}/#/experiments\nCtrl-C ends both.")
+        say(f"Prefect  {prefect_url}/deployments?key={key}\nMLflow   {mlflow_url}/#/experiments")
+        say("A command in another terminal uses both after")
+        say("\n".join(f"export {name}={value}" for name, value in addresses.items()))
+        say("Whoever has the key may run what you may. Ctrl-C ends both.")
         named = {"the Prefect server": server, "MLflow": mlflow, "the worker": worker}
         while True:
             for what, process in named.items():
