@@ -15,6 +15,7 @@ from flows.fit_curvature import store_folder
 from flows.headline import show_headline
 from flows.one_checkpoint import Checkpoint, Timings, sums_only, valued_checkpoint
 from flows.options import command_here
+from flows.permissions import check_permitted
 from flows.runs import announce, run_name, run_title
 from flows.turns import in_turn, run_turn
 from storage.errors import InputError
@@ -54,6 +55,7 @@ def value_corpus(config: ValueConfig) -> dict[str, Any] | State[Any]:
         did not take it); `skipped` alone, the reason, where another run was under way and `overlap` is `skip`.
     """
     announce(config)
+    check_permitted(config)
     results = str(Path(config.results).absolute())
     check_writable(Path(results), "--results")
     _refuse_unlike(config)
