@@ -4,11 +4,27 @@ import re
 import signal
 
 import httpx
+import psutil
 import pytest
 
 from tests.reference.api import served, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+
+def assert_nobody_is_told(key, folder, log):
+    """No file and no command holds the key, but for what was printed in the terminal: databases, logs, results."""
+    told = [path for path in folder.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    assert told == [log]
+    assert log.read_text().count(key) == 2  # in the address, and for other terminals
+    assert not any(key in word for process in psutil.process_iter() for word in command_of(process))
+
+
+def command_of(process):
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_the_ui_runs_a_valuation_from_its_form(started_dataworth, checkpoints, corpus_file, queries_file, tmp_path):
@@ -47,6 +63,7 @@ def test_the_ui_runs_a_valuation_from_its_form(started_dataworth, checkpoints, c
         f"{ui.mlflow}/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": "from the form"}
     ).json()
     assert experiment["experiment"]["name"] == "from the form"
+    assert_nobody_is_told(ui.key, tmp_path, log)
     process.send_signal(signal.SIGINT)
     assert process.wait(90) == 130
     assert left() == []
