@@ -52,14 +52,19 @@ def server_command(port: int) -> list[str]:
 
 def server_environment(port: int, key: str) -> dict[str, str]:
     """Of the server: the key is in no command, which everybody on the machine could see."""
-    address = f"http://127.0.0.1:{port}"
     return {
         "PREFECT_API_URL": "",
         "PREFECT_SERVER_API_AUTH_STRING": auth_string(key),
-        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": address,
+        # Its pages ask the first of its names, by whichever they were opened.
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(_origins(port)),
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
-        "PREFECT_SERVER_UI_API_URL": f"{address}{API}",
+        "PREFECT_SERVER_UI_API_URL": f"{_origins(port)[0]}{API}",
     }
+
+
+def _origins(port: int) -> list[str]:
+    """The addresses it goes by."""
+    return [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
 
 
 class Gate:
@@ -73,8 +78,8 @@ class Gate:
 
     def __init__(self, app: ASGIApp, port: int, auth: str):
         self._app, self._auth = app, auth
-        self._hosts = [f"{name}:{port}" for name in ("127.0.0.1", "localhost")]
-        self._origins = [f"http://{host}" for host in self._hosts]
+        self._origins = _origins(port)
+        self._hosts = [origin.removeprefix("http://") for origin in self._origins]
         self._key = auth.partition(":")[2]
         # A browser sends its cookies to every port of a host. This one shows pages, and is good for nothing else.
         self._cookie = f"dataworth-{port}"

@@ -97,30 +97,37 @@ def _check_file(field: str, value: str) -> None:
 
 
 def _check_documents(field: str, value: str) -> None:
-    if not value.startswith(HUB):
+    if value.startswith(HUB):
+        _check_hub(field, value.removeprefix(HUB).partition(":")[0], value)
+    else:
         _check_file(field, value)
-        return
-    name = value.removeprefix(HUB).partition(":")[0]
-    _check_hub(field, name, value)
 
 
 def _check_model(field: str, value: str) -> None:
-    _check_hub(field, value, value)
-    seen, base = {value}, _adapted(value)
+    seen: set[str] = set()
+    base: str | None = value
     while base is not None and base not in seen:
-        _check_hub(f"{field} {visible(value)}, adapters of", base, base)
+        said = f"{field} {visible(value)}, adapters of" if seen else field
+        if _is_of_hub(base):
+            _check_hub(said, base, base)
+        else:
+            _check_file(said, base)
         seen.add(base)
         base = _adapted(base)
 
 
+def _is_of_hub(name: str) -> bool:
+    """The same name is of the Hugging Face hub where there is no such folder."""
+    return HUB_NAME.fullmatch(name) is not None and not os.path.lexists(name)
+
+
 def _check_hub(field: str, name: str, value: str) -> None:
-    """The same name is of the hub where there is no such folder."""
+    """Of a data set in a folder, too, which is none of the hub: its README may name files anywhere."""
     inputs = _listed(INPUTS)
     if inputs is None:
         return
-    if os.path.lexists(name) or not HUB_NAME.fullmatch(name):
-        _check_file(field, name)
-    elif not any(fnmatch.fnmatchcase(f"{HUB}{name}", entry) for entry in inputs if entry.startswith(HUB)):
+    patterns = [entry for entry in inputs if entry.startswith(HUB)]
+    if not _is_of_hub(name) or not any(fnmatch.fnmatchcase(f"{HUB}{name}", pattern) for pattern in patterns):
         raise _refusal(field, value, inputs, INPUTS)
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
+from mlflow.server.security_utils import get_default_allowed_hosts, is_allowed_host_header
 
 from tests.reference.api import Api, served, wait_until
 
@@ -126,6 +127,28 @@ def test_a_name_that_was_led_here_gets_nowhere(ui, prefect_server, page):
     )
 
 
+def test_mlflow_goes_by_no_name_that_looks_like_an_address(ui):
+    port = urlsplit(ui.mlflow).port
+    assert is_allowed_host_header(get_default_allowed_hosts(), f"10.stranger.example:{port}")  # left to itself
+    for host, status in ((f"127.0.0.1:{port}", 200), (f"10.stranger.example:{port}", 403)):
+        assert httpx.get(f"{ui.mlflow}/", headers={"Host": host}).status_code == status
+
+
+def test_a_command_without_the_key_says_where_it_is(ui, forked, folder, checkpoints, corpus_file):
+    given = ["--model", str(checkpoints["llama"]), "--corpus", str(corpus_file), "--store", str(folder / "results")]
+    without = {**os.environ, "PREFECT_API_URL": f"{ui.prefect}/api", "PREFECT_HOME": str(folder / "another")}
+    made = forked.run(["index", *given], without, folder, 120)
+    assert made.returncode == 2
+    assert made.stderr.strip().endswith(
+        f"the Prefect server at {ui.prefect}/api does not take the password: set PREFECT_API_AUTH_STRING, "
+        "which `dataworth ui` prints where it was started"
+    )
+    for environment, well in ((without, False), ({**without, **ui.environment}, True)):
+        looked = forked.run(["doctor"], environment, folder, 120)
+        assert (f"{ui.prefect}/api does not take the password" in looked.stdout) is not well
+        assert (f"{ui.prefect}/api answers" in looked.stdout) is well
+
+
 def test_pages_open_with_the_key_and_then_without(ui, api, page, screenshot):
     where = "The address that has it was printed where `dataworth ui` was started: open that."
     page.goto(f"{ui.prefect}/runs")  # as a link in a report
@@ -135,6 +158,8 @@ def test_pages_open_with_the_key_and_then_without(ui, api, page, screenshot):
     page.goto(ui.page("/deployments"))
     page.get_by_text("value-corpus").first.wait_for()
     assert page.url == f"{ui.prefect}/deployments"
+    page.goto(ui.page("/deployments").replace("127.0.0.1", "localhost"))
+    page.get_by_text("value-corpus").first.wait_for()
     screenshot("deployments-with-the-key")
     run = api.start("fit-curvature", {"model": {"name": "x"}, "corpus": {"files": ["/etc/passwd"]}})
     wait_until(lambda: api.ended(run["id"]), 120, "the run does not end")
