@@ -3,17 +3,17 @@
 The deployments are those of `prefect.yaml`, which travels with an installed package, too.
 """
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
@@ -24,6 +24,9 @@ from storage.errors import DataworthError
 __all__ = ["POOL", "apply_deployments", "worker_command"]
 
 POOL = "dataworth"
+# A run is asked for parameters alone: by default a form and the API may give a run another command, environment and
+# folder. A worker that makes the pool itself takes it as `--base-job-template`.
+JOB_TEMPLATE = Path(__file__).with_name("job-template.json")
 # Heartbeats come every 30 s (flows/__init__.py); several may be lost while a machine is busy.
 WITHOUT_HEARTBEAT = timedelta(minutes=5)
 LOST = "dataworth: runs without a heartbeat have crashed"
@@ -39,14 +42,17 @@ def apply_deployments(api: str, environment: Mapping[str, str]) -> None:
 
     Args:
         api: address of the Prefect API.
-        environment: of the process that applies `prefect.yaml`.
+        environment: of the process that applies `prefect.yaml`, and PREFECT_API_AUTH_STRING, if the API asks for one.
 
     Raises:
         DataworthError: the server does not take the deployments.
     """
-    with SyncPrefectClient(api) as client:
-        with suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    template = json.loads(JOB_TEMPLATE.read_bytes())
+    with SyncPrefectClient(api, auth_string=environment.get("PREFECT_API_AUTH_STRING")) as client:
+        try:
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+        except ObjectAlreadyExists:
+            client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
         if not client.read_automations_by_name(LOST):
             client.create_automation(_crashed_without_heartbeat())
     deployed = subprocess.run(
