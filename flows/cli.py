@@ -276,9 +276,7 @@ def verify(store: str | None) -> None:
         raise DataworthError(f"{n_damaged} of {n_checked} are damaged")
 
 
-@cli.command(
-    help="Start Prefect server, MLflow and a worker on loopback and print their addresses; Ctrl-C ends them."
-)
+@cli.command(help="Start Prefect server, MLflow and a worker on loopback and print their addresses; Ctrl-C ends them.")
 @click.option("--prefect-port", type=click.IntRange(0, 65535), default=4200, show_default=True)
 @click.option("--mlflow-port", type=click.IntRange(0, 65535), default=5000, show_default=True)
 def ui(prefect_port: int, mlflow_port: int) -> None:

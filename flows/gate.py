@@ -22,7 +22,7 @@ from starlette.websockets import WebSocketClose
 
 from storage.errors import InputError
 
-__all__ = ["Gate", "auth_string", "new_key", "server_command", "server_environment"]
+__all__ = ["Gate", "auth_string", "main", "new_key", "server_command", "server_environment"]
 
 USER = "dataworth"
 API = "/api"
