@@ -97,9 +97,11 @@ def test_a_cookie_of_an_earlier_start_shows_nothing(client):
     assert later.get("/").status_code == 401
 
 
-def test_no_answer_can_be_framed(client):
+def test_no_answer_can_be_framed_nor_asks_others(client):
     for path in ("/", "/api/health", f"/?key={KEY}"):
         assert client.get(path).headers["x-frame-options"] == "DENY"
+    policy = f"connect-src {HERE} http://localhost:{PORT}; frame-ancestors 'none'"
+    assert client.get("/deployments").headers["content-security-policy"] == policy  # by its cookie
 
 
 def test_the_key_is_in_no_command():
