@@ -17,11 +17,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import MutableMapping
+from collections.abc import Sequence
 from contextlib import suppress
 from html import escape
-from typing import Any
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,7 +30,7 @@ from starlette.websockets import WebSocketClose
 from flows.given import prefect_home
 from storage.errors import InputError
 
-__all__ = ["USERS", "Gate", "auth_header", "auth_string", "new_key", "server_command", "server_environment"]
+__all__ = ["USERS", "Gate", "auth_header", "auth_string", "main", "new_key", "server_command", "server_environment"]
 
 USER = "dataworth"
 API = "/api"
@@ -115,9 +115,9 @@ class Gate:
             return
         refused = self._refused(HTTPConnection(scope))
         if refused is None:
-            await self._app(scope, receive, _not_framed(send))
+            await self._app(scope, receive, _kept_here(send, self._origins))
         elif scope["type"] == "http":
-            await refused(scope, receive, _not_framed(send))
+            await refused(scope, receive, _kept_here(send, self._origins))
         else:
             await WebSocketClose(POLICY_VIOLATION)(scope, receive, send)
 
@@ -160,18 +160,19 @@ def _never_kept(policy: str) -> dict[str, str]:
     return {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "Content-Security-Policy": policy}
 
 
-def _not_framed(send: Send) -> Send:
-    """Adds to every answer that no page may show it inside itself, nor guess what kind it is."""
+def _kept_here(send: Send, origins: Sequence[str]) -> Send:
+    """Adds to every answer that no other page may show it inside itself, and that its own scripts ask nobody else.
+
+    Prefect's pages hold the key, and those of its second version report to a service what is seen on them.
+    """
+    policy = f"connect-src {' '.join(origins)}; frame-ancestors 'none'"
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
-            kept: MutableMapping[str, Any] = {**message}
-            kept["headers"] = [
-                *message.get("headers", []),
-                (b"x-frame-options", b"DENY"),
-                (b"x-content-type-options", b"nosniff"),
-            ]
-            message = kept
+            headers = MutableHeaders(scope=message)
+            headers.setdefault("Content-Security-Policy", policy)
+            headers["X-Frame-Options"] = "DENY"
+            headers["X-Content-Type-Options"] = "nosniff"
         await send(message)
 
     return sent

@@ -1,11 +1,15 @@
 """The gate's answers by themselves: hosts, origins, keys, cookies; what Prefect asks for is in tests/system."""
 
+import sys
+
 import pytest
+from prefect.settings import temporary_settings
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from flows.gate import Gate, auth_string, new_key, server_command, server_environment
+from flows.gate import Gate, auth_string, main, new_key, server_command, server_environment
+from storage.errors import InputError
 
 PORT, KEY = 4200, "the-key"
 HERE = f"http://127.0.0.1:{PORT}"
@@ -93,9 +97,11 @@ def test_a_cookie_of_an_earlier_start_shows_nothing(client):
     assert later.get("/").status_code == 401
 
 
-def test_no_answer_can_be_framed(client):
+def test_no_answer_can_be_framed_nor_asks_others(client):
     for path in ("/", "/api/health", f"/?key={KEY}"):
         assert client.get(path).headers["x-frame-options"] == "DENY"
+    policy = f"connect-src {HERE} http://localhost:{PORT}; frame-ancestors 'none'"
+    assert client.get("/deployments").headers["content-security-policy"] == policy  # by its cookie
 
 
 def test_the_key_is_in_no_command():
@@ -103,4 +109,15 @@ def test_the_key_is_in_no_command():
     assert len(key) >= 43
     assert new_key() != key
     assert not any(key in word for word in server_command(PORT))
-    assert server_environment(PORT, key)["PREFECT_SERVER_API_AUTH_STRING"] == f"dataworth:{key}"
+    environment = server_environment(PORT, key)
+    assert environment["PREFECT_SERVER_API_AUTH_STRING"] == f"dataworth:{key}"
+    assert environment["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == f"{HERE},http://localhost:{PORT}"
+
+
+def test_no_server_is_started_without_a_key(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gate", str(PORT)])
+    with (
+        temporary_settings({"server.api.auth_string": None}),
+        pytest.raises(InputError, match="PREFECT_SERVER_API_AUTH_STRING: not set"),
+    ):
+        main()

@@ -64,6 +64,7 @@ def another_port(tmp_path_factory):
         server.shutdown()
 
 
+TELL = "address => fetch(address, {mode: 'no-cors'}).then(() => 'told', () => 'refused')"
 READ = "address => fetch(`${address}/api/health`).then(answer => answer.text(), () => 'refused')"
 SEND = """([address, name]) => fetch(`${address}/api/flows/`,
     {method: 'POST', mode: 'no-cors', body: new Blob([JSON.stringify({name})])}).then(() => 0, () => 0)"""
@@ -149,7 +150,7 @@ def test_a_command_without_the_key_says_where_it_is(ui, forked, folder, checkpoi
         assert (f"{ui.prefect}/api answers" in looked.stdout) is well
 
 
-def test_pages_open_with_the_key_and_then_without(ui, api, page, screenshot):
+def test_pages_open_with_the_key_and_then_without(ui, api, another_port, page, screenshot):
     where = "The address that has it was printed where `dataworth ui` was started: open that."
     page.goto(f"{ui.prefect}/runs")  # as a link in a report
     assert page.inner_text("p") == f"This page opens with a key. {where}"
@@ -161,6 +162,12 @@ def test_pages_open_with_the_key_and_then_without(ui, api, page, screenshot):
     page.goto(ui.page("/deployments").replace("127.0.0.1", "localhost"))
     page.get_by_text("value-corpus").first.wait_for()
     screenshot("deployments-with-the-key")
+    stranger = f"http://stranger.example:{another_port}/"
+    assert page.evaluate(TELL, stranger) == "refused"  # what is on the page
+    page.goto(f"{ui.prefect}/v2/deployments")
+    page.get_by_text("value-corpus").first.wait_for()
+    page.goto(stranger)
+    assert page.evaluate(TELL, stranger) == "told"
     run = api.start("fit-curvature", {"model": {"name": "x"}, "corpus": {"files": ["/etc/passwd"]}})
     wait_until(lambda: api.ended(run["id"]), 120, "the run does not end")
     page.goto(f"{ui.prefect}/runs/flow-run/{run['id']}")
