@@ -291,13 +291,9 @@ def verify(store: str | None) -> None:
 
 
 @cli.command(help="Start Prefect server, MLflow and a worker on loopback and print their addresses; Ctrl-C ends them.")
-<<<<<<< HEAD
 @click.option(
     "--prefect-port", type=click.IntRange(0, 65535), help="Default: 4200, another where that is not free; 0: any."
 )
-=======
-@click.option("--prefect-port", type=click.IntRange(0, 65535), default=4200, show_default=True)
->>>>>>> nobody
 @click.option("--mlflow-port", type=click.IntRange(0, 65535), default=5000, show_default=True)
 def ui(prefect_port: int | None, mlflow_port: int) -> None:
     """Bring up both UIs."""

@@ -108,7 +108,7 @@ def test_the_key_is_in_no_command():
     key = new_key()
     assert len(key) >= 43
     assert new_key() != key
-    assert not any(key in word for word in server_command(PORT))
+    assert not any(key in word for word in server_command(PORT, 3))
     environment = server_environment(PORT, key)
     assert environment["PREFECT_SERVER_API_AUTH_STRING"] == f"dataworth:{key}"
     assert environment["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == f"{HERE},http://localhost:{PORT}"
