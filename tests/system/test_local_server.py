@@ -53,8 +53,8 @@ def test_two_commands_share_a_server_that_dies_meanwhile(forked, home, words, tm
     there = {**os.environ, **home}
     processes = []
     for name in ("one", "two"):
-        log = (tmp_path / f"{name}.log").open("w")
-        processes.append(forked.start([*map(str, words(name))], there, tmp_path, log, log))
+        with (tmp_path / f"{name}.log").open("w") as log:
+            processes.append(forked.start([*map(str, words(name))], there, tmp_path, log, log))
     logs = [tmp_path / f"{name}.log" for name in ("one", "two")]
     wait_until(lambda: all("examples to compute" in log.read_text() for log in logs), SECONDS, "they do not begin")
     first = server_of(home)
