@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Ended", "half_of_memory", "limited_command", "run_limited", "sentence_of_end"]
+__all__ = ["Ended", "half_of_memory", "limited_command", "limited_environment", "run_limited", "sentence_of_end"]
 
 # Sets the limits before anything of the program is imported.
 BEGIN = """
@@ -30,6 +30,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 # Address space that is reserved and never used, such as threads' stacks and mapped libraries.
 RESERVED_BYTES = 2**34
 MAX_SAID = 300
+# What Python, Arrow and Rust say.
+NO_MEMORY = ("MemoryError", "emory allocation", "capacity overflow", "bad_alloc", "malloc of size")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Ended:
     Args:
         code: its exit code; minus the number of the signal that ended it; None: its time was over.
         out: what it printed.
-        err: the last lines of what it complained.
+        err: what it complained.
     """
 
     code: int | None
@@ -83,28 +85,33 @@ def run_limited(command: Sequence[str], seconds: float | None, environment: Mapp
         seconds: it may take; None: any.
         environment: variables beside those of this process.
     """
-    there = {**os.environ, **(environment or {})}
+    there = limited_environment(environment or {})
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, env=there, check=False
         )
     except subprocess.TimeoutExpired:
         return Ended(None, "", "")
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    return Ended(done.returncode, done.stdout.decode(errors="replace"), (lines or [""])[-1][:MAX_SAID])
+    return Ended(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
 
-def sentence_of_end(code: int | None, said: str, seconds: float | None) -> str:
+def limited_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables and others, for such a command."""
+    return {**os.environ, **variables}
+
+
+def sentence_of_end(ended: Ended, seconds: float | None) -> str:
     """Why a program ended as it should not, in words.
 
     Args:
-        code, said: see `Ended`.
+        ended: how.
         seconds: it had.
     """
-    if code is None:
+    if ended.code is None:
         return f"not done after {seconds:.0f} s"
-    if "MemoryError" in said or "emory allocation" in said or "capacity overflow" in said or code == -signal.SIGKILL:
+    if ended.code == -signal.SIGKILL or any(words in ended.err for words in NO_MEMORY):
         return "needs more memory than any should"
-    if code < 0:
-        return f"the program that read it was ended by {signal.Signals(-code).name}"
-    return said or f"the program that read it ended with code {code}"
+    if ended.code < 0:
+        return f"the process that read it was ended by {signal.Signals(-ended.code).name}"
+    lines = [line for line in ended.err.strip().splitlines() if not line.startswith("note:")]
+    return lines[-1][:MAX_SAID] if lines else f"the process that read it ended with code {ended.code}"

@@ -143,5 +143,5 @@ def _unpack(dataset: str, n_largest: int, where: str) -> None:
     ended = run_limited(command, None)
     if ended.code != 0:
         what = "a file unpacks to far more than is on disk" if "File too large" in ended.err else None
-        what = what or sentence_of_end(ended.code, ended.err, None)
+        what = what or sentence_of_end(ended, None)
         raise InputError(f"{where}: the data set cannot be loaded ({visible(what)})")

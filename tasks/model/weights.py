@@ -7,9 +7,24 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
-__all__ = ["refuse_missing", "refuse_pickled"]
+__all__ = ["refuse_large_settings", "refuse_missing", "refuse_pickled"]
 
 INDEX = "model.safetensors.index.json"
+# Files of settings, which are read as a whole; an index of ten thousand shards and weights has a tenth of
+# that. Tokenizers are tried elsewhere.
+SETTINGS = ("*config.json", "special_tokens_map.json", "added_tokens.json", "*.index.json")
+MAX_SETTINGS_BYTES = 2**25
+
+
+def refuse_large_settings(folder: Path) -> None:
+    """Refuse a file of settings that is as large as weights are.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for path in sorted({path for pattern in SETTINGS for path in folder.glob(pattern)}):
+        if path.is_file() and path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise ValueError(f"its {path.name} has more than {MAX_SETTINGS_BYTES:,} bytes, as no file of settings has")
 
 
 def refuse_pickled(name: str, architecture: Any) -> None:
