@@ -30,7 +30,7 @@ from tasks.model.layers import TrackedLayer, tracked_layers
 from tasks.model.reading import Reading
 from tasks.model.sharding import shard
 from tasks.model.trials import forerunner, tried
-from tasks.model.weights import refuse_large_settings, refuse_missing, refuse_pickled
+from tasks.model.weights import refuse_large_settings, refuse_many_layers, refuse_missing, refuse_pickled
 
 __all__ = [
     "LoadedModel",
@@ -172,6 +172,7 @@ def _pretrained(config: ModelConfig, device: torch.device) -> tuple[PreTrainedMo
     with _loading(config.name):
         base = _base_name(config.name)
         architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        refuse_many_layers(architecture)
         classifies = _labels(architecture) is not None
         if architecture.is_encoder_decoder and not classifies:
             raise ValueError(

@@ -64,7 +64,10 @@ def test_a_row_of_csv_that_goes_over_many_lines_is_refused(tmp_path, monkeypatch
     assert len(read(written(tmp_path / "c.csv", "id,source,text\n" + 'a,s,"one\n"\n'.join(["", ""])))) == 1
 
 
-@pytest.mark.parametrize("value", ["9" * 5000, "-" + "9" * 100_000, "[" * 100_000, '{"a":' * 100_000])
+ENDLESS = {"digits": "9" * 5000, "negative": "-" + "9" * 100_000, "lists": "[" * 100_000, "objects": '{"a":' * 100_000}
+
+
+@pytest.mark.parametrize("value", ENDLESS.values(), ids=ENDLESS)
 def test_numbers_and_nesting_without_end_are_a_sentence(tmp_path, value):
     said = refusal(written(tmp_path / "c.jsonl", f'{{{ROW}, "x": {value}}}'))
     assert "c.jsonl, line 1: broken JSON (" in said
