@@ -24,7 +24,10 @@ for name, most in limits.items():
     if kind is not None:
         hard = resource.getrlimit(kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+        try:
+            resource.setrlimit(kind, (most, most))
+        except (OSError, ValueError):  # macOS knows some of them by name only
+            pass
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # Address space that is reserved and never used, such as threads' stacks and mapped libraries.

@@ -8,6 +8,7 @@ the field's has gets every text there first: what is harmless on one text may ex
 import contextlib
 import hashlib
 import json
+import os
 import select
 import subprocess
 import tempfile
@@ -114,7 +115,7 @@ def _outcome(kind: str, given: str) -> Trial | None:
         return None
     if ended.code != 0:
         raise InputError(f"its tokenizer: {sentence_of_end(ended, SECONDS)}")
-    return Trial(json.loads(ended.out)["unusual"])
+    return Trial(json.loads(ended.out.splitlines()[-1])["unusual"])
 
 
 def forerunner(tokenizer: Any, unusual: str) -> "Forerunner | None":
@@ -148,7 +149,7 @@ class Forerunner:
             stderr=self._said,
             env=limited_environment(ENVIRONMENT),
         )
-        weakref.finalize(self, _end, self._process, self._said, file)
+        weakref.finalize(self, _end, os.getpid(), self._process, self._said, file)
 
     def check(self, text: str, where: str = "") -> None:
         """Encode a text there.
@@ -184,7 +185,9 @@ class Forerunner:
         )
 
 
-def _end(process: "subprocess.Popen[bytes]", *files: Any) -> None:
+def _end(starter: int, process: "subprocess.Popen[bytes]", *files: Any) -> None:
+    if os.getpid() != starter:  # a fork of it, which has no children
+        return
     process.kill()
     process.wait()
     for file in (process.stdin, process.stdout, *files):

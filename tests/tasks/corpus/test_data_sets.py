@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.errors import InputError
-from storage.limited import half_of_memory
 from tasks.corpus import data_sets
 from tasks.corpus.config import CorpusConfig
 from tasks.corpus.readers import read_documents
@@ -126,8 +125,3 @@ def test_a_packed_file_that_unpacks_to_far_more_is_refused(folder, monkeypatch):
     assert "a file unpacks to far more than is on disk" in refusal(folder)
     monkeypatch.setattr(data_sets, "FREE_BYTES", 2**30)
     assert read(folder) == ["a"]
-
-
-def test_half_of_memory_at_most():
-    assert half_of_memory(1000) == 1000
-    assert 2**28 < half_of_memory(2**60) < 2**50
