@@ -17,6 +17,7 @@ from tasks.model.config import ModelConfig
 from tasks.model.loading import load, vocabulary
 from tasks.model.tokenizer_trial import KNOWN, PROBES, growth, unusual
 from tasks.model.tokens import encoded
+from tests.conformance.tokenizers import MAKES
 
 SECONDS = 60
 
@@ -183,6 +184,12 @@ def test_tokenizers_of_the_field_have_nothing_unusual(checkpoint):
     for tokenizer in made:
         assert unusual(json.loads(tokenizer.backend_tokenizer.to_str())) is None, type(tokenizer).__name__
     assert unusual(json.loads((checkpoint / "tokenizer.json").read_text())) is None
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_tokenizers_of_every_make_pass_their_trial(tmp_path, make):
+    MAKES[make]().save_pretrained(tmp_path)
+    assert trials.tried(str(tmp_path)) == trials.Trial(None)
 
 
 @pytest.mark.parametrize("pattern", sorted(KNOWN))
