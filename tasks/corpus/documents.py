@@ -194,11 +194,10 @@ def _text(row: Mapping[str, Any], field: str, where: str, *, blank: bool = False
     if not value or not (blank or value.strip()):
         raise InputError(f"{where}, field {field!r}: {'nothing but white space' if value else 'empty'}")
     try:
-        n_bytes = len(value.encode())
+        if len(value.encode()) > MAX_TEXT_BYTES:
+            refuse_long(len(value.encode()), f"{where}, field {field!r}")
     except UnicodeEncodeError:
         raise InputError(f"{where}, field {field!r}: holds half of a surrogate pair, which is not valid text") from None
-    if n_bytes > MAX_TEXT_BYTES:
-        refuse_long(n_bytes, f"{where}, field {field!r}")
     return value
 
 

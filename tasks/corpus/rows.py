@@ -100,7 +100,7 @@ def jsonl(path: Path, within: Path | None = None) -> Iterator[Row]:
         InputError: a line is none.
     """
     for text, where in _lines(path, within, MAX_LINE_BYTES):
-        if not text.strip():
+        if not text or text.isspace():
             continue
         if len(text) > LONG_LINE_CHARACTERS:
             _refuse_many_values(text, where)
