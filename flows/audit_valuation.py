@@ -14,6 +14,7 @@ from flows.cancelling import unless_cancelled
 from flows.config import AuditRunConfig
 from flows.headline import show_headline
 from flows.options import command_here
+from flows.permissions import check_permitted
 from flows.problems import problem_place
 from flows.runs import announce
 from flows.turns import in_turn, results_turn
@@ -59,6 +60,7 @@ def audit_valuation(config: AuditRunConfig) -> dict[str, Any] | State[Any]:
         was under way and `overlap` is `skip`.
     """
     announce()
+    check_permitted(config)
     results = Path(config.results).absolute()
     check_writable(Location.of(str(results)), "--results")
     store = Location.of(config.store or default_store()).absolute()

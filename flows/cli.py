@@ -4,8 +4,8 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
@@ -60,10 +60,7 @@ def _command(
             check_address(getattr(config, "store", None))
             make_homes(config)
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-                with many_imports():
-                    from flows.losses import named_loss
-
-                with named_loss(), named_broken_pipe():
+                with named_broken_pipe():
                     run(config)
             elif together:
                 _run_together(run, config)
@@ -75,6 +72,22 @@ def _command(
         return command
 
     return register
+
+
+@contextmanager
+def _served() -> Iterator[None]:
+    """Flows may run in the block."""
+    with many_imports():
+        from flows.local_server import prefect_api
+        from flows.losses import named_loss
+
+    with prefect_api(_import_flows), named_loss():
+        yield
+
+
+def _import_flows() -> None:
+    with many_imports():
+        import flows.deployed  # noqa: F401
 
 
 def _run_together(run: Callable[[Any], None], config: Any) -> None:
@@ -93,10 +106,10 @@ def _run_together(run: Callable[[Any], None], config: Any) -> None:
 @_command("value", ValueConfig, "Value a corpus for some queries: gradients, curvature, scores, values, report.")
 def _value(config: ValueConfig) -> None:
     check_inputs(config.corpus.files, config.queries.file)
-    with many_imports():
+    with _served():
         from flows.value_corpus import value_corpus
 
-    valuation = value_corpus(config)
+        valuation = value_corpus(config)
     if not _skipped(valuation):
         say_valuation(cast(dict[str, Any], valuation))
 
@@ -104,10 +117,10 @@ def _value(config: ValueConfig) -> None:
 @_command("index", CorpusRunConfig, "Store the projected gradients of a corpus.", together=True)
 def _index(config: CorpusRunConfig) -> None:
     check_inputs(config.corpus.files)
-    with many_imports():
+    with _served():
         from flows.index_corpus import index_corpus
 
-    indexed = index_corpus(config)
+        indexed = index_corpus(config)
     if not _skipped(indexed):
         for each in cast("list[StoreRef]", indexed):
             say(f"gradient store: {each.location}")
@@ -116,10 +129,10 @@ def _index(config: CorpusRunConfig) -> None:
 @_command("fit", CorpusRunConfig, "Fit bases and curvature of a model on a corpus.", together=True)
 def _fit(config: CorpusRunConfig) -> None:
     check_inputs(config.corpus.files)
-    with many_imports():
+    with _served():
         from flows.fit_curvature import fit_curvature
 
-    fitted = fit_curvature(config)
+        fitted = fit_curvature(config)
     if not fitted:
         say("curvature none: nothing to fit")
     elif not _skipped(fitted):
@@ -150,20 +163,21 @@ def _search(config: SearchConfig) -> None:
 
 @_command("demo", DemoConfig, "Train a small model on the documentation in Python's standard library and value it.")
 def _demo(config: DemoConfig) -> None:
-    with many_imports():
+    with _served():
         from flows.demo import demo, demo_report
 
-    say(demo_report(demo(config)))
+        made = demo(config)
+    say(demo_report(made))
 
 
 @_command("audit", AuditRunConfig, "How far scores can be trusted on a model: every method against training again.")
 def _audit(config: AuditRunConfig) -> None:
     if config.corpus is not None:
         check_inputs(config.corpus.files, None if config.queries is None else config.queries.file)
-    with many_imports():
+    with _served():
         from flows.audit_valuation import audit_valuation
 
-    audited = cast(dict[str, Any], audit_valuation(config))
+        audited = cast(dict[str, Any], audit_valuation(config))
     if not _skipped(audited):
         say_audit(audited)
 
@@ -249,12 +263,14 @@ def withdraw(store: str | None, sources: tuple[str, ...], documents: tuple[str, 
 @STORE_OPTION
 def compact(store: str | None) -> None:
     """Give back the space of what was withdrawn."""
+    from flows.receipts import checked, receipt
     from storage.compaction import compact as compacted
 
-    removed = compacted(stores(store))
-    say(f"gradients: {removed.gradient_bytes / 2**20:,.1f} MB of rows removed")
-    say(f"removed: {removed.corpora} corpora, {removed.fits} fits, {removed.scores} scores, {removed.values} values")
-    say("results folders, MLflow runs and your own files of earlier valuations are not touched")
+    done = compacted(stores(store))
+    for removal, path in done.receipts:
+        say(receipt(removal, path))
+    if not done.receipts:
+        say(f"nothing of a withdrawn document is there; {checked(done.checked)}")
 
 
 @cli.command(help="Read every store and name what is damaged; `dataworth index` then repairs damaged gradients.")
@@ -274,10 +290,12 @@ def verify(store: str | None) -> None:
         raise DataworthError(f"{n_damaged} of {n_checked} are damaged")
 
 
-@cli.command(help="Start Prefect server, MLflow and a worker on loopback; Ctrl-C ends them.")
-@click.option("--prefect-port", type=click.IntRange(0, 65535), default=4200, show_default=True)
+@cli.command(help="Start Prefect server, MLflow and a worker on loopback and print their addresses; Ctrl-C ends them.")
+@click.option(
+    "--prefect-port", type=click.IntRange(0, 65535), help="Default: 4200, another where that is not free; 0: any."
+)
 @click.option("--mlflow-port", type=click.IntRange(0, 65535), default=5000, show_default=True)
-def ui(prefect_port: int, mlflow_port: int) -> None:
+def ui(prefect_port: int | None, mlflow_port: int) -> None:
     """Bring up both UIs."""
     make_homes()
     from flows.servers import serve

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from flows.terminal import table
+from storage.durable import replace_file
 from storage.errors import InputError
-from storage.manifest import replace_file
 from tasks.report.comparison import Comparison, compared
 from tasks.report.html import comparison_html, likeness
 from tasks.report.numbers import percent, points

@@ -1,12 +1,12 @@
 """The configuration of a run, composed of the rooms' own. One for every door: files, command line, form, MLflow."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tasks.coalitions.config import SourcesConfig
 from tasks.coalitions.groupings import SOURCE, grouping_fields
-from tasks.configuration import ClusterConfig, Configuration
+from tasks.configuration import ClusterConfig, Configuration, Names
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.counterfactual.config import AuditConfig, TrainingConfig
 from tasks.curvature.config import CurvatureConfig
@@ -53,7 +53,7 @@ class CorpusRunConfig(Configuration):
     projection: ProjectionConfig = Field(default_factory=ProjectionConfig, description="Projection of gradients.")
     curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Curvature of the training loss.")
     gradients: GradientsConfig = Field(default_factory=GradientsConfig, description="Computing and storing gradients.")
-    store: str | None = Field(None, min_length=1, description=STORE)
+    store: Annotated[str | None, Names.PLACE] = Field(None, min_length=1, description=STORE)
     overlap: Overlap = Field("wait", description=OVERLAP)
 
     @property
@@ -67,7 +67,9 @@ class ValueConfig(CorpusRunConfig):
     """Parameters of `value-corpus`."""
 
     queries: QueriesConfig = Field(description="What is explained.")
-    results: str = Field(min_length=1, description="Folder for the valuation; an earlier one there is replaced.")
+    results: Annotated[str, Names.PLACE] = Field(
+        min_length=1, description="Folder for the valuation; an earlier one there is replaced."
+    )
     scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="Scores of documents.")
     sources: SourcesConfig = Field(default_factory=SourcesConfig, description="Values of sources.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
@@ -125,7 +127,9 @@ class ValueConfig(CorpusRunConfig):
 class AuditRunConfig(Configuration):
     """Parameters of `audit-valuation`."""
 
-    results: str = Field(min_length=1, description="Folder for the audit; an earlier one there is replaced.")
+    results: Annotated[str, Names.PLACE] = Field(
+        min_length=1, description="Folder for the audit; an earlier one there is replaced."
+    )
     audit: AuditConfig = Field(default_factory=AuditConfig, description="What is trained again, and which methods.")
     model: ModelsConfig | None = Field(None, description="The model; none for a problem that audit.problem names.")
     corpus: CorpusConfig | None = Field(None, description="The documents it was trained on.")
@@ -133,7 +137,7 @@ class AuditRunConfig(Configuration):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How it was trained, from its base.")
     projection: ProjectionConfig = Field(default_factory=ProjectionConfig, description="Of the configured method.")
     curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Of the configured method.")
-    store: str | None = Field(None, min_length=1, description=STORE)
+    store: Annotated[str | None, Names.PLACE] = Field(None, min_length=1, description=STORE)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster of the trainings.")
     overlap: Overlap = Field("wait", description="Where another audit into `results` is under way: wait, skip, refuse.")
@@ -169,14 +173,16 @@ class SearchConfig(CorpusRunConfig):
 class PublishConfig(Configuration):
     """Parameters of logging a valuation once more; what is not given is as the valuation had it."""
 
-    results: str = Field(min_length=1, description="Folder of a valuation.")
+    results: Annotated[str, Names.PLACE] = Field(min_length=1, description="Folder of a valuation.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
 
 
 class DemoConfig(Configuration):
     """Parameters of `demo`."""
 
-    results: str = Field("dataworth-demo", min_length=1, description="Folder for corpus, model and valuation.")
+    results: Annotated[str, Names.PLACE] = Field(
+        "dataworth-demo", min_length=1, description="Folder for corpus, model and valuation."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the held-out passages, the model and its training.")
     epochs: int = Field(7, ge=1, le=100, description="Passes of the training over the corpus; fewer are faster.")
 

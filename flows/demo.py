@@ -8,11 +8,12 @@ from prefect import flow, task
 
 from flows.config import DemoConfig, ValueConfig
 from flows.outcomes import sources_table
+from flows.permissions import check_permitted
 from flows.runs import announce
 from flows.terminal import mlflow_place, passages, table
 from flows.turns import in_turn, results_turn
 from flows.value_corpus import value_corpus
-from storage.manifest import replace_file
+from storage.durable import replace_file
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.stdlib import held_out, standard_library_documentation
 from tasks.curvature.config import CurvatureConfig
@@ -46,6 +47,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         What `value-corpus` returns, and `folder`.
     """
     announce()
+    check_permitted(config)
     folder = Path(config.results).absolute()
     turn = results_turn(str(folder / "store"), str(folder))
     # Both wait for other runs, so that neither is skipped.

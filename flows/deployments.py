@@ -1,30 +1,32 @@
-"""What a Prefect server is told before a worker runs the flows: a work pool, a limit of devices, deployments.
+"""What a Prefect server is told before a worker runs the flows: a work pool, an automation, deployments.
 
 The deployments are those of `prefect.yaml`, which travels with an installed package, too.
 """
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists
 
 from storage.errors import DataworthError
-from tasks.progress import DEVICE_TAG
 
 __all__ = ["POOL", "apply_deployments", "worker_command"]
 
 POOL = "dataworth"
+# A run is asked for parameters alone: by default a form and the API may give a run another command, environment and
+# folder. A worker that makes the pool itself takes it as `--base-job-template`.
+JOB_TEMPLATE = Path(__file__).with_name("job-template.json")
 # Heartbeats come every 30 s (flows/__init__.py); several may be lost while a machine is busy.
 WITHOUT_HEARTBEAT = timedelta(minutes=5)
 LOST = "dataworth: runs without a heartbeat have crashed"
@@ -36,19 +38,21 @@ def worker_command() -> list[str]:
 
 
 def apply_deployments(api: str, environment: Mapping[str, str]) -> None:
-    """Create or update work pool, limit, automation and deployments.
+    """Create or update work pool, automation and deployments.
 
     Args:
         api: address of the Prefect API.
-        environment: of the process that applies `prefect.yaml`.
+        environment: of the process that applies `prefect.yaml`, and PREFECT_API_AUTH_STRING, if the API asks for one.
 
     Raises:
         DataworthError: the server does not take the deployments.
     """
-    with SyncPrefectClient(api) as client:
-        with suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        client.upsert_global_concurrency_limit_by_name(f"tag:{DEVICE_TAG}", _devices())
+    template = json.loads(JOB_TEMPLATE.read_bytes())
+    with SyncPrefectClient(api, auth_string=environment.get("PREFECT_API_AUTH_STRING")) as client:
+        try:
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+        except ObjectAlreadyExists:
+            client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
         if not client.read_automations_by_name(LOST):
             client.create_automation(_crashed_without_heartbeat())
     deployed = subprocess.run(
@@ -67,13 +71,6 @@ def _definitions() -> Path:
     here = Path(__file__).parent
     beside = here.parent / "prefect.yaml"
     return beside if beside.is_file() else here / "prefect.yaml"
-
-
-def _devices() -> int:
-    """How many tasks may compute at once on this machine: one a GPU, one on a machine without."""
-    import torch
-
-    return max(1, torch.cuda.device_count())
 
 
 def _crashed_without_heartbeat() -> AutomationCore:

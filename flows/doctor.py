@@ -91,6 +91,19 @@ def _proxy() -> Check:
     return Check("proxy", f"{named}, not for {os.environ.get('no_proxy', '')}" if named else "none")
 
 
+def _turned_away(address: str) -> bool:
+    """The Prefect API answers, but not to what Prefect's clients here send as a password."""
+    import httpx
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings().api
+    if settings.key is not None:  # of Prefect Cloud
+        return False
+    user, given, password = settings.auth_string.get_secret_value().partition(":") if settings.auth_string else [""] * 3
+    auth = (user, password) if given else None
+    return httpx.get(f"{address.rstrip('/')}/admin/version", timeout=5, auth=auth).status_code == 401
+
+
 def _servers() -> list[Check]:
     import httpx  # the client of Prefect: where it is asked through a proxy, so is it here
 
@@ -105,6 +118,10 @@ def _servers() -> list[Check]:
             continue
         try:
             httpx.get(address.rstrip("/") + path, timeout=5, follow_redirects=True).raise_for_status()
+            if what == "Prefect" and _turned_away(address):
+                remedy = "set PREFECT_API_AUTH_STRING, which `dataworth ui` prints"
+                found.append(Check(what, f"{address} does not take the password", False, remedy))
+                continue
             found.append(Check(what, f"{address} answers"))
         except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError) as error:
             found.append(Check(what, f"{address} does not answer", False, f"start it or unset {variable} ({error})"))

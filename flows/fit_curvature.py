@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.cancelling import unless_cancelled
 from flows.config import CorpusRunConfig
+from flows.permissions import check_permitted
 from flows.runs import announce, run_name
 from flows.turns import each_in_turn
 from storage.locations import Location, check_usable, default_store
@@ -78,6 +79,7 @@ def fit_curvature(config: CorpusRunConfig, prepared: Prepared | None = None) -> 
         The curvature's store for each checkpoint; none for `kind: none`.
     """
     announce(config)
+    check_permitted(config, prepared)
     store = store_folder(config)
 
     def work(one: CorpusRunConfig) -> list[StoreRef]:

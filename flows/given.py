@@ -1,12 +1,14 @@
 """What a command is given, checked before anything heavy is imported or started."""
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storage.errors import InputError, StoreUnreachableError
 from storage.locations import home, home_folder
+from storage.plain_files import no_plain_file
 from tasks.configuration import Configuration
 from tasks.report.config import TrackingConfig
 
@@ -17,14 +19,20 @@ __all__ = ["check_address", "check_inputs", "finished", "make_homes", "prefect_h
 
 
 def check_inputs(files: list[str], queries: str | None = None) -> None:
-    """Refuse files that are not there before anything heavy is started.
+    """Refuse files that are not there, or are none, before anything heavy is started.
 
     Raises:
-        InputError: one of them is not there.
+        InputError: one of them is not there, or is a pipe or a device.
     """
     for name in [*files, *([queries] if queries is not None else [])]:
-        if not name.startswith("hf:") and not os.path.exists(name):  # unlike Path, of names too long, too
+        if name.startswith("hf:"):
+            continue
+        if not os.path.exists(name):  # unlike Path, of names too long, too
             raise InputError(f"{name}: no such file")
+        mode = os.stat(name).st_mode
+        what = no_plain_file(mode)
+        if what is not None and not (name in files and stat.S_ISDIR(mode)):
+            raise InputError(f"{name}: is {what}, expected a plain file{' or a folder' if name in files else ''}")
 
 
 def check_address(store: str | None) -> None:

@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import State
 from flows.cancelling import unless_cancelled
 from flows.config import CorpusRunConfig
 from flows.fit_curvature import Prepared, prepared_stores, store_folder
+from flows.permissions import check_permitted
 from flows.runs import announce, run_name
 from flows.turns import each_in_turn
 from storage.ref import StoreRef
@@ -34,6 +35,7 @@ def index_corpus(config: CorpusRunConfig, prepared: Prepared | None = None) -> l
         The store of gradients for each checkpoint.
     """
     announce(config)
+    check_permitted(config, prepared)
     store = store_folder(config)
 
     def work(one: CorpusRunConfig) -> StoreRef:

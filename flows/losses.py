@@ -1,5 +1,6 @@
-"""The Prefect server's going away, told as one sentence that names its address."""
+"""The Prefect server's going away, or wanting a password, told as one sentence that names its address."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
@@ -7,7 +8,8 @@ from typing import TypeGuard
 import httpx
 from prefect.settings import PREFECT_API_URL
 
-from storage.errors import ServerLostError
+from flows.local_server import HERE
+from storage.errors import InputError, ServerLostError
 from tasks.visible import without_password
 
 __all__ = ["is_loss", "loss", "loss_reason", "named_loss", "server_address"]
@@ -32,6 +34,11 @@ def is_loss(error: BaseException | None) -> TypeGuard[BaseException]:
             return False
     elif not isinstance(error, httpx.TransportError):
         return False
+    return _is_of_server(error)
+
+
+def _is_of_server(error: httpx.HTTPStatusError | httpx.TransportError) -> bool:
+    """Raised by a request to the Prefect API."""
     try:
         asked = str(error.request.url)
     except RuntimeError:  # raised by no request
@@ -39,11 +46,19 @@ def is_loss(error: BaseException | None) -> TypeGuard[BaseException]:
     return asked.startswith(PREFECT_API_URL.value() or "http://127.0.0.1")
 
 
+def _wants_password(error: BaseException) -> bool:
+    """The Prefect server did not take what it was given, or was given nothing."""
+    if not isinstance(error, httpx.HTTPStatusError):
+        return False
+    return error.response.status_code == httpx.codes.UNAUTHORIZED and _is_of_server(error)
+
+
 def loss(error: BaseException) -> ServerLostError:
     """The sentence of an error that `is_loss`."""
+    again = "the same command" if HERE in os.environ else "once the server is back the same command"
     return ServerLostError(
         f"the Prefect server at {server_address()} does not answer ({loss_reason(error)}); "
-        "what was finished is kept, and once the server is back the same command goes on from there"
+        f"what was finished is kept, and {again} goes on from there"
     )
 
 
@@ -59,12 +74,18 @@ def named_loss() -> Iterator[None]:
     """Flows may run in the block.
 
     Raises:
+        InputError: the Prefect server wants a password.
         ServerLostError: the Prefect server went away in the block.
         KeyboardInterrupt: it did because the block was interrupted, which ends an embedded server, too.
     """
     try:
         yield
     except (httpx.TransportError, httpx.HTTPStatusError, RuntimeError) as error:
+        if _wants_password(error):
+            raise InputError(
+                f"the Prefect server at {server_address()} does not take the password: set PREFECT_API_AUTH_STRING, "
+                "which `dataworth ui` prints where it was started"
+            ) from error
         if not is_loss(error):
             raise
         if _while_interrupted(error):

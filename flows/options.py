@@ -13,10 +13,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from storage.errors import InputError
+from storage.plain_files import open_plain
 
 __all__ = ["ConfiguredCommand", "command_here", "command_line", "configuration", "options", "validated"]
 
 Config = TypeVar("Config", bound=BaseModel)
+
+MAX_FILE_BYTES = 2**20
 
 # Stands for the dot in the names that click hands over, which must be Python identifiers.
 LEVEL = "__"
@@ -165,9 +168,12 @@ class _OnceLoader(yaml.SafeLoader):
 def _file_content(name: str) -> dict[str, Any]:
     path = Path(name)
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_plain(path, name) as file:
+            text = file.read(MAX_FILE_BYTES + 1).decode().replace("\r\n", "\n")
+        if len(text) > MAX_FILE_BYTES:
+            raise InputError(f"{name}: longer than {MAX_FILE_BYTES:,} bytes, as no configuration is")
         content = tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.load(text, _OnceLoader)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{name}: broken configuration ({' '.join(str(error).split())})") from None

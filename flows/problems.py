@@ -10,7 +10,7 @@ from prefect import task
 
 from flows.config import AuditRunConfig
 from flows.runs import run_title
-from storage.manifest import replace_file
+from storage.durable import replace_file
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.stdlib import held_out, standard_library_documentation
 from tasks.corpus.task import prepare_corpus, prepare_queries

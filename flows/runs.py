@@ -24,11 +24,15 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Crashed
 
 from flows.config import CorpusRunConfig
+from flows.embedded import close_embedded_server
 from flows.terminal import sentences_for_known_errors
 from storage.processes import is_alive, process_space
 from tasks.progress import run_logger
 
 __all__ = ["announce", "run_name", "run_title"]
+
+# Before any flow begins, and with it such a server.
+close_embedded_server()
 
 FLOWS = ["audit-valuation", "value-corpus", "index-corpus", "fit-curvature", "demo"]
 NODE, SPACE, PROCESS = "dataworth.node", "dataworth.processes", "dataworth.process"

@@ -12,6 +12,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from flows.deployments import apply_deployments, worker_command
+from flows.local_server import addresses_of, local_server, shown
 from flows.terminal import say
 from storage.errors import DataworthError, InputError
 from storage.locations import home
@@ -85,35 +86,43 @@ def mlflow_command(port: int) -> list[str]:
     ]
 
 
-def serve(prefect_port: int, mlflow_port: int) -> None:
+def mlflow_environment(port: int) -> dict[str, str]:
+    """It answers under its own address alone; by default it would under any name that begins with 10. or 192.168."""
+    return {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port},localhost:{port}",
+    }
+
+
+def serve(prefect_port: int | None, mlflow_port: int) -> None:
     """Run both servers and a worker until Ctrl-C.
 
     Args:
-        prefect_port, mlflow_port: of loopback; 0 picks a free one.
+        prefect_port: of loopback; 0 picks a free one, None the usual one if it is free.
+        mlflow_port: of loopback; 0 picks a free one.
 
     Raises:
         InputError: a port is taken.
         DataworthError: a server does not start, or one of the processes ends.
     """
-    _check_free(prefect_port, "--prefect-port")
     _check_free(mlflow_port, "--mlflow-port")
-    prefect_port, mlflow_port = prefect_port or free_port(), mlflow_port or free_port()
-    prefect_url, mlflow_url = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
-    prefect = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)]
+    mlflow_port = mlflow_port or free_port()
+    mlflow_url = f"http://127.0.0.1:{mlflow_port}"
     with ExitStack() as stack:
-        server = stack.enter_context(
-            child(prefect, {"PREFECT_API_URL": "", "PREFECT_UI_API_URL": f"{prefect_url}/api"})
-        )
-        mlflow = stack.enter_context(
-            child(mlflow_command(mlflow_port), {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
-        )
-        wait_for(server, f"{prefect_url}/api/health", "the Prefect server")
+        server = stack.enter_context(local_server(prefect_port))
+        stack.enter_context(shown())
+        mlflow = stack.enter_context(child(mlflow_command(mlflow_port), mlflow_environment(mlflow_port)))
+        server.wait()
         wait_for(mlflow, f"{mlflow_url}/health", "the MLflow server")
-        addresses = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
+        addresses = {**addresses_of(server.record), "MLFLOW_TRACKING_URI": mlflow_url}
         apply_deployments(addresses["PREFECT_API_URL"], addresses)
         worker = stack.enter_context(child(worker_command(), addresses))
-        say(f"Prefect  {prefect_url}/deployments\nMLflow   {mlflow_url}/#/experiments\nCtrl-C ends both.")
-        named = {"the Prefect server": server, "MLflow": mlflow, "the worker": worker}
+        page = f"{server.record.url}/deployments?key={server.record.key}"
+        say(f"Prefect  {page}\nMLflow   {mlflow_url}/#/experiments")
+        say("Commands of this user are seen there by themselves; one of elsewhere uses both after")
+        say("\n".join(f"export {name}={value}" for name, value in addresses.items()))
+        say("Whoever has the key may run what you may. Ctrl-C ends both.")
+        named = {"MLflow": mlflow, "the worker": worker}
         while True:
             for what, process in named.items():
                 if process.poll() is not None:

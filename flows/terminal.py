@@ -97,7 +97,8 @@ def sentences_for_known_errors() -> None:
             logger.addFilter(_NoTraceback())
     # At the end of a run it warns of events that it then sends all the same. Of a server that is away they tell
     # again and again, with all that is in an event, what the run itself says once.
-    for name in ("EventsWorker", "prefect.events.clients", "prefect.concurrency", "prefect._internal.concurrency"):
+    quiet = ("EventsWorker", "prefect.events.clients", "prefect.concurrency", "prefect._internal.concurrency")
+    for name in (*quiet, "websockets.client"):
         logger = logging.getLogger(name)
         if _nothing_but_critical not in logger.filters:
             logger.addFilter(_nothing_but_critical)

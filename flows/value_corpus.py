@@ -13,8 +13,10 @@ from flows.config import ValueConfig
 from flows.events import emit_finished, emit_moved, published_shares
 from flows.fit_curvature import store_folder
 from flows.headline import show_headline
+from flows.local_server import has_pages
 from flows.one_checkpoint import Checkpoint, Timings, sums_only, valued_checkpoint
 from flows.options import command_here
+from flows.permissions import check_permitted
 from flows.runs import announce, run_name, run_title
 from flows.turns import in_turn, run_turn
 from storage.errors import InputError
@@ -54,6 +56,7 @@ def value_corpus(config: ValueConfig) -> dict[str, Any] | State[Any]:
         did not take it); `skipped` alone, the reason, where another run was under way and `overlap` is `skip`.
     """
     announce(config)
+    check_permitted(config)
     results = str(Path(config.results).absolute())
     check_writable(Path(results), "--results")
     _refuse_unlike(config)
@@ -183,4 +186,4 @@ def _logged(results: str, parts: ValuationParts, tracking: TrackingConfig) -> di
 
 def _page(url: str | None) -> str | None:
     """The flow run's page; the embedded server has none, and Prefect then gives "None/…"."""
-    return without_password(url) if url and url.startswith("http") else None
+    return without_password(url) if url and url.startswith("http") and has_pages() else None

@@ -47,6 +47,6 @@ def checked_arrays(files: "CheckedFiles", root: Location, below: str) -> StorePa
         root: the folder.
         below: the group's folder in it; empty for the folder itself.
     """
-    plain = (root / below if below else root).array_store(read_only=True)
+    plain = (root / below if below else root).array_store()
     group, name = (f"{path}/" if path else "" for path in (plain.path, below))
     return StorePath(_CheckedArrays(plain.store, files, group, name), plain.path)

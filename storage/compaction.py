@@ -1,46 +1,47 @@
-"""Giving back the space of what was withdrawn: texts, gradients, and everything that was made of them."""
+"""Removing what was withdrawn: texts, gradients, all that was made of them; and the proof that it is gone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 
-from storage.corpus import CorpusStore
-from storage.errors import StoreBusyError
+from storage.belongings import belonging
+from storage.durable import remove_dead_partials
+from storage.encoding import STORED
+from storage.errors import StoreBusyError, StoreError
 from storage.gradients import GradientStore
-from storage.layers import LayerStore
 from storage.locations import Location, Place, StoreFolders
-from storage.manifest import Store, is_complete, read_manifest
-from storage.schema import SOURCE_SUMS_KIND
+from storage.manifest import is_complete
+from storage.owners import keep_owners, kept_owners
+from storage.removals import Removal, begun_removal, now, written
+from storage.segments import Segment
 from storage.withdrawals import Withdrawals
 
-__all__ = ["Compaction", "compact", "finished_stores"]
+__all__ = ["Compaction", "compact"]
+
+KINDS = ("values", "games", "scores", "layers", "corpora")
+PARTIAL_SUMS = ".partial-"
 
 
 @dataclass(frozen=True)
 class Compaction:
-    """What was removed.
+    """What was done.
 
     Args:
-        corpora, fits, scores, values: stores.
-        gradient_bytes: of rows, in the stored data type.
+        receipts: of what was removed, with the file of each: none where nothing was there to be removed; two where
+            an earlier compaction had been stopped and more was withdrawn since.
+        checked: what was looked through afterwards: counts by name.
     """
 
-    corpora: int
-    fits: int
-    scores: int
-    values: int
-    gradient_bytes: int
-
-
-def finished_stores(folder: Location) -> Iterator[Location]:
-    """Folders of finished stores in a folder of stores."""
-    return (path for path in folder.folders() if is_complete(path))
+    receipts: list[tuple[Removal, Location]]
+    checked: Mapping[str, int]
 
 
 def compact(root: Place) -> Compaction:
-    """Remove what belongs to withdrawn documents alone; killed at any moment, it is done by the next one.
+    """Remove what belongs to withdrawn documents alone; killed at any moment, the next one ends it.
 
     Gradients of a withdrawn text stay where another source provided the same text. Corpora that hold a withdrawn
     document go as a whole, with the fits, scores and values made of them: a later run reads its files again and finds
@@ -51,48 +52,129 @@ def compact(root: Place) -> Compaction:
 
     Raises:
         StoreBusyError: a run is writing one of them.
-        StoreDamagedError: a shard whose rows would move is damaged.
+        StoreDamagedError: what would tell whose something is, or a shard whose rows would move, is damaged.
+        StoreError: something of a withdrawn document is there all the same.
     """
-    folders, withdrawn = StoreFolders(root), Withdrawals(root)
-    touched: list[CorpusStore] = []
-    live: set[bytes] = set()
-    dead: set[bytes] = set()
-    for path in finished_stores(folders.corpora):
-        corpus = CorpusStore(path)
-        ids, sources = (corpus.column(name).to_pylist() for name in ("document_id", "source"))
-        gone = np.array([withdrawn.covers(*pair) for pair in zip(ids, sources, strict=True)], bool)
-        live.update(corpus.contents[~gone].tolist())
-        if gone.any():
-            touched.append(corpus)
-            dead.update(corpus.contents[gone].tolist())
-    freed = _compact_gradients(folders.gradients, np.asarray(sorted(dead - live), "S32"))
-    # What was made of a corpus goes before it: killed between, the next run still knows what to remove.
-    names = {corpus.fingerprint for corpus in touched}
-    contents = {corpus.contents_fingerprint for corpus in touched}
-    scores = _removed(folders.scores, lambda store: store.get("corpus") in names)
-    n_values = len(_removed(folders.values, lambda store: store.get("scores") in scores))
-    n_values += len(
-        _removed(folders.games, lambda store: store.get("scores") in scores or store.get("corpus") in contents)
+    receipts = []
+    begun = begun_removal(root)
+    if begun is not None:
+        receipts.append(_carried_out(root, begun))
+    planned = _planned(root)
+    if planned is not None:
+        written(root, planned)
+        receipts.append(_carried_out(root, planned))
+    checked = receipts[-1][0].checked if receipts else _cleaned_and_checked(root, set())
+    return Compaction(receipts, checked)
+
+
+def _planned(root: Place) -> Removal | None:
+    """What is to be removed; None: nothing."""
+    withdrawn = Withdrawals(root)
+    found = belonging(root, withdrawn)
+    if not (found.gone or any(found.stores.values())):
+        return None
+    rows = row_bytes = 0
+    for place in _gradient_folders(root):
+        for segment in _segments(place):
+            gone = np.isin(segment.contents, _hashes(found.dead))
+            count = int(np.diff(segment.first_rows)[gone].sum())
+            rows += count
+            row_bytes += count * segment.n_columns * STORED[segment.dtype].itemsize
+    return Removal(
+        begun=now(),
+        withdrawn=withdrawn.entries,
+        texts=sorted(found.texts),
+        contents=sorted(content.hex() for content in found.dead),
+        shared=len({content for content, _, _ in found.gone} - found.dead),
+        stores={kind: sorted(path.name for path in found.stores[kind]) for kind in KINDS},
+        rows=rows,
+        row_bytes=row_bytes,
     )
-    n_fits = len(_removed(folders.layers, lambda store: store.get("corpus") in contents))
-    n_fits += _remove_source_sums(folders.layers, dead - live)
-    for corpus in touched:
-        with corpus.path.writer_lock():
-            corpus.path.remove_tree()
-    for folder in (folders.corpora, folders.layers, folders.gradients, folders.scores, folders.values, folders.games):
+
+
+def _carried_out(root: Place, removal: Removal) -> tuple[Removal, Location]:
+    found = belonging(root, Withdrawals(root))
+    # Whose the rows are that stay must be known before the corpora go that tell it.
+    keep_owners(root, found.live_of_removed | (kept_owners(root) & found.live))
+    dead = {bytes.fromhex(content) for content in removal.contents} - {content for content, _, _ in found.live}
+    _compact_gradients(root, dead)
+    for kind, names in removal.stores.items():
+        for name in names:
+            path = _folder(root, kind) / name
+            if is_complete(path):
+                with path.writer_lock():
+                    path.remove_tree()
+    finished = removal.ended(_cleaned_and_checked(root, dead))
+    return finished, written(root, finished)
+
+
+def _folder(root: Place, kind: str) -> Location:
+    folder: Location = getattr(StoreFolders(root), kind)
+    return folder
+
+
+def _hashes(contents: set[bytes]) -> np.ndarray:
+    return np.asarray(sorted(contents), "S32")
+
+
+def _gradient_folders(root: Place) -> list[Location]:
+    """All of them, those whose manifest was set aside, too."""
+    return StoreFolders(root).gradients.folders()
+
+
+def _segments(store: Location) -> Iterator[Segment]:
+    """All that were planned, those that others replace, too."""
+    return (Segment(path) for path in store.folders() if is_complete(path))
+
+
+def _compact_gradients(root: Place, dead: set[bytes]) -> None:
+    contents = _hashes(dead)
+    for path in _gradient_folders(root):
+        with path.writer_lock():
+            if is_complete(path):
+                store = GradientStore(path)
+                store.remove_replaced()
+                for segment in store.segments():
+                    store.without(segment, contents)
+            elif any(np.isin(segment.contents, contents).any() for segment in _segments(path)):
+                path.remove_tree()  # it was set aside: nobody reads it, and its rows are computed again
+
+
+def _cleaned_and_checked(root: Place, dead: set[bytes]) -> dict[str, int]:
+    """Remove what killed runs left, then look through everything; counts by name.
+
+    Raises:
+        StoreError: something of a withdrawn document is there.
+    """
+    folders = StoreFolders(root)
+    for folder in (*(_folder(root, kind) for kind in KINDS), folders.gradients, folders.owners):
         _remove_unfinished(folder)
-    return Compaction(len(touched), n_fits, len(scores), n_values, freed)
+    if dead:
+        _remove_partial_sums(folders.layers)
+    place = Location.of(root)
+    for local in {place if isinstance(place, Path) else Path(gettempdir())}:
+        remove_dead_partials(local, deep=isinstance(place, Path))
+    return _checked(root, dead)
 
 
-def _compact_gradients(folder: Location, contents: np.ndarray) -> int:
-    freed = 0
-    for path in finished_stores(folder):
-        store = GradientStore(path)
-        with store.writer():
-            store.remove_replaced()
-            for segment in store.segments():
-                freed += store.without(segment, contents)
-    return freed
+def _checked(root: Place, dead: set[bytes]) -> dict[str, int]:
+    found = belonging(root, Withdrawals(root))
+    left = [path for paths in found.stores.values() for path in paths]
+    kept: set[bytes] = set()
+    for place in _gradient_folders(root):
+        for segment in _segments(place):
+            kept.update(segment.contents.tolist())
+            if np.isin(segment.contents, _hashes(dead | found.dead)).any():
+                left.append(segment.path)
+    if left:
+        raise StoreError(f"{left[0]} still holds something of a withdrawn document: run `dataworth compact` again")
+    known = {content for content, _, _ in found.live}
+    return {
+        "stores": found.n_stores,
+        "documents": found.n_documents,
+        "contents of gradients": len(kept),
+        "contents of nobody known": len(kept - known),
+    }
 
 
 def _remove_unfinished(folder: Location) -> None:
@@ -104,27 +186,8 @@ def _remove_unfinished(folder: Location) -> None:
                     path.remove_tree()
 
 
-def _remove_source_sums(folder: Location, contents: set[bytes]) -> int:
-    """Remove sums by source that a withdrawn content is part of; those of other sources stay."""
-    gone = np.asarray(sorted(contents), "S32")
-    count = 0
-    for path in finished_stores(folder):
-        if dict(read_manifest(path).get("attributes", {})).get("kind") == SOURCE_SUMS_KIND:
-            store = LayerStore(path)
-            held = np.frombuffer(store.matrix(store.layers[0]["name"], "contents").tobytes(), "S32")
-            if np.isin(held, gone).any():
-                count += 1
-                with path.writer_lock():
-                    path.remove_tree()
-    return count
-
-
-def _removed(folder: Location, belongs: Callable[[dict[str, object]], bool]) -> set[str]:
-    """Remove the stores whose attributes belong to what goes; returns their fingerprints."""
-    removed = set()
-    for path in finished_stores(folder):
-        if belongs(dict(read_manifest(path).get("attributes", {}))):
-            removed.add(Store(path).fingerprint)
-            with path.writer_lock():
-                path.remove_tree()
-    return removed
+def _remove_partial_sums(folder: Location) -> None:
+    """Of killed fits: the run that would go on from them has another corpus now."""
+    for name in folder.files():
+        if name.startswith(PARTIAL_SUMS):
+            (folder / name).remove()

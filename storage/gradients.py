@@ -195,29 +195,30 @@ class GradientStore(Store):
             open_segments.append(new_segment(self.path, self._table, contents[new], n_windows[new]))
         return open_segments
 
-    def without(self, segment: Segment, contents: np.ndarray) -> int:
+    def without(self, segment: Segment, contents: np.ndarray) -> None:
         """Take the rows of some contents out of a segment; the caller holds the writer's lock.
 
         The rows that stay are copied to a new segment, checked; the old one goes once the new one is whole. A segment
-        of which nothing stays goes at once; one that has none of the contents, or was not finished, is left.
+        of which nothing stays goes at once; one that has none of the contents is left. Of one that is not finished, or
+        of which a shard was set aside, what is there stays; the next plan has the rest.
 
         Args:
             segment: of this store.
             contents: hashes to take out.
 
-        Returns:
-            Bytes of gradients given back.
+        Raises:
+            StoreDamagedError: a shard whose rows would move is damaged.
         """
         gone = np.isin(segment.contents, contents)
-        if not gone.any() or not segment.is_done():
-            return 0
-        n_windows = np.diff(segment.first_rows)
-        if not gone.all():
-            kept = np.repeat(~gone, n_windows)
+        if not gone.any():
+            return
+        stays = ~gone & segment.content_done()
+        if stays.any():
+            n_windows = np.diff(segment.first_rows)
             successor = new_segment(
-                self.path, self._table, segment.contents[~gone], n_windows[~gone], replaces=segment.name
+                self.path, self._table, segment.contents[stays], n_windows[stays], replaces=segment.name
             )
-            sources = np.flatnonzero(kept)
+            sources = np.flatnonzero(np.repeat(stays, n_windows))
             columns = {name: segment.column(name) for name in EXAMPLE_COLUMNS}
             for shard in successor.open_shards():
                 chosen = sources[successor.rows(shard)]
@@ -225,7 +226,6 @@ class GradientStore(Store):
                     shard, segment.stored_rows(chosen), {name: column[chosen] for name, column in columns.items()}
                 )
         segment.path.remove_tree()
-        return int(n_windows[gone].sum()) * self.n_columns * STORED[self.dtype].itemsize
 
     def remove_replaced(self) -> None:
         """Remove segments that others replace, which a killed compaction left; the caller holds the writer's lock."""

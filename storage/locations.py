@@ -8,7 +8,6 @@ import errno
 import io
 import os
 import shutil
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +18,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from filelock import FileLock, Timeout
 
+from storage.durable import make_folder, move_into_place, remove_tree, replace_file
 from storage.errors import InputError, StoreBusyError, StoreReadOnlyError
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "home",
     "home_folder",
     "lock_held",
-    "replace_file",
 ]
 
 # What the system says where a folder is of somebody else, or lies on a disk that is mounted to be read.
@@ -152,8 +151,8 @@ class Location(ABC):
         """What pyarrow reads this Parquet file from."""
 
     @abstractmethod
-    def array_store(self, *, read_only: bool = False) -> Any:
-        """The zarr StorePath of this group."""
+    def array_store(self) -> Any:
+        """The zarr StorePath of this group, to be read."""
 
     @abstractmethod
     def writer_lock(self) -> AbstractContextManager[None]:
@@ -196,21 +195,22 @@ class LocalLocation(PosixPath, Location):
         return io.FileIO(self)
 
     def write_whole(self, content: bytes) -> None:
-        self.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.parent)
         replace_file(self, content)
 
     def remove(self) -> None:
         self.unlink(missing_ok=True)
 
     def remove_tree(self) -> None:
-        shutil.rmtree(self)
+        remove_tree(self)
 
     def move_to(self, target: Self) -> None:
         self.replace(target)
 
     def take(self, folder: Path) -> None:
-        shutil.rmtree(self, ignore_errors=True)
-        os.replace(folder, self)
+        if self.exists():
+            remove_tree(self)
+        move_into_place(folder, self)
 
     def copy_to(self, folder: Path) -> None:
         shutil.copytree(self, folder)
@@ -230,16 +230,16 @@ class LocalLocation(PosixPath, Location):
     def table_source(self) -> Path:
         return self
 
-    def array_store(self, *, read_only: bool = False) -> Any:
+    def array_store(self) -> Any:
         from zarr.storage import LocalStore, StorePath
 
-        return StorePath(LocalStore(self, read_only=read_only))
+        return StorePath(LocalStore(self, read_only=True))
 
     @contextmanager
     def writer_lock(self) -> Iterator[None]:
         lock = FileLock(self.with_name(f".{self.name}.lock"), timeout=0)
         try:
-            self.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.parent)
             lock.acquire()
         except Timeout:
             raise lock_held(self) from None
@@ -269,19 +269,6 @@ class LocalLocation(PosixPath, Location):
 
 
 Place = str | Path | Location
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a local file so that a reader sees the old bytes or all the new ones, also after a crash.
-
-    Of two that write it at once, the later one's bytes stay.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def lock_held(folder: Location) -> StoreBusyError:
@@ -363,6 +350,14 @@ class StoreFolders:
     @property
     def games(self) -> Location:
         return Location.of(self.root) / "games"
+
+    @property
+    def owners(self) -> Location:
+        return Location.of(self.root) / "owners"
+
+    @property
+    def receipts(self) -> Location:
+        return Location.of(self.root) / "receipts"
 
     @property
     def runs(self) -> Location:

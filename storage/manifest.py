@@ -1,26 +1,24 @@
 """Manifests and writers' locks: what makes a store whole, and one writer at a time.
 
-A store is a folder that counts only once its `manifest.json` is there; the manifest is written last, flushed to disk
-and renamed into place. Stores made in one go are built in a local folder, which is then
-renamed as a whole, or uploaded.
+A store is a folder that counts only once its `manifest.json` is there, which is written last. Stores made in one go are
+built in a local folder, which is then renamed as a whole, or uploaded.
 """
 
-import glob
 import json
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 from storage.checked_files import CheckedFiles
 from storage.checksums import file_checksum, is_sealed, sealed
+from storage.durable import make_folder, remove_dead_partials, replace_file, staging_prefix
 from storage.errors import SchemaVersionError, StoreDamagedError, StoreIncompleteError
-from storage.locations import Location, Place, replace_file
-from storage.processes import is_alive
+from storage.locations import Location, Place
 from storage.ref import StoreRef
 from storage.schema import SCHEMA_VERSION
 
@@ -32,7 +30,6 @@ __all__ = [
     "manifest_text",
     "new_store",
     "read_manifest",
-    "replace_file",
     "set_aside",
     "staging_folder",
     "write_manifest",
@@ -164,13 +161,10 @@ def staging_folder(root: Path) -> Iterator[Path]:
 
     What a process of this machine left there when it was killed is removed, too.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    prefix = f".staging-{platform.node() or 'host'}-"
-    for left in root.glob(f"{glob.escape(prefix)}*"):
-        owner = left.name.removeprefix(prefix).split("-")[0]
-        if owner.isdigit() and not is_alive(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=root))
+    make_folder(root)
+    remove_dead_partials(root, deep=False)
+    staging = root / f"{staging_prefix(os.getpid())}{uuid4().hex[:12]}"
+    staging.mkdir()
     try:
         yield staging
     finally:
@@ -200,23 +194,7 @@ def new_store(folder: Place) -> Iterator[Path]:
         StoreBusyError: another process is building the same store.
     """
     target = Location.of(folder)
-    with target.writer_lock(), _unfinished_folder(target) as partial:
+    with target.writer_lock(), building_folder(target.parent) as partial:
         yield partial
         if not is_complete(target):
             target.take(partial)
-
-
-@contextmanager
-def _unfinished_folder(target: Location) -> Iterator[Path]:
-    """A local folder, empty, that can take the place of a location; it goes with the block."""
-    if not isinstance(target, Path):
-        with building_folder(target.parent) as folder:
-            yield folder
-        return
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

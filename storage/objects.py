@@ -213,7 +213,8 @@ class ObjectLocation(Location):
         import obstore
 
         with self._writing(self.key):
-            obstore.put(self._client, self.key, content)
+            # In one request, however large: of one that was begun and never ended the bucket keeps nothing.
+            obstore.put(self._client, self.key, content, use_multipart=None if isinstance(content, Path) else False)
 
     def remove(self) -> None:
         self._remove([self.key])
@@ -269,12 +270,12 @@ class ObjectLocation(Location):
     def table_source(self) -> Any:
         return io.BufferedReader(_ObjectFile(self), BUFFER_BYTES)
 
-    def array_store(self, *, read_only: bool = False) -> Any:
+    def array_store(self) -> Any:
         from zarr.storage import StorePath
 
         from storage.object_arrays import ArrayObjects
 
-        return StorePath(ArrayObjects(self.bucket, read_only=read_only), self.key)
+        return StorePath(ArrayObjects(self.bucket), self.key)
 
     def writer_lock(self) -> AbstractContextManager[None]:
         from storage.leases import lease  # which imports this module

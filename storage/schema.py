@@ -31,6 +31,10 @@ values/<fingerprint>/        a CoalitionStore, written once
 games/<fingerprint>/         a UtilityStore, grows by files that never change
     <sha-256>.parquet        worth of some coalitions: UTILITIES
     manifest.json
+owners/<fingerprint>/        written once by a compaction, instead of the one before
+    owners.parquet           who provided the contents that no corpus names any more
+    manifest.json
+receipts/<date>.json         of compactions: what each removes, written before it begins, and when it ended
 runs/                        nothing but locks: of the runs under way, by the fingerprint of their parameters
 .<name>.lock                 beside a folder or file: the lock of its one writer
 gradients/<fingerprint>/     a GradientStore, grows by segments

@@ -128,17 +128,6 @@ class Segment(Store):
     def _remedy(self) -> str:
         return REMEDY
 
-    @cached_property
-    def _writable(self) -> zarr.Group:
-        for name in self.files.expected or ():
-            if name.endswith("zarr.json"):  # by which chunks are laid out
-                self.files.check(name)
-        return zarr.open_group(self.path.array_store(), mode="r+", use_consolidated=False)
-
-    def _written(self, name: str) -> "zarr.Array[Any]":
-        """An array whose chunks are written also where all is zero, which elsewhere zarr takes for not worth a file."""
-        return array_at(self._writable, name).with_config({"write_empty_chunks": True})
-
     @property
     def name(self) -> str:
         return self.fingerprint
@@ -146,6 +135,10 @@ class Segment(Store):
     @property
     def n_rows(self) -> int:
         return int(self.entry("n_rows"))
+
+    @property
+    def n_columns(self) -> int:
+        return int(self._gradients.shape[1])
 
     @property
     def rows_per_shard(self) -> int:
@@ -232,10 +225,24 @@ class Segment(Store):
         if gradients.rows.shape != (rows.stop - rows.start, self._gradients.shape[1]):
             raise ValueError(f"shard {shard} has {rows.stop - rows.start} rows, got {gradients.rows.shape}")
         for name in EXAMPLE_COLUMNS:
-            self._written(f"{EXAMPLES}{name}")[rows] = columns[name]
+            self._write_chunk(f"{EXAMPLES}{name}", shard, columns[name])
         if gradients.scales is not None:
-            self._written("scales")[rows] = gradients.scales
-        self._written("gradients")[rows] = gradients.rows
+            self._write_chunk("scales", shard, gradients.scales)
+        self._write_chunk("gradients", shard, gradients.rows)
+
+    def _write_chunk(self, name: str, shard: int, rows: np.ndarray) -> None:
+        """What zarr would write of a chunk, on disk before it has its name."""
+        array = self._plan_of(name)
+        whole = np.full(array.chunks, array.fill_value, array.dtype)
+        whole[: len(rows)] = rows
+        content = whole.tobytes()
+        checksum = google_crc32c.value(content).to_bytes(CRC_BYTES, "little")
+        self._chunk_path(name, shard).write_whole(content + checksum)
+
+    def _plan_of(self, name: str) -> "zarr.Array[Any]":
+        """How the chunks of an array are laid out, from its checked description."""
+        with self.files.reading(f"{name}/zarr.json"):
+            return array_at(self._group, name)
 
     def read_shard(self, shard: int) -> np.ndarray:
         """(n_rows of the shard, n_columns) gradients, read through a memory map, checked against their checksum.

@@ -7,14 +7,15 @@ from itertools import pairwise
 
 import numpy as np
 
+from storage.belongings import finished_stores
 from storage.coalitions import UtilityStore
-from storage.compaction import finished_stores
 from storage.corpus import CorpusStore
 from storage.errors import StoreBusyError, StoreError, StoreReadOnlyError, StoreUnreachableError
 from storage.gradients import GradientStore
 from storage.layers import LayerStore
 from storage.locations import Location, Place, StoreFolders
 from storage.manifest import Store, set_aside
+from storage.removals import receipts
 from storage.schema import NO_CLASS, TOKEN_DTYPE
 from storage.segments import Segment
 from storage.withdrawals import Withdrawals
@@ -60,6 +61,9 @@ def verified(root: Place) -> Iterator[Checked]:
         yield _store(f"values {path.name}", path, _read_files)
     for path in finished_stores(folders.games):
         yield _store(f"game {path.name}", path, _read_additions)
+    for path in finished_stores(folders.owners):
+        yield _store(f"owners {path.name}", path, _read_files)
+    yield _checked("receipts", lambda: receipts(root))
 
 
 def _store(what: str, path: Location, read: Callable[[Location], object]) -> Checked:

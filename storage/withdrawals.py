@@ -20,7 +20,8 @@ CHECKSUMS = "withdrawals.crc32c"
 class Withdrawals:
     """The list of one root of stores, read once; every line of its file is one withdrawal, with its date.
 
-    A name covers all that look the same: what a provider withdrew must not come back by a space.
+    A name covers all that look the same: what a provider withdrew must not come back by a space. `entries` has the
+    withdrawals as they were made: what, name, date.
 
     Args:
         root: of the stores.
@@ -33,10 +34,12 @@ class Withdrawals:
         self._path = Location.of(root) / FILE
         self.sources: set[str] = set()
         self.documents: set[str] = set()
+        self.entries: list[dict[str, str]] = []
         for number, line in enumerate(self._checked().decode(errors="replace").splitlines(), 1):
             try:
                 entry = json.loads(line)
                 (self.sources if entry["what"] == "source" else self.documents).add(folded(entry["name"]))
+                self.entries.append({name: str(value) for name, value in entry.items()})
             except (ValueError, KeyError, TypeError):
                 raise StoreDamagedError(f"{self._path}: line {number} is not a withdrawal; mend or remove it") from None
 
@@ -70,18 +73,22 @@ class Withdrawals:
 
     def _write(self, content: bytes) -> None:
         """Replace the list; killed at any moment, the checksums know the list that is there."""
-        sums = self._path.with_name(CHECKSUMS)
-        for known in ([self._content(), content], [content]):
-            sums.write_whole(json.dumps(sealed({"lists": [_crc32c(each) for each in known]})).encode())
-            if len(known) > 1:
-                self._path.write_whole(content)
+        self._seal([self._content(), content])
+        self._path.write_whole(content)
+        self._seal([content])
+
+    def _seal(self, lists: list[bytes]) -> None:
+        """Keep the checksums of the lists that may be there."""
+        record = {"lists": [_crc32c(each) for each in lists]}
+        self._path.with_name(CHECKSUMS).write_whole(json.dumps(sealed(record)).encode())
 
     def covers(self, document_id: str, source: str) -> bool:
         """The document was withdrawn, by itself or with its source."""
-        return bool(
-            (self.sources and folded(source) in self.sources)
-            or (self.documents and folded(document_id) in self.documents)
-        )
+        return self.covers_source(source) or bool(self.documents and folded(document_id) in self.documents)
+
+    def covers_source(self, source: str) -> bool:
+        """The whole source was withdrawn."""
+        return bool(self.sources and folded(source) in self.sources)
 
     def add(self, sources: Iterable[str] = (), documents: Iterable[str] = ()) -> int:
         """Withdraw sources and documents; returns how many are new.
@@ -98,6 +105,8 @@ class Withdrawals:
                 lines = [json.dumps({"what": what, "name": name, "date": date}) for what, name in new]
                 self._write(self._content() + "".join(f"{line}\n" for line in lines).encode())
                 self.__init__(self._path.parent)  # type: ignore[misc]  # read back
+            elif self._content():
+                self._seal([self._content()])  # a withdrawal that was stopped may know of two lists
         return len(new)
 
 

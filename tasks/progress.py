@@ -17,14 +17,11 @@ from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from tqdm import tqdm
 
-__all__ = ["DEVICE_TAG", "Progress", "progress", "run_logger", "show_link"]
+__all__ = ["Progress", "progress", "run_logger", "show_link"]
 
 SECONDS_BETWEEN_UPDATES = 2.0
 # Where the server did not answer.
 SECONDS_UNTIL_ANOTHER_TRY = 30.0
-
-# Of the tasks that compute on a device: a limit `tag:gpu` of the Prefect server lets one run on each.
-DEVICE_TAG = "gpu"
 
 
 def run_logger() -> "logging.Logger | LoggerAdapter[Any]":

@@ -1,8 +1,10 @@
 """Parameters of reading documents and queries."""
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
-from tasks.configuration import Configuration
+from tasks.configuration import Configuration, Names
 
 __all__ = ["CorpusConfig", "QueriesConfig"]
 
@@ -10,7 +12,7 @@ __all__ = ["CorpusConfig", "QueriesConfig"]
 class CorpusConfig(Configuration):
     """Where the documents are and how they are cut."""
 
-    files: list[str] = Field(
+    files: Annotated[list[str], Names.DOCUMENTS] = Field(
         min_length=1,
         description="JSONL, Parquet or CSV files, folders of such files, folders of text (a file is a document, a "
         "subfolder a source), or hf:NAME[:SPLIT]. In a folder .jsonl, .ndjson, .csv and .parquet are rows, all else "
@@ -43,7 +45,7 @@ class CorpusConfig(Configuration):
 class QueriesConfig(Configuration):
     """What is explained: prompts, with a completion or completed by the model."""
 
-    file: str = Field(
+    file: Annotated[str, Names.FILE] = Field(
         min_length=1,
         description="JSONL with `id`, `prompt` and optionally `completion`; a class for a classifier.",
     )

@@ -10,8 +10,22 @@ from storage.errors import InputError
 from storage.names import folded
 from storage.schema import ALL_QUERIES
 
-__all__ = ["Document", "Query", "document", "query", "refuse_half", "short", "told_apart", "unique"]
+__all__ = [
+    "MAX_TEXT_BYTES",
+    "Document",
+    "Query",
+    "document",
+    "query",
+    "refuse_half",
+    "refuse_long",
+    "short",
+    "told_apart",
+    "unique",
+]
 
+# Of one text. A tokenizer and what is kept of its tokens take 150 to 300 bytes of memory for each (measured: 280 with a
+# vocabulary of 300): 10 GB at most.
+MAX_TEXT_BYTES = 2**25
 MOST_ID_CHARACTERS = 10_000
 LARGEST_INTEGER = 2**63 - 1
 
@@ -180,10 +194,28 @@ def _text(row: Mapping[str, Any], field: str, where: str, *, blank: bool = False
     if not value or not (blank or value.strip()):
         raise InputError(f"{where}, field {field!r}: {'nothing but white space' if value else 'empty'}")
     try:
-        value.encode()
+        if len(value.encode()) > MAX_TEXT_BYTES:
+            refuse_long(len(value.encode()), f"{where}, field {field!r}")
     except UnicodeEncodeError:
         raise InputError(f"{where}, field {field!r}: holds half of a surrogate pair, which is not valid text") from None
     return value
+
+
+def refuse_long(n_bytes: int, where: str) -> None:
+    """Refuse a text that is longer than a tokenizer has memory for.
+
+    Args:
+        n_bytes: of the text.
+        where: for messages.
+
+    Raises:
+        InputError: it is.
+    """
+    if n_bytes > MAX_TEXT_BYTES:
+        raise InputError(
+            f"{where}: longer than {MAX_TEXT_BYTES:,} bytes, each of which takes a tokenizer 300 bytes of memory; "
+            "cut it into documents, one a file or a line of JSONL"
+        )
 
 
 def _name(row: Mapping[str, Any], field: str, where: str) -> str:

@@ -2,17 +2,46 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from storage.errors import InputError
+from storage.plain_files import below, open_plain, trusted_folder
 from tasks.corpus.containers import HEAD_BYTES, ROWS, refuse_container, refuse_content, suffix
-from tasks.corpus.documents import Document, document
-from tasks.corpus.rows import MAX_BYTES, Row, decoded, rows, unreadable
+from tasks.corpus.documents import MAX_TEXT_BYTES, Document, document, refuse_long
+from tasks.corpus.parquet import parquet_rows
+from tasks.corpus.rows import Row, csv_rows, decoded, jsonl, unreadable
 from tasks.visible import visible
 
-__all__ = ["holds_rows", "rows_of_folder", "texts_of_folder"]
+__all__ = ["holds_rows", "rows", "rows_of_folder", "texts_of_folder"]
+
+
+def rows(path: Path, wanted: Sequence[str], text: str, within: Path | None = None) -> Iterator[Row]:
+    """Rows of a file.
+
+    Args:
+        path: of the file.
+        wanted: names of the fields that are read; rows may have others.
+        text: the one of them that holds the text.
+        within: the folder it was found in, which it may not lead out of; None: of a file that a person named.
+
+    Raises:
+        InputError: whatever is wrong, naming file, line and field.
+    """
+    where = visible(str(path))
+    kind = suffix(path)
+    if kind in (".jsonl", ".ndjson"):
+        return jsonl(path, within)
+    if kind == ".csv":
+        return csv_rows(path, within)
+    if kind == ".parquet":
+        return parquet_rows(path, wanted, text, within)
+    refuse_container(path, where)
+    raise InputError(
+        f"{where}: unknown kind of file; expected {', '.join(ROWS)}, a folder of such files or of text, or hf:NAME"
+    )
 
 
 def holds_rows(root: Path) -> bool:
@@ -35,9 +64,10 @@ def holds_rows(root: Path) -> bool:
 
 
 def rows_of_folder(root: Path, wanted: Sequence[str], text: str) -> Iterator[Row]:
-    """Rows of every file of a folder, files by name, then subfolders by name; see `tasks.corpus.rows.rows`."""
+    """Rows of every file of a folder, files by name, then subfolders by name; see `rows`."""
+    within = trusted_folder(root)
     for path in _files(root):
-        yield from rows(path, wanted, text)
+        yield from rows(path, wanted, text, within)
 
 
 def texts_of_folder(root: Path, field: str) -> Iterator[Document]:
@@ -47,8 +77,9 @@ def texts_of_folder(root: Path, field: str) -> Iterator[Document]:
         root: the folder.
         field: name that a row's text would have, by which rows are told from text.
     """
+    within = trusted_folder(root)
     for path in _files(root):
-        yield _text_file(root, path, field)
+        yield _text_file(root, path, field, within)
 
 
 def _is_of_rows(path: Path) -> bool:
@@ -56,7 +87,12 @@ def _is_of_rows(path: Path) -> bool:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Plain files, those of a folder before those of its subfolders; names that begin with a dot are hidden."""
+    """Plain files, those of a folder before those of its subfolders; names that begin with a dot are hidden.
+
+    A link to a file of the folder itself is one, too, as in the hub's cache, where all files are links; one to
+    elsewhere would read what the folder's owner never had.
+    """
+    within = trusted_folder(root)
 
     def unlisted(error: OSError) -> None:
         raise unreadable(error.filename, error) from None
@@ -65,14 +101,32 @@ def _files(root: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in [*folders, *sorted(name for name in files if not name.startswith("."))]:
             path = Path(folder, name)
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            mode = os.lstat(path).st_mode
+            if stat.S_ISLNK(mode):
+                mode = _linked(path, within)
+            elif stat.S_ISDIR(mode):
+                continue
+            if not stat.S_ISREG(mode):
                 where = visible(str(path))
                 raise InputError(f"{where}: not a plain file; a folder of a corpus holds plain files only")
-            if path.is_file():
-                yield path
+            yield path
 
 
-def _text_file(root: Path, path: Path, field: str) -> Document:
+def _linked(path: Path, within: Path) -> int:
+    """The mode of what a link leads to."""
+    where = visible(str(path))
+    if not below(path, within):
+        raise InputError(
+            f"{where}: links to what is outside of the folder, of which alone a corpus is read; copy it there, or name "
+            "it by itself"
+        )
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _text_file(root: Path, path: Path, field: str, within: Path) -> Document:
     where = visible(str(path))
     relative = path.relative_to(root)
     source = relative.parts[0] if len(relative.parts) > 1 else root.resolve().name
@@ -80,25 +134,22 @@ def _text_file(root: Path, path: Path, field: str) -> Document:
         identifier = relative.as_posix().encode().decode()
     except UnicodeEncodeError:
         raise InputError(f"{where}: the name of the file is not valid UTF-8") from None
-    lines = _content(path, where).removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True)
+    lines = _content(path, where, within).removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True)
     _refuse_row(lines, field, where)
     text = "".join(decoded(line, f"{where}, line {number}") for number, line in enumerate(lines, 1))
     row = {"id": identifier, "source": source, "text": text}
     return document(row, {"id": "id", "source": "source", "text": "text"}, where)
 
 
-def _content(path: Path, where: str) -> bytes:
+def _content(path: Path, where: str, within: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_plain(path, where, within) as file:
             head = file.read(HEAD_BYTES)
             refuse_content(head, where)
-            content = head + file.read(MAX_BYTES + 1 - len(head))
+            content = head + file.read(MAX_TEXT_BYTES + 1 - len(head))
     except OSError as error:
         raise unreadable(path, error) from None
-    if len(content) > MAX_BYTES:
-        raise InputError(
-            f"{where}: longer than {MAX_BYTES:,} bytes; cut it into documents, one a file or a line of JSONL"
-        )
+    refuse_long(len(content), where)
     return content
 
 

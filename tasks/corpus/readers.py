@@ -2,15 +2,18 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from storage.errors import InputError
+from storage.plain_files import open_plain
 from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.containers import ROWS, refuse_container, suffix
+from tasks.corpus.data_sets import hugging_face
 from tasks.corpus.documents import Document, Query, document, query, told_apart, unique
-from tasks.corpus.folders import holds_rows, rows_of_folder, texts_of_folder
-from tasks.corpus.rows import Row, hugging_face, jsonl, rows, unreadable
+from tasks.corpus.folders import holds_rows, rows, rows_of_folder, texts_of_folder
+from tasks.corpus.rows import Row, jsonl, unreadable
 from tasks.visible import visible
 
 __all__ = ["read_documents", "read_queries"]
@@ -45,7 +48,22 @@ def read_queries(config: QueriesConfig) -> Iterator[Query]:
         refuse_container(path, visible(config.file))
     if kind in ROWS and kind not in (".jsonl", ".ndjson"):
         raise InputError(f"{visible(config.file)}: queries are read from JSONL (.jsonl, .ndjson), not from {kind}")
-    return _at_least_one(unique(query(row, where) for row, where in jsonl(path)), "query", config.file)
+    return _at_least_one(unique(_queries(path)), "query", config.file)
+
+
+def _queries(path: Path) -> Iterator[Query]:
+    with _in_memory(str(path)):
+        for row, where in jsonl(path):
+            yield query(row, where)
+
+
+@contextmanager
+def _in_memory(name: str) -> Iterator[None]:
+    """What does not fit into memory, in spite of all limits, is a sentence."""
+    try:
+        yield
+    except MemoryError:
+        raise InputError(f"{visible(name)}: a document does not fit into memory; cut it into several") from None
 
 
 def _at_least_one(items: Iterator[Any], what: str, where: str) -> Iterator[Any]:
@@ -70,18 +88,22 @@ def _documents(name: str, fields: Mapping[str, str], kept: Sequence[str]) -> Ite
             raise InputError(f"{visible(name)}: a folder of text says no classes; give a classifier's corpus as JSONL")
         if kept:
             raise InputError(f"{visible(name)}: a folder of text has no field {kept[0]!r}; give the corpus as JSONL")
-        yield from texts_of_folder(Path(name), fields["text"])
+        with _in_memory(name):
+            yield from texts_of_folder(Path(name), fields["text"])
         return
-    for row, where in found:
-        yield document(row, fields, where, kept)
+    with _in_memory(name):
+        for row, where in found:
+            yield document(row, fields, where, kept)
 
 
 def _file(name: str) -> Path:
     path = Path(name)
     try:
-        with path.open("rb"):
+        with open_plain(path, visible(name)):
             return path
     except FileNotFoundError:
         raise InputError(f"{visible(name)}: no such file") from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise unreadable(name, error) from None

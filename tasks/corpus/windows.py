@@ -53,7 +53,7 @@ def tokenised_document(tokenizer: Any, document: Document, max_length: int) -> T
         document: the text.
         max_length: tokens of a window.
     """
-    text = encoded(tokenizer, document.text)
+    text = encoded(tokenizer, document.text, where=document.where)
     bounds = window_bounds(len(text.ids), max_length)
     kept = sum(length for _, length in bounds)
     return TokenisedDocument(
@@ -104,7 +104,7 @@ def tokenised_query(
         InputError: the completion has no token, the prompt none of its own, or the query is longer than the model
             reads.
     """
-    text = encoded(tokenizer, prompt + completion)
+    text = encoded(tokenizer, prompt + completion, where=where)
     ids = text.ids[: text.end]
     if tokenizer.is_fast:
         n_prompt = next((place for place, (_, end) in enumerate(text.offsets) if end > len(prompt)), len(ids))

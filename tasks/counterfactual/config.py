@@ -1,8 +1,10 @@
 """Parameters of training a model again, and of an audit."""
 
+from typing import Annotated
+
 from pydantic import Field, field_validator, model_validator
 
-from tasks.configuration import Configuration
+from tasks.configuration import Configuration, Names
 
 __all__ = ["METHODS", "AuditConfig", "TrainingConfig"]
 
@@ -31,7 +33,7 @@ class TrainingConfig(Configuration):
 class AuditConfig(Configuration):
     """How far scores are to be trusted: what is trained again, and which methods are held against it."""
 
-    problem: str | None = Field(
+    problem: Annotated[str | None, Names.CODE] = Field(
         None,
         min_length=1,
         description="digits, demo, or MODULE:FUNCTION that returns a problem of one's own; default: the given model, "

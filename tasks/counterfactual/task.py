@@ -27,8 +27,9 @@ from tasks.counterfactual.patch import best_documents, patched_falls
 from tasks.counterfactual.problem import Problem, ProblemPlace
 from tasks.counterfactual.randomised import randomised
 from tasks.curvature.config import CurvatureConfig, DampingConfig
+from tasks.devices import on_a_device
 from tasks.model.loading import fingerprint_of
-from tasks.progress import DEVICE_TAG, run_logger
+from tasks.progress import run_logger
 from tasks.projection.config import ProjectionConfig
 from tasks.retries import RETRIED
 from tasks.scoring.baselines import bm25_scores
@@ -109,7 +110,8 @@ def _kept_outcomes(
     return LayerStore.write(root, name, [{"name": ONLY}], [{"masks": masks, "outcomes": outcomes}], parts)
 
 
-@task(name="attribute", task_run_name="score by {run.title}", tags=[DEVICE_TAG])
+@task(name="attribute", task_run_name="score by {run.title}")
+@on_a_device
 def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterConfig, seeds: int) -> StoreRef:
     """Scores (n_queries, n_documents) of a method, with what it cost.
 
@@ -185,7 +187,8 @@ def _of_documents(scores: np.ndarray, examples: Examples) -> np.ndarray:
     return np.moveaxis(found, 0, -1)
 
 
-@task(name="patch-tails", task_run_name="one step on the best documents of every method", tags=[DEVICE_TAG])
+@task(name="patch-tails", task_run_name="one step on the best documents of every method")
+@on_a_device
 def patch_tails(
     store: str, place: ProblemPlace, scores: dict[str, StoreRef], audit: AuditConfig, queries: list[int]
 ) -> StoreRef:
@@ -211,7 +214,8 @@ def patch_tails(
     return LayerStore.write(root, name, [{"name": ONLY}], [{"falls": np.stack(falls)}], parts)
 
 
-@task(name="sweep", task_run_name="score by {projection.kind} {projection.rank}, {curvature.kind}", tags=[DEVICE_TAG])
+@task(name="sweep", task_run_name="score by {projection.kind} {projection.rank}, {curvature.kind}")
+@on_a_device
 def sweep(
     store: str,
     place: ProblemPlace,

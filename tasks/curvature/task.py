@@ -35,9 +35,10 @@ from tasks.curvature.source_sums import (
     towards_base,
 )
 from tasks.curvature.sums import MOST_COLUMNS
+from tasks.devices import on_a_device
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
-from tasks.progress import DEVICE_TAG, run_logger
+from tasks.progress import run_logger
 from tasks.projection.bases import projections_of
 from tasks.projection.config import ProjectionConfig
 from tasks.projection.logra import layer_table, stored_projections
@@ -53,9 +54,9 @@ SOURCE_SUMS = 3
 @task(
     name="fit-covariances",
     task_run_name="fit the covariances of inputs and output gradients",
-    tags=[DEVICE_TAG],
     **RETRIED,
 )
+@on_a_device
 def fit_covariances(
     store: str, model: ModelConfig, corpus: StoreRef, curvature: CurvatureConfig, batch_tokens: int | None
 ) -> StoreRef:
@@ -79,9 +80,9 @@ def fit_covariances(
 @task(
     name="fit-curvature",
     task_run_name="fit the {curvature.labels} {curvature.kind}",
-    tags=[DEVICE_TAG],
     **RETRIED,
 )
+@on_a_device
 def fit_matrices(
     store: str,
     model: ModelConfig,
@@ -147,9 +148,9 @@ def fit_matrices(
 @task(
     name="fit-source-sums",
     task_run_name="sum gradients and curvature by source",
-    tags=[DEVICE_TAG],
     **RETRIED,
 )
+@on_a_device
 def fit_source_sums(
     store: str,
     model: ModelConfig,
@@ -263,9 +264,9 @@ def _source_matrices(
 @task(
     name="fit-query-factors",
     task_run_name="curvature of the queries",
-    tags=[DEVICE_TAG],
     **RETRIED,
 )
+@on_a_device
 def fit_query_factors(
     store: str, model: ModelConfig, queries: StoreRef, bases: StoreRef, curvature: CurvatureConfig
 ) -> StoreRef:

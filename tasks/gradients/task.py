@@ -19,13 +19,14 @@ from tasks.capture.hooks import CaptureError
 from tasks.capture.memory import measured_batch_tokens
 from tasks.capture.passes import gradient_rows
 from tasks.corpus.batches import batches_by_length, corpus_batch
+from tasks.devices import on_a_device
 from tasks.gradients.config import GradientsConfig
 from tasks.gradients.order import content_order, row_windows
 from tasks.model.config import ModelConfig
 from tasks.model.loading import LoadedModel, load
 from tasks.model.plain import gradient_capture
 from tasks.processes import processes
-from tasks.progress import DEVICE_TAG, Progress, progress, run_logger
+from tasks.progress import Progress, progress, run_logger
 from tasks.projection.logra import LayerProjection, stored_projections
 from tasks.retries import RETRIED
 
@@ -37,9 +38,9 @@ ALGORITHM = 1
 @task(
     name="index-gradients",
     task_run_name="gradients of {what}",
-    tags=[DEVICE_TAG],
     **RETRIED,
 )
+@on_a_device
 def index_gradients(
     store: str, model: ModelConfig, corpus: StoreRef, bases: StoreRef, gradients: GradientsConfig, what: str
 ) -> StoreRef:

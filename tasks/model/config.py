@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.configuration import Configuration
+from tasks.configuration import Configuration, Names
 
 __all__ = ["ModelConfig", "ModelsConfig"]
 
@@ -17,7 +17,7 @@ class _Loading(Configuration):
     """How weights are loaded, and what of them is tracked."""
 
     name: Any  # of one checkpoint or of several, see below; here because it comes first in forms and help
-    base: str | None = Field(
+    base: Annotated[str | None, Names.MODEL] = Field(
         None,
         min_length=1,
         description="The checkpoint that training began from, where it is known: what the model would still be without "
@@ -46,13 +46,15 @@ class _Loading(Configuration):
 class ModelConfig(_Loading):
     """One checkpoint of the causal language model, or sequence classifier, whose training data is valued."""
 
-    name: str = Field(min_length=1, description="Hugging Face name or a local checkpoint folder (safetensors only).")
+    name: Annotated[str, Names.MODEL] = Field(
+        min_length=1, description="Hugging Face name or a local checkpoint folder (safetensors only)."
+    )
 
 
 class ModelsConfig(_Loading):
     """The causal language model, or sequence classifier, whose training data is valued: one checkpoint, or several."""
 
-    name: list[Name] = Field(
+    name: Annotated[list[Name], Names.MODEL] = Field(
         min_length=1,
         description="Hugging Face name or a local checkpoint folder (safetensors only); of several checkpoints or "
         "seeds of one model, which share its tokenizer, scores and values are averaged.",

@@ -29,7 +29,8 @@ from tasks.model.halves import Halves, halves, whole
 from tasks.model.layers import TrackedLayer, tracked_layers
 from tasks.model.reading import Reading
 from tasks.model.sharding import shard
-from tasks.model.weights import refuse_missing, refuse_pickled
+from tasks.model.trials import forerunner, tried
+from tasks.model.weights import refuse_large_settings, refuse_many_layers, refuse_missing, refuse_pickled
 
 __all__ = [
     "LoadedModel",
@@ -142,7 +143,10 @@ def _files_state(name: str) -> tuple[tuple[str, int, int], ...]:
     Of an adapter's folder with those of the checkpoint that it is put on.
     """
     with _loading(name):
+        refuse_large_settings(Path(name))
         folders = [Path(each) for each in dict.fromkeys((name, _base_name(name)))]
+        for folder in folders:
+            refuse_large_settings(folder)
     return tuple(
         (file.name, file.stat().st_size, file.stat().st_mtime_ns)
         for folder in folders
@@ -168,6 +172,7 @@ def _pretrained(config: ModelConfig, device: torch.device) -> tuple[PreTrainedMo
     with _loading(config.name):
         base = _base_name(config.name)
         architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        refuse_many_layers(architecture)
         classifies = _labels(architecture) is not None
         if architecture.is_encoder_decoder and not classifies:
             raise ValueError(
@@ -193,7 +198,12 @@ def _tokenizer(name: str) -> Any:
     with _loading(name):
         base = _base_name(name)
         of_its_own = base == name or (Path(name) / "tokenizer_config.json").is_file()
-        return AutoTokenizer.from_pretrained(name if of_its_own else base, trust_remote_code=False)
+        place = name if of_its_own else base
+        trial = tried(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        if trial.unusual is not None:
+            tokenizer.forerunner = forerunner(tokenizer, trial.unusual)
+        return tokenizer
 
 
 def _move_towards(model: PreTrainedModel, config: ModelConfig, share: float) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from prefect import task
 from transformers import PreTrainedTokenizerFast
 
+from storage.durable import move_into_place, remove_tree
 from storage.manifest import is_complete, read_manifest, write_manifest
 from storage.ref import fingerprint
 from tasks.corpus.config import CorpusConfig
@@ -58,8 +58,9 @@ def train_small_model(folder: str, corpus: CorpusConfig, settings: SmallModel, s
             begin = None if start is None else Path(start)
             loss = train_language_model(texts, partial, settings, on_step, tokenizer, begin)
         write_manifest(partial, {"fingerprint": name, "settings": asdict(settings), "loss": loss})
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        if target.exists():
+            remove_tree(target)
+        move_into_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     run_logger().info("trained: %.3f nats a token; %s", loss, json.dumps(asdict(settings)))

@@ -1,9 +1,13 @@
 """A text as the tokens of a checkpoint's tokenizer, and which of them the tokenizer added to it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Encoded", "encoded"]
+from storage.errors import InputError
+
+__all__ = ["Encoded", "encoded", "panics_told"]
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,42 @@ class Encoded:
         return len(self.ids) - self.n_after
 
 
-def encoded(tokenizer: Any, text: str, max_length: int | None = None) -> Encoded:
+@contextmanager
+def panics_told(where: str = "") -> Iterator[None]:
+    """A panic of the tokenizer's library, which is no Exception, as a sentence; `where` is its beginning."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}{': ' if where else ''}the tokenizer panics ({said})") from None
+
+
+def encoded(tokenizer: Any, text: str, max_length: int | None = None, where: str = "") -> Encoded:
     """A text as training saw it: with the tokens that the tokenizer adds by itself, none of them twice.
 
     Args:
         tokenizer: a transformers tokenizer.
         text: any.
         max_length: most tokens, added ones included; the text's others are cut off. None for no limit.
+        where: file and line, for messages.
+
+    Raises:
+        InputError: the tokenizer panics, or needs more time or memory for this text than it should.
     """
-    encoding = tokenizer(
-        text,
-        truncation=max_length is not None,
-        max_length=max_length,
-        return_offsets_mapping=tokenizer.is_fast,
-        return_special_tokens_mask=True,
-        verbose=False,
-    )
+    forerunner = getattr(tokenizer, "forerunner", None)
+    if forerunner is not None:
+        forerunner.check(text, where)
+    with panics_told(where):
+        encoding = tokenizer(
+            text,
+            truncation=max_length is not None,
+            max_length=max_length,
+            return_offsets_mapping=tokenizer.is_fast,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
     ids: list[int] = list(encoding["input_ids"])
     # One in Python may leave out a repeated end by itself, but counts it.
     added: list[int] = list(encoding["special_tokens_mask"])[-len(ids) :] if ids else []

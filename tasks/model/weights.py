@@ -7,9 +7,37 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
-__all__ = ["refuse_missing", "refuse_pickled"]
+__all__ = ["refuse_large_settings", "refuse_many_layers", "refuse_missing", "refuse_pickled"]
 
 INDEX = "model.safetensors.index.json"
+# Files of settings, which are read as a whole; an index of ten thousand shards and weights has a tenth of
+# that. Tokenizers are tried elsewhere.
+SETTINGS = ("*config.json", "special_tokens_map.json", "added_tokens.json", "*.index.json")
+MAX_SETTINGS_BYTES = 2**25
+# Ten times those of the deepest in use.
+MAX_LAYERS = 2000
+
+
+def refuse_large_settings(folder: Path) -> None:
+    """Refuse a file of settings that is as large as weights are.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for path in sorted({path for pattern in SETTINGS for path in folder.glob(pattern)}):
+        if path.is_file() and path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise ValueError(f"its {path.name} has more than {MAX_SETTINGS_BYTES:,} bytes, as no file of settings has")
+
+
+def refuse_many_layers(architecture: Any) -> None:
+    """Refuse an architecture that would take hours to be put together, whatever is in the files of weights.
+
+    Raises:
+        ValueError: it is.
+    """
+    n_layers = getattr(architecture.get_text_config(), "num_hidden_layers", None)
+    if isinstance(n_layers, int) and n_layers > MAX_LAYERS:
+        raise ValueError(f"its config.json says {n_layers:,} layers, and no model has more than {MAX_LAYERS:,}")
 
 
 def refuse_pickled(name: str, architecture: Any) -> None:

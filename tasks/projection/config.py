@@ -1,10 +1,10 @@
 """Parameters of projecting gradients."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from tasks.configuration import Configuration
+from tasks.configuration import Configuration, Names
 
 __all__ = ["ProjectionConfig"]
 
@@ -25,7 +25,7 @@ class ProjectionConfig(Configuration):
         "side, such as '*.mlp.*=0.25'.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the random projection.")
-    bases: str | None = Field(
+    bases: Annotated[str | None, Names.FILE] = Field(
         None,
         min_length=1,
         description="Folder of bases made earlier (a run logs it), used as they are: keeps pca bases while a corpus "

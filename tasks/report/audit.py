@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from storage.checksums import is_sealed, sealed, unsealed
+from storage.durable import replace_file
 from storage.errors import InputError
-from storage.locations import replace_file
 from storage.ref import fingerprint
 from tasks.report.figures import GOOD, INK, UNKNOWN, drawing, empty_figure, label, png
 from tasks.report.html import audit_page

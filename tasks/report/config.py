@@ -1,8 +1,10 @@
 """Parameters of logging a valuation."""
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
-from tasks.configuration import Configuration
+from tasks.configuration import Configuration, Names
 from tasks.visible import refuse_password
 
 __all__ = ["TrackingConfig"]
@@ -11,7 +13,7 @@ __all__ = ["TrackingConfig"]
 class TrackingConfig(Configuration):
     """Where MLflow keeps the run."""
 
-    uri: str | None = Field(
+    uri: Annotated[str | None, Names.ADDRESS] = Field(
         None, description="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else SQLite in $DATAWORTH_HOME/mlflow."
     )
     experiment: str | None = Field(

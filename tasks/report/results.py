@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from storage.checked_files import CheckedFiles
 from storage.checksums import file_checksum, is_sealed, sealed
+from storage.durable import replace_file
 from storage.errors import InputError
-from storage.locations import Location, replace_file
+from storage.locations import Location
 from storage.schema import ALL_QUERIES, PASSAGES, VALUES
 
 __all__ = [

@@ -1,6 +1,5 @@
 """Prefect tasks that publish a valuation: the results folder, then the MLflow run."""
 
-import os
 import shlex
 import shutil
 from dataclasses import replace
@@ -11,6 +10,7 @@ import yaml
 from prefect import task
 
 from storage.coalitions import CoalitionStore
+from storage.durable import move_into_place
 from storage.errors import DataworthError
 from storage.manifest import staging_folder
 from storage.schema import VALUES
@@ -91,7 +91,7 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         for name in REPLACED_FILES:
             (folder / name).unlink(missing_ok=True)
         for path in sorted(staging.iterdir()):
-            os.replace(path, folder / path.name)
+            move_into_place(path, folder / path.name)
     write_record(folder, record(parts, gathered))
 
 
@@ -158,7 +158,7 @@ def publish_audit(results: str, audit: Audit) -> None:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "figures", ignore_errors=True)
         for path in sorted(staging.iterdir()):
-            os.replace(path, folder / path.name)
+            move_into_place(path, folder / path.name)
     write_audit(folder, audit)
 
 

@@ -19,6 +19,7 @@ BENCHES = (
     "search",
     "kills",
     "damage",
+    "faults",
     "demo",
     "conformance",
     "fuzz",

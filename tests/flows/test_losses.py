@@ -6,7 +6,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.losses import is_loss, named_loss
-from storage.errors import ServerLostError
+from storage.errors import InputError, ServerLostError
 
 ADDRESS = "http://prefect.example:4200/api"
 
@@ -55,6 +55,22 @@ def test_a_server_that_turns_requests_away_is_a_sentence_too():
         named_loss(),
     ):
         raise turned_away(503, f"{ADDRESS}/flow_runs")
+
+
+def test_a_server_that_wants_a_password_is_a_sentence_that_says_where_it_is():
+    with (
+        temporary_settings({PREFECT_API_URL: ADDRESS}),
+        pytest.raises(
+            InputError, match="does not take the password: set PREFECT_API_AUTH_STRING, which `dataworth ui`"
+        ),
+        named_loss(),
+    ):
+        raise turned_away(401, f"{ADDRESS}/flow_runs")
+
+
+def test_another_server_that_wants_one_is_not_the_prefect_server():
+    with temporary_settings({PREFECT_API_URL: ADDRESS}), pytest.raises(PrefectHTTPStatusError), named_loss():
+        raise turned_away(401, "https://models.example/llama")
 
 
 def test_other_errors_stay_as_they_are():

@@ -145,5 +145,5 @@ def test_the_doctor_names_the_proxy_and_asks_servers_as_a_run_does(server, monke
     found = {check.what: check for check in doctor.checks()}
     assert found["proxy"].found == f"http_proxy=http://…@127.0.0.1:9, not for {EVERY}"
     assert found["Prefect"].ok
-    assert server.asked == ["/api/health"]
+    assert server.asked == ["/api/health", "/api/admin/version"]
     assert not found["MLflow"].ok

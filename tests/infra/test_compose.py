@@ -11,8 +11,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from flows.permissions import ADDRESSES, INPUTS, PROBLEMS, RESULTS
 from tests.reference.compose import CODE, INFRA, image_environment, interpolated, secret_names, services
 
+LIMITS = (INPUTS, RESULTS, PROBLEMS, ADDRESSES)
 GIVEN = dict.fromkeys(secret_names(), "given")
 TEXT = (INFRA / "compose.yaml").read_text()
 KEYS = {
@@ -75,6 +77,18 @@ def test_volumes_and_services_that_are_named_are_there():
     over = yaml.safe_load((INFRA / "compose.gpu.yaml").read_text().replace("${", "$"))
     assert set(over["services"]) <= set(whole["services"])
     assert over["services"]["prefect-worker"]["build"]["args"] == {"VARIANT": "cuda"}
+
+
+def test_what_a_run_may_name_is_said_and_is_apart_from_the_folder_that_is_mounted():
+    worker = services({**GIVEN, "INPUTS_FOLDER": "/home/inputs", "MORE_INPUTS": "s3://bucket/in"})["prefect-worker"]
+    assert "/home/inputs:/inputs:ro" in worker["volumes"]
+    limits = {name: value for name, value in worker["environment"].items() if name in LIMITS}
+    assert limits == {
+        INPUTS: "/inputs;s3://bucket/in",
+        RESULTS: "/data/results;/data/store;",
+        PROBLEMS: "",
+        ADDRESSES: "",
+    }
 
 
 def test_the_image_runs_as_nobody_and_sends_nothing_home():

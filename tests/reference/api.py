@@ -1,10 +1,12 @@
-"""What tests ask a Prefect server, and how they wait."""
+"""What tests ask a Prefect server, that of `dataworth ui` among them, and how they wait."""
 
+import re
 import time
+from dataclasses import dataclass
 
 import httpx
 
-__all__ = ["Api", "wait_until"]
+__all__ = ["Api", "Served", "served", "wait_until"]
 
 
 def wait_until(condition, seconds, what):
@@ -17,20 +19,78 @@ def wait_until(condition, seconds, what):
     raise AssertionError(what)
 
 
+@dataclass(frozen=True)
+class Served:
+    """What `dataworth ui` prints: addresses without a path, and the key."""
+
+    prefect: str
+    key: str
+    mlflow: str
+
+    def page(self, path):
+        """A page of the Prefect server, as a browser opens it that has not been there."""
+        return f"{self.prefect}{path}?key={self.key}"
+
+    @property
+    def environment(self):
+        """Of another command that uses both servers."""
+        return {
+            "PREFECT_API_URL": f"{self.prefect}/api",
+            "PREFECT_API_AUTH_STRING": f"dataworth:{self.key}",
+            "MLFLOW_TRACKING_URI": self.mlflow,
+        }
+
+    @property
+    def api(self):
+        return Api(f"{self.prefect}/api", ("dataworth", self.key))
+
+
+def served(process, log):
+    """What a started `dataworth ui` has printed, once it is up."""
+    wait_until(lambda: "Ctrl-C ends both" in log.read_text() or process.poll() is not None, 180, "no servers")
+    found = re.search(r"Prefect  (\S+)/deployments\?key=(\S+)\nMLflow   (\S+)/#/experiments", log.read_text())
+    assert found, log.read_text()
+    ui = Served(*found.groups())
+    assert all(f"export {name}={value}\n" in log.read_text() for name, value in ui.environment.items())
+    return ui
+
+
 class Api:
-    """Of a Prefect server, which answers 503 while another process writes to SQLite."""
+    """Of a Prefect server, which answers 503 while another process writes to SQLite.
 
-    def __init__(self, address):
-        self.address = address
+    Args:
+        address: of the API.
+        auth: user and password, where it wants them; it then wants a token with whatever changes something, too.
+    """
 
-    def _asked(self, method, path, content=None):
+    def __init__(self, address, auth=None):
+        self.address, self._auth, self._headers = address, auth, {}
+        if auth is not None:
+            token = self._asked("GET", "/csrf-token?client=tests")["token"]
+            self._headers = {"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": token}
+
+    def answer(self, method, path, content=None):
+        """Whatever it is."""
+
         def answered():
-            answer = httpx.request(method, f"{self.address}{path}", json=content, timeout=60)
+            answer = httpx.request(
+                method, f"{self.address}{path}", json=content, timeout=60, auth=self._auth, headers=self._headers
+            )
             return None if answer.status_code == 503 else answer
 
-        answer = wait_until(answered, 60, "the server is busy all the time")
+        return wait_until(answered, 60, "the server is busy all the time")
+
+    def _asked(self, method, path, content=None):
+        answer = self.answer(method, path, content)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
+
+    def deployments(self):
+        return self._asked("POST", "/deployments/filter", {})
+
+    def take(self, deployment, config):
+        """Give a deployment its parameters."""
+        self._asked("PATCH", f"/deployments/{deployment}", {"parameters": {"config": config}})
 
     def deployment(self, flow):
         return self._asked("GET", f"/deployments/name/{flow}/dataworth")

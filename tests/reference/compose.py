@@ -91,7 +91,7 @@ class OnLoopback:
 
     def text(self, name: str, text: str) -> str:
         """A word of a service's command, or a value of its environment."""
-        paths = ("/opt/dataworth/infra", "/var/lib/postgresql/data", "/var/lib/mlflow", "/data", "/tmp")
+        paths = ("/opt/dataworth/infra", "/var/lib/postgresql/data", "/var/lib/mlflow", "/inputs", "/data", "/tmp")
         new = {**self.address, **self.ports[name], "0.0.0.0": "127.0.0.1", "/opt/dataworth": str(CODE)}
         old = "|".join(re.escape(word) for word in sorted([*new, *paths], key=len, reverse=True))
         return re.sub(

@@ -79,6 +79,8 @@ class Valued:
         texts: of the documents.
     """
 
+    republishes = False  # also where the results are there
+
     def __init__(self, folder: Path, checkpoint: Path, texts: list[str]) -> None:
         self.root, self._aside, self._checkpoint = folder / "work", folder / "aside", checkpoint
         self._files = folder / "corpus.jsonl", folder / "queries.jsonl"
@@ -120,7 +122,7 @@ class Valued:
         sources = SourcesConfig(game="newton", utility="evaluated", fallback=False)
         values = value_sources.fn(run.store, scores, sources, parts)
         results = self.root / "results"
-        if not results.exists():
+        if self.republishes or not results.exists():
             publish_valuation.fn(str(results), self._valuation(run, scores, values), 0.95)
         kept, game = ScoreStore.open(scores), CoalitionStore.open(values)
         said = [table.to_pylist() for table in (kept.passages, kept.source_sums, kept.layer_scores, game.values)]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from storage.corpus import CorpusStore
-from storage.manifest import replace_file
+from storage.durable import replace_file
 from tasks.coalitions.designs import all_coalitions
 from tasks.coalitions.worth import query_losses
 from tasks.corpus.config import QueriesConfig

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.manifest import replace_file
+from storage.durable import replace_file
 from tasks.attribution.rows import example_losses
 from tasks.corpus.batches import IGNORED, padded_batch
 from tasks.corpus.documents import Document

@@ -206,15 +206,15 @@ def test_contents_are_taken_out_and_the_others_stay_as_they_were(place, dtype):
     write(target.plan(names, N_WINDOWS)[0])
     before = target.rows_of(names[[0, 2, 4, 5]])
     (segment,) = target.segments()
-    freed = target.without(segment, names[[1, 3, 3]])
-    assert freed == 5 * 3 * {"float16": 2, "int8": 1}[dtype]
+    target.without(segment, names[[1, 3, 3]])
     (successor,) = target.segments()
     assert sorted(successor.contents) == sorted(names[[0, 2, 4, 5]])
     assert not segment.path.is_dir()
     for one, two in zip(target.rows_of(names[[0, 2, 4, 5]]), before, strict=True):
         np.testing.assert_array_equal(one, two)
     assert successor.column("n_tokens").tolist() == [0, 3, 7, 8, 9]
-    assert target.without(successor, names[[1]]) == 0
+    target.without(successor, names[[1]])
+    assert [each.name for each in target.segments()] == [successor.name]
     target.without(successor, names)
     assert target.segments() == []
     assert target.plan(names, N_WINDOWS)[0].n_rows == 10

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,14 @@ from flows.servers import child, free_port, wait_for
 from tests.reference.forks import Forked, Forks, forks
 
 SCRIPT = Path(sys.executable).with_name("dataworth")
+# Names that lead to loopback, as those that a stranger owns can: one of his own page, one led here later.
+STRANGER, REBOUND = "stranger.example", "rebound.example"
+CHROMIUM = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+    f"--host-resolver-rules=MAP {STRANGER} 127.0.0.1,MAP {REBOUND} 127.0.0.1",
+)
+BROWSER_MILLISECONDS = 60_000
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +107,35 @@ def started_dataworth(forked, prefect_server, tmp_path):
         for member in [*family, *_members(process.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
+
+
+@pytest.fixture
+def page():
+    """Of a headless chromium."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.fail("no chromium: install Debian's package of that name")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM))
+        opened = browser.new_page(viewport={"width": 1400, "height": 1000})
+        opened.set_default_timeout(BROWSER_MILLISECONDS)
+        yield opened
+        browser.close()
+
+
+@pytest.fixture
+def screenshot(page, tmp_path):
+    """Takes a picture of the page, into $DATAWORTH_SCREENSHOTS, else the test's own folder."""
+    folder = Path(os.environ.get("DATAWORTH_SCREENSHOTS") or tmp_path / "screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def take(name):
+        page.wait_for_timeout(1500)  # for what moves into its place
+        page.screenshot(path=folder / f"{name}.png")
+
+    return take
 
 
 @pytest.fixture

@@ -1,54 +1,16 @@
-"""What a person sees: Prefect's form, the run, its artifact, and in MLflow the sources' table, a figure and the report.
-
-Screenshots go to $DATAWORTH_SCREENSHOTS, else to the test's own folder.
-"""
+"""What a person sees: Prefect's form, the run and its artifact; in MLflow the sources' table, a figure, the report."""
 
 import json
-import os
-import re
-import shutil
-from pathlib import Path
 
-import httpx
 import pandas as pd
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.reference.api import wait_until
+from tests.reference.api import served, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
-ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
-SECONDS = 60_000
 RUN_SECONDS = 240_000
-
-
-@pytest.fixture
-def page():
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.fail("no chromium: install Debian's package of that name")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
-        opened = browser.new_page(viewport={"width": 1400, "height": 1000})
-        opened.set_default_timeout(SECONDS)
-        yield opened
-        browser.close()
-
-
-@pytest.fixture
-def screenshot(page, tmp_path):
-    folder = Path(os.environ.get("DATAWORTH_SCREENSHOTS") or tmp_path / "screenshots")
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def take(name):
-        page.wait_for_timeout(1500)  # for what moves into its place
-        page.screenshot(path=folder / f"{name}.png")
-
-    return take
 
 
 def field(page: Page, group: str, label: str):
@@ -58,22 +20,14 @@ def field(page: Page, group: str, label: str):
     return own.locator(".schema-form-property", has=named).last.locator("input").first
 
 
-def takes(prefect, deployment, config):
-    """Give a deployment its parameters; the server turns it away while its database is busy with the worker's first."""
-    answer = httpx.patch(f"{prefect}/api/deployments/{deployment}", json={"parameters": {"config": config}})
-    assert answer.status_code in (204, 503), answer.text
-    return answer.status_code == 204
-
-
 def test_from_the_form_to_the_report(
     started_dataworth, checkpoints, corpus_file, queries_file, tmp_path, page, screenshot
 ):
     own = {"PREFECT_HOME": str(tmp_path / "prefect"), "DATAWORTH_HOME": str(tmp_path / "home")}
     process, log, _ = started_dataworth("ui", "--prefect-port", "0", "--mlflow-port", "0", environment=own)
-    wait_until(lambda: "Ctrl-C ends both" in log.read_text() or process.poll() is not None, 180, "no servers")
-    prefect = re.search(r"Prefect  (\S+)/deployments", log.read_text()).group(1)
-    found = httpx.post(f"{prefect}/api/deployments/filter", json={}).json()
-    (deployment,) = (one["id"] for one in found if one["entrypoint"].endswith("value_corpus"))
+    ui = served(process, log)
+    api = ui.api
+    deployment = api.deployment("value-corpus")["id"]
     config = {
         "model": {"name": str(checkpoints["llama"])},
         "corpus": {"files": [str(corpus_file)], "max_length": 32},
@@ -81,12 +35,12 @@ def test_from_the_form_to_the_report(
         "store": str(tmp_path / "store"),
         "results": str(tmp_path / "out"),
     }
-    wait_until(lambda: takes(prefect, deployment, config), 60, "the deployment takes no parameters")
+    api.take(deployment, config)
 
-    page.goto(f"{prefect}/deployments")
+    page.goto(ui.page("/deployments"))
     page.get_by_text("value-corpus").first.wait_for()
     screenshot("deployments")
-    page.goto(f"{prefect}/deployments/deployment/{deployment}/run")
+    page.goto(f"{ui.prefect}/deployments/deployment/{deployment}/run")
     rank = field(page, "Projection (Optional)", "Rank (Optional)")
     rank.fill("4")
     rank.scroll_into_view_if_needed()

@@ -4,6 +4,7 @@ PostgreSQL, the Prefect server and MLflow on it, a Dask scheduler and a worker, 
 of the pool, which uses all of them.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -134,18 +135,17 @@ def rows(here: OnLoopback, given: dict[str, str], role: str, query: str, *values
         connection.close()
 
 
-def run_on_pool(prefect: httpx.Client, config: dict) -> str:
-    """Id of a flow run of the pool's value-corpus that has ended well."""
+def run_on_pool(prefect: httpx.Client, config: dict) -> dict:
+    """A flow run of the pool's value-corpus that has ended."""
     offered = prefect.get("/deployments/name/value-corpus/dataworth").raise_for_status().json()
     answer = prefect.post(f"/deployments/{offered['id']}/create_flow_run", json={"parameters": {"config": config}})
     assert answer.status_code == 201, answer.text
     run_id = answer.json()["id"]
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
-        state = prefect.get(f"/flow_runs/{run_id}").json()["state"]
-        if state["type"] in ENDED:
-            assert state["type"] == "COMPLETED", state
-            return run_id
+        run = prefect.get(f"/flow_runs/{run_id}").json()
+        if run["state"]["type"] in ENDED:
+            return run
         time.sleep(0.5)
     raise AssertionError("the run does not end")
 
@@ -170,23 +170,38 @@ def check_mlflow(stack, given, tmp_path) -> None:
     assert {item.path for item in client.list_artifacts(run_id)} >= {"report.html", "sources.parquet", "figures"}
     fetched = Path(client.download_artifacts(run_id, "report.html", str(tmp_path)))
     (kept,) = stack.folder("mlflow", "/var/lib/mlflow").rglob("report.html")
-    made = stack.folder("prefect-worker", "/data") / "out" / "report.html"
+    made = stack.folder("prefect-worker", "/data") / "results" / "out" / "report.html"
     assert fetched.read_bytes() == kept.read_bytes() == made.read_bytes()
 
 
-def test_a_valuation_uses_every_service(stack, given, checkpoints, corpus_file, queries_file, tmp_path, monkeypatch):
-    client = stack.environment("prefect-worker")
-    config = {
-        "model": {"name": str(checkpoints["llama"])},
-        "corpus": {"files": [str(corpus_file)], "max_length": 32},
-        "queries": {"file": str(queries_file)},
+@pytest.fixture
+def config(stack, checkpoints, corpus_file, queries_file) -> dict:
+    """Of a valuation of what lies in the folder of inputs."""
+    inputs = stack.folder("prefect-worker", "/inputs")
+    shutil.copytree(checkpoints["llama"], inputs / "model", dirs_exist_ok=True)
+    documents, queries = (shutil.copy(file, inputs) for file in (corpus_file, queries_file))
+    return {
+        "model": {"name": str(inputs / "model")},
+        "corpus": {"files": [documents], "max_length": 32},
+        "queries": {"file": queries},
         "projection": {"rank": 4},
         "curvature": {"draws": 2},
-        "results": str(stack.folder("prefect-worker", "/data") / "out"),
+        "results": str(stack.folder("prefect-worker", "/data") / "results" / "out"),
     }
-    with httpx.Client(base_url=client["PREFECT_API_URL"], auth=("dataworth", given["PREFECT_PASSWORD"])) as prefect:
-        run_id = run_on_pool(prefect, config)
-    found = rows(stack, given, "prefect", "SELECT state_type::text FROM flow_run WHERE id = %s", run_id)
+
+
+@pytest.fixture
+def prefect(stack, given) -> Iterator[httpx.Client]:
+    address = stack.environment("prefect-worker")["PREFECT_API_URL"]
+    with httpx.Client(base_url=address, auth=("dataworth", given["PREFECT_PASSWORD"]), timeout=60) as client:
+        yield client
+
+
+def test_a_valuation_uses_every_service(stack, given, prefect, config, tmp_path, monkeypatch):
+    client = stack.environment("prefect-worker")
+    run = run_on_pool(prefect, config)
+    assert run["state"]["type"] == "COMPLETED", run["state"]
+    found = rows(stack, given, "prefect", "SELECT state_type::text FROM flow_run WHERE id = %s", run["id"])
     assert found == [("COMPLETED",)]
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, client[name])
@@ -195,6 +210,15 @@ def test_a_valuation_uses_every_service(stack, given, checkpoints, corpus_file, 
         assert len(dask.scheduler_info()["workers"]) == 1
     assert scored_shards(stack) > 0
     assert stack.folder("dask-worker", "/data") == stack.folder("prefect-worker", "/data")
+
+
+def test_a_run_names_what_its_worker_permits_and_no_command(stack, prefect, config):
+    state = run_on_pool(prefect, {**config, "corpus": {"files": ["/etc/passwd"]}})["state"]
+    inputs = stack.folder("prefect-worker", "/inputs")
+    assert state["type"] == "FAILED"
+    assert f"corpus.files /etc/passwd: not permitted here; DATAWORTH_INPUTS permits {inputs}" in state["message"]
+    pool = prefect.get("/work_pools/dataworth").json()["base_job_template"]
+    assert pool == json.loads((CODE / "flows" / "job-template.json").read_text())
 
 
 def test_nobody_gets_in_without_the_secrets(stack):

@@ -4,11 +4,27 @@ import re
 import signal
 
 import httpx
+import psutil
 import pytest
 
-from tests.reference.api import wait_until
+from tests.reference.api import served, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+
+def assert_nobody_is_told(key, folder, log):
+    """No file and no command holds the key, but for what was printed in the terminal: databases, logs, results."""
+    told = [path for path in folder.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    assert told == [log]
+    assert log.read_text().count(key) == 2  # in the address, and for other terminals
+    assert not any(key in word for process in psutil.process_iter() for word in command_of(process))
+
+
+def command_of(process):
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_the_ui_runs_a_valuation_from_its_form(started_dataworth, checkpoints, corpus_file, queries_file, tmp_path):
@@ -16,12 +32,11 @@ def test_the_ui_runs_a_valuation_from_its_form(started_dataworth, checkpoints, c
     process, log, left = started_dataworth(
         "ui", "--prefect-port", "0", "--mlflow-port", "0", environment=own, script=True
     )
-    wait_until(lambda: "Ctrl-C ends both" in log.read_text() or process.poll() is not None, 180, "no servers")
-    prefect, mlflow = re.search(r"Prefect  (\S+)/deployments\nMLflow   (\S+)/#/experiments", log.read_text()).groups()
+    ui = served(process, log)
+    api = ui.api
 
     def deployments():
-        found = httpx.post(f"{prefect}/api/deployments/filter", json={}).json()
-        return {item["entrypoint"].split(".")[-1]: item for item in found}
+        return {item["entrypoint"].split(".")[-1]: item for item in api.deployments()}
 
     offered = wait_until(lambda: len(deployments()) == 5 and deployments(), 90, "no deployments")
     schema = offered["value_corpus"]["parameter_openapi_schema"]
@@ -37,30 +52,18 @@ def test_the_ui_runs_a_valuation_from_its_form(started_dataworth, checkpoints, c
         "results": str(tmp_path / "out"),
         "tracking": {"experiment": "from the form"},
     }
-    start = f"{prefect}/api/deployments/{offered['value_corpus']['id']}/create_flow_run"
-    wrong = httpx.post(start, json={"parameters": {"config": {**config, "projection": {"rank": 99_999}}}}, timeout=60)
+    start = f"/deployments/{offered['value_corpus']['id']}/create_flow_run"
+    wrong = api.answer("POST", start, {"parameters": {"config": {**config, "projection": {"rank": 99_999}}}})
     assert wrong.status_code == 409, wrong.text
     assert "99999 is greater than the maximum of 4096" in wrong.text
-
-    def submitted():
-        answer = httpx.post(start, json={"parameters": {"config": config}}, timeout=60)
-        # On SQLite the server answers 503, with a Retry-After, while another process writes; its own client retries.
-        assert answer.status_code in (201, 503), answer.text
-        return answer if answer.status_code == 201 else None
-
-    answer = wait_until(submitted, 60, "the server is busy all the time")
-    run = answer.json()
-
-    def ended():
-        state = httpx.get(f"{prefect}/api/flow_runs/{run['id']}").json()["state"]
-        return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED") else None
-
-    assert wait_until(ended, 180, "the run does not end")["type"] == "COMPLETED"
+    run = api.start("value-corpus", config)
+    assert wait_until(lambda: api.ended(run["id"]), 180, "the run does not end")["type"] == "COMPLETED"
     assert (tmp_path / "out" / "valuation.json").is_file()
     experiment = httpx.get(
-        f"{mlflow}/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": "from the form"}
+        f"{ui.mlflow}/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": "from the form"}
     ).json()
     assert experiment["experiment"]["name"] == "from the form"
+    assert_nobody_is_told(ui.key, tmp_path, log)
     process.send_signal(signal.SIGINT)
     assert process.wait(90) == 130
     assert left() == []
@@ -86,7 +89,7 @@ def test_a_home_that_cannot_be_made_is_a_sentence(script, tmp_path):
 def test_a_terminated_ui_ends_its_servers(started_dataworth, tmp_path):
     own = {"PREFECT_HOME": str(tmp_path / "new" / "prefect"), "DATAWORTH_HOME": str(tmp_path / "other" / "home")}
     process, log, left = started_dataworth("ui", "--prefect-port", "0", "--mlflow-port", "0", environment=own)
-    wait_until(lambda: "Ctrl-C ends both" in log.read_text() or process.poll() is not None, 180, "no servers")
+    served(process, log)
     process.terminate()
     assert process.wait(90) == 130
     assert left() == []

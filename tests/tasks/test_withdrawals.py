@@ -1,16 +1,22 @@
 """Withdrawing, compacting and verifying a store that a real run has filled."""
 
+import hashlib
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from flows.receipts import receipt
 from storage.compaction import compact
 from storage.corpus import CorpusStore
+from storage.durable import staging_prefix
 from storage.errors import InputError, StoreDamagedError
 from storage.gradients import GradientStore
+from storage.partial import PartialSums
 from storage.scores import ScoreStore
 from storage.verification import verified
 from storage.withdrawals import Withdrawals
@@ -79,10 +85,16 @@ def test_a_withdrawn_source_is_in_no_later_valuation_and_compacting_removes_its_
     assert "d0" not in found.passages["document_id"].to_pylist()
     assert second.gradients == first.gradients
 
-    removed = compact(root)
-    assert (removed.corpora, removed.scores, removed.values) == (1, 1, 1)
-    assert removed.fits == 1
-    assert removed.gradient_bytes > 0
+    ((removed, _),) = compact(root).receipts
+    assert {kind: len(names) for kind, names in removed.stores.items()} == {
+        "corpora": 1,
+        "layers": 1,
+        "scores": 1,
+        "values": 1,
+        "games": 0,
+    }
+    assert removed.rows > 0
+    assert len(removed.texts) == 4
     assert names(root / "corpora") == {second.corpus.fingerprint, second.queries.fingerprint}
     left = [CorpusStore(root / "corpora" / name) for name in names(root / "corpora")]
     texts = [text for corpus in left for text in corpus.column("text").to_pylist()]
@@ -92,10 +104,130 @@ def test_a_withdrawn_source_is_in_no_later_valuation_and_compacting_removes_its_
     assert set(store.stored().tolist()) == set(live.tolist())
     for content, kept in zip(live.tolist(), store.rows_of(live), strict=True):
         np.testing.assert_array_equal(kept, rows[content])
-    assert compact(root).gradient_bytes == 0
+    assert compact(root).receipts == []
     third = run()
     assert third.scores() == second.scores()
     assert all(entry.damage is None for entry in verified(root))
+
+
+def remains(root, texts, ids, rows):
+    """Files below a folder that hold one of some texts, ids or rows; the lists of what was withdrawn hold its name."""
+    sought = [text.encode() for text in texts] + [f'"{name}"'.encode() for name in ids]
+    sought += [row.tobytes() for content in rows for row in content.astype(np.float16)]
+    found = []
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.name != "withdrawals.jsonl":
+            content = path.read_bytes()
+            if path.suffix == ".parquet":
+                content += repr(pq.read_table(path).to_pylist()).replace("'", '"').encode()
+            found += [str(path)] if any(each in content for each in sought) else []
+    return found
+
+
+@pytest.fixture
+def distinct(corpus_file):
+    """Ten documents none of which holds another's text."""
+    lines = corpus_file.read_text().splitlines()[:10]
+    corpus_file.write_text("".join(f"{line}\n" for line in lines))
+
+
+def edited(corpus_file, target):
+    """The same corpus with other texts of source s1."""
+    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
+    for row in rows:
+        if row["source"] == "s1":
+            row["text"] = f"Edited since: {row['text']}"
+    target.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return target
+
+
+def of_source(pipeline, source):
+    """Texts, ids and rows of one source."""
+    corpus, store = CorpusStore.open(pipeline.corpus), GradientStore.open(pipeline.gradients)
+    chosen = np.flatnonzero(np.asarray(corpus.column("source").to_pylist()) == source)
+    documents = list(corpus.documents(chosen))
+    texts, ids = [each["text"] for each in documents], [each["document_id"] for each in documents]
+    return texts, ids, store.rows_of(corpus.contents[chosen])
+
+
+def test_of_documents_that_were_edited_no_earlier_row_stays(run, distinct, tmp_path, corpus_file):
+    """A first withdrawal removes the corpora that told whose the earlier texts were."""
+    root = tmp_path / "store"
+    first = run()
+    second = run([edited(corpus_file, tmp_path / "edited.jsonl")])
+    early, late = of_source(first, "s1"), of_source(second, "s1")
+    Withdrawals(root).add(sources=["s0"])
+    compact(root)
+    assert names(root / "corpora") == {first.queries.fingerprint}
+    assert remains(root, [], [], early[2])
+    Withdrawals(root).add(sources=["s1"])
+    ((removal, path),) = compact(root).receipts
+    assert removal.rows == sum(map(len, early[2])) + sum(map(len, late[2]))
+    for texts, ids, rows in (early, late):
+        assert remains(root, texts, ids, rows) == []
+    assert path.is_file()
+    assert compact(root).checked["contents of nobody known"] == 0
+
+
+@pytest.mark.parametrize("aside", ["a shard", "a plan", "the store"])
+def test_what_was_set_aside_goes_too(run, distinct, tmp_path, monkeypatch, aside):
+    monkeypatch.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 4)
+    root = tmp_path / "store"
+    first = run()
+    texts, ids, rows = of_source(first, "s1")
+    (segment, *_) = GradientStore.open(first.gradients).segment_places()
+    damaged = {
+        "a shard": segment / "gradients" / "c" / "1" / "0",
+        "a plan": segment / "contents" / "n_windows" / "c" / "0",
+        "the store": segment.parent / "manifest.json",
+    }[aside]
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert sum(entry.damage is not None for entry in verified(root)) == 1
+    Withdrawals(root).add(sources=["s1"])
+    compact(root)
+    assert remains(root, texts, ids, rows) == []
+    second = run()
+    contents = CorpusStore.open(second.corpus).contents
+    assert len(GradientStore.open(second.gradients).rows_of(contents)) == len(contents)
+    assert remains(root, texts, ids, rows) == []
+
+
+def test_what_killed_runs_left_goes_too(run, distinct, tmp_path):
+    root = tmp_path / "store"
+    texts, ids, rows = of_source(run(), "s1")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    staging = root / "corpora" / f"{staging_prefix(gone.pid)}abc"
+    staging.mkdir()
+    (staging / "documents.parquet").write_bytes(texts[0].encode())
+    removed = root / "corpora" / ".0123.removed"
+    removed.mkdir()
+    (removed / "tokens.bin").write_bytes(texts[1].encode())
+    PartialSums(root / "layers", "abc").save(1, {"sum": rows[0].astype(np.float16)})
+    partial = root / "corpora" / f".x.json.{staging_prefix().removeprefix('.staging-')}{gone.pid}-1.partial"
+    partial.write_bytes(texts[2].encode())
+    Withdrawals(root).add(sources=["s1"])
+    compact(root)
+    assert remains(root, texts, ids, rows) == []
+
+
+def test_a_receipt_is_of_what_was_withdrawn_and_of_no_more(run, distinct, tmp_path):
+    root = tmp_path / "store"
+    texts, _, _ = of_source(run(), "s1")
+    Withdrawals(root).add(sources=["s1"])
+    ((removal, path),) = compact(root).receipts
+    assert removal.texts == sorted(hashlib.sha256(text.encode()).hexdigest() for text in texts)
+    assert [entry["name"] for entry in removal.withdrawn] == ["s1"]
+    said = receipt(removal, path)
+    assert "withdrawn source s1 (2" in said
+    assert f"removed   {len(texts)} texts; {removal.rows} rows" in said
+    assert "none was withdrawn" in said
+    assert str(path) in said
+    path.write_bytes(path.read_bytes().replace(b"s1", b"s2"))
+    with pytest.raises(StoreDamagedError, match="its bytes changed"):
+        compact(root)
 
 
 def test_a_text_that_another_source_provided_too_stays(run, tmp_path):

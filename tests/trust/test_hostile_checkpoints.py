@@ -144,11 +144,69 @@ def test_weights_that_are_not_there_are_not_made_up(checkpoint):
     assert f"its files lack the weights {name})" in refusal(checkpoint)
 
 
+def rewritten(path, change):
+    """The weights with another header, which `change` is given and returns, or bytes in its place."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = change(json.loads(content[8:end]))
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+
+
+NAME = "model.norm.weight"
+LIES = {
+    "an end beyond the file": lambda header: header | {NAME: header[NAME] | {"data_offsets": [0, 2**50]}},
+    "an end before the beginning": lambda header: header | {NAME: header[NAME] | {"data_offsets": [64, 0]}},
+    "negative places": lambda header: header | {NAME: header[NAME] | {"data_offsets": [-64, 0]}},
+    "more numbers than bytes": lambda header: header | {NAME: header[NAME] | {"shape": [2**40]}},
+    "a product beyond 64 bits": lambda header: header | {NAME: header[NAME] | {"shape": [2**40, 2**40]}},
+    "another shape": lambda header: header | {NAME: header[NAME] | {"shape": [2, 8]}},
+    "bytes of two": lambda header: header | {NAME: header["lm_head.weight"] | {"dtype": "F32"}},
+    "a kind of number of its own": lambda header: header | {NAME: header[NAME] | {"dtype": "PICKLE"}},
+    "no JSON": lambda _: b"\x80\x04\x95.",
+    "nested": lambda _: b"[" * 100_000,
+    "nothing": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("change", LIES.values(), ids=LIES)
+def test_weights_that_are_not_where_their_header_says_are_a_sentence(checkpoint, no_pickle, change):
+    rewritten(checkpoint / WEIGHTS, change)
+    assert "cannot be loaded" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 4, 8, 100])
+def test_weights_that_end_early_are_a_sentence(checkpoint, n_bytes):
+    os.truncate(checkpoint / WEIGHTS, n_bytes)
+    assert "cannot be loaded" in refusal(checkpoint)
+
+
+def test_a_header_larger_than_memory_is_a_sentence(checkpoint):
+    for size in (2**30, 2**50, 2**64 - 1):
+        with (checkpoint / WEIGHTS).open("r+b") as file:
+            file.write(size.to_bytes(8, "little"))
+        assert "cannot be loaded" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", WEIGHTS])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_in_the_place_of_a_file_is_a_sentence(checkpoint, name, kind):
+    (checkpoint / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(checkpoint / name)
+    else:
+        (checkpoint / name).symlink_to("/dev/zero")
+    assert "cannot be loaded" in refusal(checkpoint)
+
+
 SETTINGS = {
     "a size that is text": {"hidden_size": "a"},
     "no heads": {"num_attention_heads": 0},
     "more words than there are": {"vocab_size": 10**13},
     "negative layers": {"num_hidden_layers": -1},
+    "a million layers": {"num_hidden_layers": 10**6},
+    "ten thousand million words": {"vocab_size": 10**10},
+    "a width of a thousand million": {"intermediate_size": 10**9},
     "an activation that is code": {"hidden_act": "__import__('os')"},
     "an architecture that is a number": {"architectures": 5},
     "architectures that are numbers": {"architectures": [5]},

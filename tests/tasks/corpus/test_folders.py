@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import lzma
+import os
+import socket
 import subprocess
 import sys
 import zipfile
@@ -14,9 +16,9 @@ import pandas as pd
 import pytest
 
 from storage.errors import InputError
-from tasks.corpus.config import CorpusConfig
+from tasks.corpus.config import CorpusConfig, QueriesConfig
 from tasks.corpus.containers import CONTAINERS
-from tasks.corpus.readers import read_documents
+from tasks.corpus.readers import read_documents, read_queries
 
 ROOT = Path(__file__).parents[3]
 
@@ -228,14 +230,74 @@ def test_a_shard_is_not_held_in_memory(tmp_path, kind):
 
 
 def test_a_line_or_text_that_never_ends_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.corpus.rows.MAX_BYTES", 1000)
-    monkeypatch.setattr("tasks.corpus.folders.MAX_BYTES", 1000)
+    monkeypatch.setattr("tasks.corpus.rows.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("tasks.corpus.documents.MAX_TEXT_BYTES", 1000)
     (tmp_path / "c.jsonl").write_text(lines("a") + json.dumps({"id": "b", "source": "s", "text": "x" * 1000}))
     assert "c.jsonl, line 2: longer than 1,000 bytes" in refusal(tmp_path / "c.jsonl")
     (tmp_path / "c.csv").write_text('id,source,text\na,s,"' + "x\n" * 1000)
-    assert "broken CSV (field larger than field limit (1000))" in refusal(tmp_path / "c.csv")
+    monkeypatch.setattr("tasks.corpus.rows.MAX_ROW_BYTES", 1000)
+    assert "c.csv, line 499: the row is longer than 1,000 bytes" in refusal(tmp_path / "c.csv")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("x" * 1000)
     assert len(read(tmp_path / "text")) == 1
     (tmp_path / "text" / "a.txt").write_text("x" * 1001)
-    assert "a.txt: longer than 1,000 bytes; cut it into documents" in refusal(tmp_path / "text")
+    said = refusal(tmp_path / "text")
+    assert "a.txt: longer than 1,000 bytes, each of which takes a tokenizer 300 bytes of memory; cut it" in said
+    monkeypatch.setattr("tasks.corpus.rows.MAX_LINE_BYTES", 2000)
+    assert "c.jsonl, line 2, field 'text': longer than 1,000 bytes" in refusal(
+        write(tmp_path / "c.jsonl", lines("a") + json.dumps({"id": "b", "source": "s", "text": "x" * 1001}))
+    )
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_a_folder_of_the_hubs_cache_is_read_through_its_links(tmp_path):
+    repository = tmp_path / "datasets--some--texts"
+    folder = repository / "snapshots" / "0123abcd"
+    for place in (folder / "more", repository / "blobs"):
+        place.mkdir(parents=True)
+    write(repository / "blobs" / "one", lines("a"))
+    write(repository / "blobs" / "two", lines("b"))
+    (folder / "1.jsonl").symlink_to("../../blobs/one")
+    (folder / "more" / "2.jsonl").symlink_to("../../../blobs/two")
+    assert [name for name, *_ in read(folder)] == ["a", "b"]
+    (tmp_path / "link").symlink_to(folder)
+    assert [name for name, *_ in read(tmp_path / "link")] == ["a", "b"]
+    write(tmp_path / "secret.jsonl", lines("c"))
+    (folder / "3.jsonl").symlink_to("../../../secret.jsonl")
+    assert refusal(folder).startswith(f"{folder}/3.jsonl: links to what is outside of the folder")
+    (folder / "3.jsonl").unlink()
+    (folder / "loop").symlink_to(folder)
+    assert refusal(folder) == f"{folder}/loop: not a plain file; a folder of a corpus holds plain files only"
+
+
+def test_a_link_within_the_folder_is_read(tmp_path):
+    root = tmp_path / "texts"
+    root.mkdir()
+    write(root / "a.txt", "words")
+    (root / "b.txt").symlink_to("a.txt")
+    assert [name for name, *_ in read(root)] == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.parquet", "text/c.txt", "rows/c.jsonl", "rows/c.parquet"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_what_is_no_plain_file_is_neither_waited_for_nor_read(tmp_path, name, kind, monkeypatch):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    monkeypatch.chdir(path.parent)  # names of sockets are short
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as there:
+            there.bind(path.name)
+    said = refusal(path.parent if "/" in name else path)
+    assert said.startswith(f"{path}: ")
+    assert any(part in said for part in (f"is a {kind}, expected a plain file", "not a plain file", "links to what is"))
+    (path.parent / "q.jsonl").symlink_to(path)
+    with pytest.raises(InputError, match=f"q.jsonl: is a {kind}, expected a plain file"):
+        list(read_queries(QueriesConfig(file=str(path.parent / "q.jsonl"))))

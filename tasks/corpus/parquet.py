@@ -1,0 +1,120 @@
+"""Rows of Parquet files, a few at a time, so that memory is bounded whatever the file says of itself."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from storage.errors import InputError
+from storage.plain_files import open_plain
+from tasks.corpus.documents import MAX_TEXT_BYTES, refuse_half
+from tasks.corpus.pages import largest_page, refuse_footer
+from tasks.corpus.rows import Row, reason, refuse_columns, unreadable
+from tasks.visible import visible
+
+__all__ = ["parquet_rows"]
+
+# Rows that are held at once: few, since a row may be a book, and together no more than so many bytes.
+ROWS_PER_BATCH = 128
+BATCH_BYTES = 2**28
+BUFFER_BYTES = 2**16
+# What the texts of a file may have of its bytes on disk, beyond the first: the best packers of text reach 50.
+MAX_UNPACKED = 1000
+FREE_CHARACTERS = 2**30
+# Of a value of fixed width, which takes its place even where it is null.
+MAX_WIDTH_BITS = 2**10
+
+
+def parquet_rows(path: Path, wanted: Sequence[str], text: str, within: Path | None = None) -> Iterator[Row]:
+    """Rows of a Parquet file.
+
+    Args:
+        path: of the file.
+        wanted: names of the columns that are read.
+        text: the one of them that holds the text.
+        within: the folder it was found in, which it may not lead out of (see `open_plain`).
+
+    Raises:
+        InputError: whatever is wrong, naming file, row and field.
+    """
+    name = visible(str(path))
+    try:
+        with open_plain(path, name, within) as file:
+            yield from _rows(path, file, name, wanted, text)
+    except InputError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) if error.errno else _unreadable(name, error) from None
+    except MemoryError:
+        raise InputError(f"{name}: a group of its rows does not fit into memory; write it with smaller ones") from None
+    except Exception as error:  # the file decides which of all errors Arrow meets
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    return InputError(f"{name}: not a readable Parquet file ({reason(error)})")
+
+
+def _rows(path: Path, file: BinaryIO, name: str, wanted: Sequence[str], text: str) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
+    refuse_footer(file, name)
+    n_disk = path.stat().st_size
+    # Without these two, a row group, which may be the whole file, is read at once.
+    streamed: dict[str, Any] = {"pre_buffer": False, "buffer_size": BUFFER_BYTES}
+    with pq.ParquetFile(path, page_checksum_verification=True, **streamed) as parquet:
+        refuse_columns(name, parquet.schema_arrow.names, wanted)
+        refuse_half(parquet.schema_arrow.names, text, name)
+        for field in wanted:
+            _refuse_type(parquet.schema_arrow.field(field).type, f"{name}, field {field!r}")
+        number = n_unpacked = 0
+        for group in range(parquet.num_row_groups):
+            largest = largest_page(file, parquet.metadata.row_group(group), wanted, name)
+            n_rows = max(1, min(ROWS_PER_BATCH, BATCH_BYTES // max(1, largest)))
+            for batch in parquet.iter_batches(n_rows, row_groups=[group], columns=list(wanted)):
+                if largest > MAX_TEXT_BYTES:
+                    _refuse_long(batch, f"{name}, row {number + 1}")
+                columns = [batch.column(field).to_pylist() for field in wanted]
+                n_unpacked += sum(len(value) for value in columns[wanted.index(text)] if isinstance(value, str))
+                if n_unpacked > FREE_CHARACTERS + MAX_UNPACKED * n_disk:
+                    raise InputError(
+                        f"{name}, row {number + 1}: the file has {n_disk:,} bytes and unpacks to more than "
+                        f"{MAX_UNPACKED:,} times as many, as no text does; write it anew, no row twice"
+                    )
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    yield dict(zip(wanted, values, strict=True)), f"{name}, row {number}"
+
+
+def _refuse_type(kind: Any, where: str) -> None:
+    """Refuse what is no text, number or the like, of which a few bytes may stand for any number of values."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
+        raise InputError(
+            f"{where}: expected text, got list of objects, as conversations are; write its turns as one text, as the "
+            "model saw it"
+        )
+    wide = pa.types.is_fixed_size_binary(kind) and kind.bit_width > MAX_WIDTH_BITS
+    if wide or pa.types.is_nested(kind) or pa.types.is_run_end_encoded(kind):
+        raise InputError(f"{where}: expected text, got {visible(str(kind))[:80]}")
+
+
+def _refuse_long(batch: Any, where: str) -> None:
+    """Refuse a text that is too long before it is a string of Python."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for field, column in zip(batch.schema.names, batch.columns, strict=True):
+        values = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            continue
+        longest = pc.max(pc.binary_length(values)).as_py() or 0
+        if longest > MAX_TEXT_BYTES:
+            raise InputError(
+                f"{where} or one of the next {len(batch) - 1}, field {field!r}: a text of {longest:,} bytes, at most "
+                f"{MAX_TEXT_BYTES:,} are read; cut it into documents"
+            )

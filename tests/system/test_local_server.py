@@ -1,0 +1,79 @@
+"""The Prefect server of a home: shared by commands, begun again where it dies, gone when nobody uses it."""
+
+import json
+import os
+import signal
+
+import psutil
+import pytest
+
+from tests.reference.api import wait_until
+from tests.reference.checkpoints import TEXTS
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+SECONDS = 600
+
+
+@pytest.fixture
+def home(tmp_path):
+    """Of Prefect, where no server is named."""
+    return {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": ""}
+
+
+def server_of(home):
+    """The process of the server, once there is one."""
+
+    def found():
+        try:
+            with open(f"{home['PREFECT_HOME']}/dataworth/server.json") as file:
+                return psutil.Process(json.load(file)["process"])
+        except (OSError, ValueError, psutil.NoSuchProcess):
+            return None
+
+    return wait_until(found, SECONDS, "no server")
+
+
+@pytest.fixture
+def words(checkpoints, queries_file, tmp_path):
+    """Of a valuation that takes its time, in a folder of its own."""
+    documents = [{"id": f"d{n}", "source": f"s{n % 3}", "text": f"{n} {TEXTS[n % len(TEXTS)]}"} for n in range(600)]
+    corpus = tmp_path / "many.jsonl"
+    corpus.write_text("".join(f"{json.dumps(row)}\n" for row in documents))
+
+    def named(name):
+        words = ("value", "--model", checkpoints["llama"], "--corpus", corpus, "--queries", queries_file)
+        words += ("--corpus.max_length", 32, "--projection.rank", 4, "--gradients.batch_tokens", 64)
+        return (*words, "--curvature", "none", "--store", tmp_path / f"{name}.store", "--results", tmp_path / name)
+
+    return named
+
+
+def test_two_commands_share_a_server_that_dies_meanwhile(forked, home, words, tmp_path):
+    there = {**os.environ, **home}
+    processes = []
+    for name in ("one", "two"):
+        with (tmp_path / f"{name}.log").open("w") as log:
+            processes.append(forked.start([*map(str, words(name))], there, tmp_path, log, log))
+    logs = [tmp_path / f"{name}.log" for name in ("one", "two")]
+    wait_until(lambda: all("examples to compute" in log.read_text() for log in logs), SECONDS, "they do not begin")
+    first = server_of(home)
+    first.send_signal(signal.SIGKILL)
+    codes = [process.wait(SECONDS) for process in processes]
+    said = [log.read_text() for log in logs]
+    assert codes == [0, 0], said
+    assert not any("Traceback" in text or "database is locked" in text for text in said), said
+    assert all((tmp_path / name / "valuation.json").is_file() for name in ("one", "two"))
+    assert json.loads((tmp_path / "one" / "valuation.json").read_text())["prefect"]["url"] is None
+    wait_until(lambda: not os.path.exists(f"{home['PREFECT_HOME']}/dataworth/server.json"), SECONDS, "it stays")
+    assert not first.is_running()
+
+
+def test_a_server_ends_when_the_command_that_used_it_was_killed(started_dataworth, home, words):
+    process, log, left = started_dataworth(*words("one"), environment=home)
+    wait_until(lambda: "examples to compute" in log.read_text(), SECONDS, "it does not begin")
+    server = server_of(home)
+    process.kill()
+    process.wait(SECONDS)
+    wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, SECONDS, "it stays")
+    assert left() == []
