@@ -185,6 +185,7 @@ class DemoConfig(Configuration):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the held-out passages, the model and its training.")
     epochs: int = Field(7, ge=1, le=100, description="Passes of the training over the corpus; fewer are faster.")
+    documents: int | None = Field(None, ge=200, description="Most documents, of all sources; fewer are faster.")
 
 
 class DoctorConfig(Configuration):

@@ -15,7 +15,7 @@ from flows.turns import in_turn, results_turn
 from flows.value_corpus import value_corpus
 from storage.durable import replace_file
 from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.stdlib import held_out, standard_library_documentation
+from tasks.corpus.stdlib import fewer, held_out, standard_library_documentation
 from tasks.curvature.config import CurvatureConfig
 from tasks.model.config import ModelsConfig
 from tasks.model.task import train_small_model
@@ -29,9 +29,10 @@ SHOWN_QUERIES = 3
 
 
 @task(name="write-demo-corpus", task_run_name="read the standard library's documentation")
-def write_demo_corpus(folder: str, seed: int) -> None:
+def write_demo_corpus(folder: str, seed: int, documents: int | None) -> None:
     """`corpus.jsonl`, `queries.jsonl` and `query_sources.json` in the folder."""
-    split = held_out(standard_library_documentation(), QUERIES_PER_SOURCE, seed)
+    passages = standard_library_documentation()
+    split = held_out(passages if documents is None else fewer(passages, documents), QUERIES_PER_SOURCE, seed)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     for name, rows in (("corpus.jsonl", split.corpus), ("queries.jsonl", split.queries)):
@@ -55,7 +56,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 
 
 def _made_and_valued(config: DemoConfig, folder: Path) -> dict[str, Any]:
-    write_demo_corpus(str(folder), config.seed)
+    write_demo_corpus(str(folder), config.seed, config.documents)
     corpus = CorpusConfig(files=[str(folder / "corpus.jsonl")], max_length=256)
     settings = SmallModel(seed=config.seed, epochs=config.epochs)
     model = train_small_model(str(folder / "model"), corpus, settings)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["HeldOut", "held_out", "standard_library_documentation"]
+__all__ = ["HeldOut", "fewer", "held_out", "standard_library_documentation"]
 
 LEAST_CHARACTERS = 60
 LEAST_DOCUMENTS = 10
@@ -54,6 +54,17 @@ def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
             if text and text.isprintable() | ("\n" in text):
                 name = "module" if isinstance(node, ast.Module) else f"{node.name}:{node.lineno}"
                 yield name, text
+
+
+def fewer(passages: list[Passage], count: int) -> list[Passage]:
+    """Some of the passages, in their order: the first of every source, then the second, until there are so many."""
+    number_in_source: dict[str, int] = {}
+    numbers = []
+    for passage in passages:
+        numbers.append(number_in_source.setdefault(passage["source"], 0))
+        number_in_source[passage["source"]] += 1
+    kept = sorted(np.argsort(numbers, kind="stable")[:count].tolist())
+    return [passages[place] for place in kept]
 
 
 @dataclass(frozen=True)

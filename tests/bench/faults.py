@@ -25,7 +25,7 @@ def rows() -> Iterator[dict[str, Any]]:
         every = EVERY.get(command, ELSE)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            found = swept(Path(folder), command, every)
+            found = swept(Path(folder), {command: every})[command]
         assert not found["problems"], found["problems"]
         yield {
             "command": command,

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 import httpx
 
-__all__ = ["Api", "Served", "served", "wait_until"]
+__all__ = ["SECONDS", "Api", "Served", "served", "wait_until"]
 
 
-def wait_until(condition, seconds, what):
+# How long tests wait for what is to come: far beyond what a slow and busy machine needs.
+SECONDS = 600
+
+
+def wait_until(condition, what, seconds=SECONDS):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = condition()
@@ -47,7 +51,7 @@ class Served:
 
 def served(process, log):
     """What a started `dataworth ui` has printed, once it is up."""
-    wait_until(lambda: "Ctrl-C ends both" in log.read_text() or process.poll() is not None, 180, "no servers")
+    wait_until(lambda: "Ctrl-C ends both" in log.read_text() or process.poll() is not None, "no servers")
     found = re.search(r"Prefect  (\S+)/deployments\?key=(\S+)\nMLflow   (\S+)/#/experiments", log.read_text())
     assert found, log.read_text()
     ui = Served(*found.groups())
@@ -78,7 +82,7 @@ class Api:
             )
             return None if answer.status_code == 503 else answer
 
-        return wait_until(answered, 60, "the server is busy all the time")
+        return wait_until(answered, "the server is busy all the time")
 
     def _asked(self, method, path, content=None):
         answer = self.answer(method, path, content)

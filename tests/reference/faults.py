@@ -1,7 +1,7 @@
 """One fault after another in a command that writes: at each call that changes a file, a kill, an I/O error, a full disk
 or a torn write; then the same command again, undisturbed.
 
-`python -m tests.reference.faults FOLDER COMMAND EVERY` prints what it saw; faults.c, preloaded, does the faults.
+faults.c, preloaded, does the faults.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,16 +27,15 @@ HOW = ("kill", "I/O error", "full disk", "torn write")
 DATES = ("begun", "finished", "date", "made", "crc32c")
 
 
-def swept(folder: Path, command: str, every: int) -> dict[str, Any]:
-    """Run a sweep in a process of its own.
+def swept(folder: Path, every: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Run sweeps in a process of its own.
 
     Args:
         folder: to work in.
-        command: one of COMMANDS.
-        every: a fault at each so-many-th call, beginning at a random one.
+        every: names in COMMANDS; a fault at each so-many-th call of it, beginning at a random one.
 
     Returns:
-        `calls` that the command makes, `faults` done, `problems`: a sentence each.
+        For each, `calls` that the command makes, `faults` done, `problems`: a sentence each.
     """
     if " " in str(folder):
         raise ValueError(f"{folder}: the loader takes a name with a space for two libraries")
@@ -44,7 +43,7 @@ def swept(folder: Path, command: str, every: int) -> dict[str, Any]:
     source = Path(__file__).with_suffix(".c")
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", shim, source, "-ldl"], check=True)
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.reference.faults", str(folder), command, str(every)],
+        [sys.executable, "-m", "tests.reference.faults", str(folder), json.dumps(dict(every))],
         env={**os.environ, "LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
@@ -52,8 +51,8 @@ def swept(folder: Path, command: str, every: int) -> dict[str, Any]:
         cwd=ROOT,
     )
     if ran.returncode:
-        raise RuntimeError(f"the sweep of {command} ended with {ran.returncode}")
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+        raise RuntimeError(f"the sweep ended with {ran.returncode}")
+    found: dict[str, dict[str, Any]] = json.loads(ran.stdout.splitlines()[-1])
     return found
 
 
@@ -179,61 +178,67 @@ def _forked(work: Callable[[], object]) -> tuple[int, str]:
 
 
 class _Sweep:
-    def __init__(self, folder: Path, command: Command) -> None:
+    def __init__(self, folder: Path) -> None:
         from tasks.model.training import train_tokenizer
         from tests.reference.checkpoints import TEXTS, save_checkpoint
         from tests.reference.damage import Valued
 
         save_checkpoint("llama", folder / "model", train_tokenizer(TEXTS, 300))
-        self.valued, self.command = Valued(folder, folder / "model", TEXTS), command
-        self.root, self._kept = self.valued.root, folder / "prepared"
+        self.folder, self.valued = folder, Valued(folder, folder / "model", TEXTS)
         self.shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
         self.shim.fault_disarm.restype = ctypes.c_long
-        command.prepare(self.valued)
-        shutil.copytree(self.root, self._kept)
+        shutil.copytree(self.valued.root, folder / "valued")
 
-    def restored(self) -> None:
-        shutil.rmtree(self.root)
-        shutil.copytree(self._kept, self.root)
+    def restored(self, name: str) -> None:
+        shutil.rmtree(self.valued.root)
+        shutil.copytree(self.folder / name, self.valued.root)
 
-    def disturbed(self, number: int, how: int) -> None:
-        self.shim.fault_arm(os.fsencode(f"{self.root}/"), ctypes.c_long(number), how)
-        self.command.act(self.valued)
+    def disturbed(self, command: Command, number: int, how: int) -> None:
+        self.shim.fault_arm(os.fsencode(f"{self.valued.root}/"), ctypes.c_long(number), how)
+        command.act(self.valued)
         self.shim.fault_disarm()
 
-    def calls(self, counted: Path) -> None:
-        """Into a file: how many there are."""
-        self.disturbed(-1, 0)
-        counted.write_text(str(self.shim.fault_disarm()))
+    def counted(self, command: Command) -> None:
+        """Into a file: how many calls there are."""
+        self.disturbed(command, -1, 0)
+        (self.folder / "counted").write_text(str(self.shim.fault_disarm()))
+
+    def found(self, name: str, every: int) -> dict[str, Any]:
+        """What comes of a command that is disturbed at each so-many-th call."""
+        command, removes = COMMANDS[name], "compact" in name
+        self.restored("valued")
+        code, said = _forked(partial(command.prepare, self.valued))
+        if code:
+            raise RuntimeError(said)
+        shutil.rmtree(self.folder / "prepared", ignore_errors=True)
+        shutil.copytree(self.valued.root, self.folder / "prepared")
+        code, said = _forked(partial(self.counted, command))
+        if code:
+            raise RuntimeError(said)
+        whole = _state(self.valued.root, fragments=removes)
+        calls, problems, faults = int((self.folder / "counted").read_text()), [], 0
+        for number in range(random.Random(name).randrange(min(every, calls)), calls, every):
+            sys.stderr.write(f"{name}: {number} of {calls} calls, {len(problems)} problems\n")
+            for how, named in enumerate(HOW):
+                self.restored("prepared")
+                _forked(partial(self.disturbed, command, number, how))
+                faults += 1
+                code, said = _forked(partial(command.act, self.valued))
+                if code:
+                    problems.append(f"{named} at call {number}: the same command then ends with {code}: {said}")
+                    continue
+                after = _state(self.valued.root, fragments=removes)
+                differing = sorted(each for each in whole.keys() | after.keys() if whole.get(each) != after.get(each))
+                if differing:
+                    problems.append(f"{named} at call {number}: {len(differing)} files differ, {differing[:3]}")
+        return {"calls": calls, "faults": faults, "problems": problems}
 
 
-def main(folder: Path, name: str, every: int) -> None:
+def main(folder: Path, every: dict[str, int]) -> None:
     """Entry point."""
-    command = COMMANDS[name]
-    sweep = _Sweep(folder, command)
-    code, said = _forked(partial(sweep.calls, folder / "counted"))
-    if code:
-        raise RuntimeError(said)
-    removes = "compact" in name
-    whole = _state(sweep.root, fragments=removes)
-    calls, problems, faults = int((folder / "counted").read_text()), [], 0
-    for number in range(random.Random(name).randrange(every), calls, every):
-        sys.stderr.write(f"{name}: {number} of {calls} calls, {len(problems)} problems\n")
-        for how, named in enumerate(HOW):
-            sweep.restored()
-            before = f"{named} at call {number}"
-            code, said = _forked(partial(sweep.disturbed, number, how))
-            faults += 1
-            code, said = _forked(partial(command.act, sweep.valued))
-            if code:
-                problems.append(f"{before}: the same command then ends with {code}: {said}")
-                continue
-            after = _state(sweep.root, fragments=removes)
-            differing = sorted(name for name in whole.keys() | after.keys() if whole.get(name) != after.get(name))
-            if differing:
-                problems.append(f"{before}: {len(differing)} files differ afterwards, {differing[:3]}")
-    sys.stdout.write(json.dumps({"calls": calls, "faults": faults, "problems": problems}) + "\n")
+    sweep = _Sweep(folder)
+    sys.stdout.write(json.dumps({name: sweep.found(name, step) for name, step in every.items()}) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -74,7 +74,7 @@ def test_from_the_form_to_the_report(
     page.get_by_text("shares.png", exact=True).first.click()
     picture = page.locator("img[src*='shares.png'], img[src^='blob:'], img[src^='data:image/png']").first
     picture.wait_for()
-    wait_until(lambda: picture.evaluate("image => image.complete && image.naturalWidth") > 300, 30, "no figure")
+    wait_until(lambda: picture.evaluate("image => image.complete && image.naturalWidth") > 300, "no figure")
     screenshot("mlflow-figure")
     page.get_by_text("report.html", exact=True).first.click()
     report = page.frame_locator("iframe").first

@@ -31,7 +31,7 @@ def server_of(home):
         except (OSError, ValueError, psutil.NoSuchProcess):
             return None
 
-    return wait_until(found, SECONDS, "no server")
+    return wait_until(found, "no server")
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_two_commands_share_a_server_that_dies_meanwhile(forked, home, words, tm
         with (tmp_path / f"{name}.log").open("w") as log:
             processes.append(forked.start([*map(str, words(name))], there, tmp_path, log, log))
     logs = [tmp_path / f"{name}.log" for name in ("one", "two")]
-    wait_until(lambda: all("examples to compute" in log.read_text() for log in logs), SECONDS, "they do not begin")
+    wait_until(lambda: all("examples to compute" in log.read_text() for log in logs), "they do not begin")
     first = server_of(home)
     first.send_signal(signal.SIGKILL)
     codes = [process.wait(SECONDS) for process in processes]
@@ -65,15 +65,15 @@ def test_two_commands_share_a_server_that_dies_meanwhile(forked, home, words, tm
     assert not any("Traceback" in text or "database is locked" in text for text in said), said
     assert all((tmp_path / name / "valuation.json").is_file() for name in ("one", "two"))
     assert json.loads((tmp_path / "one" / "valuation.json").read_text())["prefect"]["url"] is None
-    wait_until(lambda: not os.path.exists(f"{home['PREFECT_HOME']}/dataworth/server.json"), SECONDS, "it stays")
+    wait_until(lambda: not os.path.exists(f"{home['PREFECT_HOME']}/dataworth/server.json"), "it stays")
     assert not first.is_running()
 
 
 def test_a_server_ends_when_the_command_that_used_it_was_killed(started_dataworth, home, words):
     process, log, left = started_dataworth(*words("one"), environment=home)
-    wait_until(lambda: "examples to compute" in log.read_text(), SECONDS, "it does not begin")
+    wait_until(lambda: "examples to compute" in log.read_text(), "it does not begin")
     server = server_of(home)
     process.kill()
     process.wait(SECONDS)
-    wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, SECONDS, "it stays")
+    wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, "it stays")
     assert left() == []

@@ -61,7 +61,7 @@ def api(prefect_server, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def nothing_goes_on(api):
     """Runs of an earlier test would take the two places that a deployment has."""
-    wait_until(lambda: not api.going_on(), 300, "runs of an earlier test do not end")
+    wait_until(lambda: not api.going_on(), "runs of an earlier test do not end")
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def long_config(config, tmp_path):
     """Enough documents, in batches small enough, that a run can be cancelled in the middle of its shards."""
     path, generator = tmp_path / "long.jsonl", np.random.default_rng(0)
     words = " ".join(TEXTS).split()
-    rows = [{"id": f"d{n}", "source": f"s{n % 4}", "text": " ".join(generator.choice(words, 24))} for n in range(6_000)]
+    rows = [{"id": f"d{n}", "source": f"s{n % 4}", "text": " ".join(generator.choice(words, 24))} for n in range(4_000)]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return config | {"corpus": {"files": [str(path)], "max_length": 32}, "curvature": {"kind": "none"},
                      "projection": {"rank": 16}, "gradients": {"batch_tokens": BATCH_TOKENS}}  # fmt: skip
@@ -100,31 +100,31 @@ def test_a_schedule_fires_by_itself_and_finds_what_is_there(api, config):
         return done if len(done) >= 2 else None
 
     try:
-        first, second = wait_until(finished, 300, "the schedule does not fire twice")[:2]
+        first, second = wait_until(finished, "the schedule does not fire twice")[:2]
     finally:
         api.unschedule(path, schedule)
     assert first["name"] == "llama on corpus.jsonl"
     assert {"dataworth", "valuation", "model:llama"} <= set(second["tags"])
     assert re.search(r"the corpus: [1-9]\d* of", api.log_of_all(first["id"]))
-    wait_until(lambda: "the corpus: 0 of" in api.log_of_all(second["id"]), 20, "it computed gradients")
+    wait_until(lambda: "the corpus: 0 of" in api.log_of_all(second["id"]), "it computed gradients")
     assert re.search(r"curvature \w+ is there already", api.log_of_all(second["id"]))
     events = {"filter": {"event": {"name": ["dataworth.valuation.finished"]}}}
-    told = wait_until(lambda: api._asked("POST", "/events/filter", events)["events"], 30, "no event")
+    told = wait_until(lambda: api._asked("POST", "/events/filter", events)["events"], "no event")
     assert told[0]["payload"]["results"] == config["results"]
 
 
 def test_a_cancelled_run_stops_soon_and_is_resumed(api, dataworth, long_config):
     """A valuation, in the middle of the subflow that stores its gradients."""
     run = api.start("value-corpus", long_config)
-    wait_until(lambda: "examples to compute" in api.log_of_all(run["id"]), 120, "the run does not begin")
+    wait_until(lambda: "examples to compute" in api.log_of_all(run["id"]), "the run does not begin")
     time.sleep(1.0)
     process = psutil.Process(api.run(run["id"])["labels"]["dataworth.process"])
     family = [process, *process.children(recursive=True)]
     started = time.monotonic()
     api.set_state(run["id"], "CANCELLING")
-    state = wait_until(lambda: api.ended(run["id"]), 60, "the run is not cancelled")
+    state = wait_until(lambda: api.ended(run["id"]), "the run is not cancelled")
     settled = time.monotonic() - started
-    wait_until(lambda: not any(member.is_running() for member in family), 60, "its processes stay")
+    wait_until(lambda: not any(member.is_running() for member in family), "its processes stay")
     seconds = time.monotonic() - started
     sys.stderr.write(f"seconds from Cancelling to Cancelled: {settled:.1f}\n")
     sys.stderr.write(f"seconds from Cancelling to the end of all processes: {seconds:.1f}\n")
@@ -134,7 +134,7 @@ def test_a_cancelled_run_stops_soon_and_is_resumed(api, dataworth, long_config):
     assert (fitted, indexed) == ("COMPLETED", "CANCELLED")
     assert not Path(long_config["results"]).exists()
     again = api.start("value-corpus", long_config)
-    assert wait_until(lambda: api.ended(again["id"]), 120, "the run does not end")["type"] == "COMPLETED"
+    assert wait_until(lambda: api.ended(again["id"]), "the run does not end")["type"] == "COMPLETED"
     assert (Path(long_config["results"]) / "sources.parquet").is_file()
     verified = dataworth("verify", "--store", long_config["store"])
     assert verified.returncode == 0, verified.stdout
@@ -145,7 +145,7 @@ def test_a_run_of_the_command_line_is_cancelled_from_the_api(api, started_datawo
     words = ("index", "--model", long_config["model"]["name"], "--corpus", *long_config["corpus"]["files"])
     words += ("--store", long_config["store"], *LONG)
     process, log, left = started_dataworth(*words)
-    wait_until(lambda: "examples to compute" in log.read_text() or process.poll() is not None, 120, "it does not begin")
+    wait_until(lambda: "examples to compute" in log.read_text() or process.poll() is not None, "it does not begin")
     run = api.running(process)
     started = time.monotonic()
     api.set_state(run["id"], "CANCELLING")
@@ -187,21 +187,21 @@ def somebody_writing(store):
 
 def test_overlapping_runs_wait_or_are_skipped(api, config):
     first = api.start("index-corpus", indexing(config))
-    assert wait_until(lambda: api.ended(first["id"]), 90, "the run does not end")["type"] == "COMPLETED"
+    assert wait_until(lambda: api.ended(first["id"]), "the run does not end")["type"] == "COMPLETED"
     with Path(config["corpus"]["files"][0]).open("a") as file:  # runs that have nothing to write need not wait
         file.write(f"{json.dumps({'id': 'new', 'source': 's0', 'text': TEXTS[1] + TEXTS[2]})}\n")
     with somebody_writing(config["store"]):
         waits = api.start("index-corpus", indexing(config) | {"overlap": "wait"})
-        wait_until(lambda: "waiting for another run to end" in api.log(waits["id"]), 120, "it does not say so")
+        wait_until(lambda: "waiting for another run to end" in api.log(waits["id"]), "it does not say so")
         before = stamps(config["store"])
         skips = api.start("index-corpus", indexing(config) | {"overlap": "skip"})
-        state = wait_until(lambda: api.ended(skips["id"]), 120, "it is not skipped")
+        state = wait_until(lambda: api.ended(skips["id"]), "it is not skipped")
         assert (state["type"], state["name"]) == ("COMPLETED", "Skipped")
         assert "another run is writing" in state["message"]
         assert stamps(config["store"]) == before
         assert api.ended(waits["id"]) is None
-    assert wait_until(lambda: api.ended(waits["id"]), 120, "it waits for good")["type"] == "COMPLETED"
-    wait_until(lambda: re.search(r"the corpus: [1-9]\d* of", api.log(waits["id"])), 20, "it computed nothing")
+    assert wait_until(lambda: api.ended(waits["id"]), "it waits for good")["type"] == "COMPLETED"
+    wait_until(lambda: re.search(r"the corpus: [1-9]\d* of", api.log(waits["id"])), "it computed nothing")
 
 
 def running_tasks(api, run):
@@ -212,9 +212,9 @@ def test_a_run_that_was_killed_is_marked_and_resumed(api, started_dataworth, dat
     words = ("index", "--model", long_config["model"]["name"], "--corpus", *long_config["corpus"]["files"])
     words += ("--store", long_config["store"], *LONG)
     process, log, _ = started_dataworth(*words)
-    wait_until(lambda: "examples to compute" in log.read_text() or process.poll() is not None, 120, "it does not begin")
+    wait_until(lambda: "examples to compute" in log.read_text() or process.poll() is not None, "it does not begin")
     run = api.running(process)
-    (holder,) = wait_until(lambda: running_tasks(api, run), 20, "the server does not hear of its task")
+    (holder,) = wait_until(lambda: running_tasks(api, run), "the server does not hear of its task")
     process.kill()
     process.wait(10)
     assert api.run(run["id"])["state"]["type"] == "RUNNING"  # nobody told the server

@@ -75,7 +75,7 @@ def said_by(process, log, seconds):
 
 
 def until_said(process, log, words):
-    wait_until(lambda: words in log.read_text() or process.poll() is not None, 90, f"never: {words}")
+    wait_until(lambda: words in log.read_text() or process.poll() is not None, f"never: {words}")
     assert process.poll() is None, log.read_text()
 
 
@@ -97,7 +97,7 @@ def test_a_killed_worker_and_its_run(prefect_server, given, straight, tmp_path):
     with worker(prefect_server) as first:
         run = api.start("index-corpus", config)
         # Its plan is seen sooner than its log, which is sent every other second: it might have ended by then.
-        wait_until(lambda: any(tmp_path.glob("store/gradients/[!.]*/[!.]*/contents")), 90, "the run does not begin")
+        wait_until(lambda: any(tmp_path.glob("store/gradients/[!.]*/[!.]*/contents")), "the run does not begin")
         process = api.run(run["id"])["labels"]["dataworth.process"]
         kill(first)
         with contextlib.suppress(ProcessLookupError):  # where it is of the worker's group
@@ -105,9 +105,9 @@ def test_a_killed_worker_and_its_run(prefect_server, given, straight, tmp_path):
     assert api.run(run["id"])["state"]["type"] == "RUNNING"  # nobody told the server
     with worker(prefect_server):
         again = api.start("index-corpus", config)
-        assert wait_until(lambda: api.ended(again["id"]), 120, "the run does not end")["type"] == "COMPLETED"
+        assert wait_until(lambda: api.ended(again["id"]), "the run does not end")["type"] == "COMPLETED"
         said = f"({run['id']}) is marked Crashed: its process {process} on"
-        wait_until(lambda: said in api.log(again["id"]), 20, "the next run does not say what happened")
+        wait_until(lambda: said in api.log(again["id"]), "the next run does not say what happened")
     assert api.run(run["id"])["state"]["type"] == "CRASHED"
     resumed, expected = (stored_files(folder / "store" / "gradients") for folder in (tmp_path, straight))
     assert resumed
@@ -211,7 +211,7 @@ def test_a_killed_dask_scheduler(started_dataworth, dataworth, given, straight, 
     words = ("value", *given, *in_folder(tmp_path), "--cluster.address", address)
     with cluster_of_processes(port, scored) as scheduler:
         process, log, left = started_dataworth(*words)
-        wait_until(lambda: len(list(scored.glob("[0-9]*"))) >= 1 or process.poll() is not None, 120, "no shard")
+        wait_until(lambda: len(list(scored.glob("[0-9]*"))) >= 1 or process.poll() is not None, "no shard")
         kill(scheduler)
         sentence = said_by(process, log, 120)
     assert sentence.startswith(f"dataworth: no Dask scheduler answers at {address}"), sentence

@@ -169,7 +169,7 @@ def test_pages_open_with_the_key_and_then_without(ui, api, another_port, page, s
     page.goto(stranger)
     assert page.evaluate(TELL, stranger) == "told"
     run = api.start("fit-curvature", {"model": {"name": "x"}, "corpus": {"files": ["/etc/passwd"]}})
-    wait_until(lambda: api.ended(run["id"]), 120, "the run does not end")
+    wait_until(lambda: api.ended(run["id"]), "the run does not end")
     page.goto(f"{ui.prefect}/runs/flow-run/{run['id']}")
     page.get_by_text("Failed", exact=True).first.wait_for()
     page.get_by_text("not permitted here").first.wait_for()
@@ -195,7 +195,7 @@ def test_who_may_press_run_reads_and_runs_only_what_is_listed(ui, api, folder):
     ]
     runs = [(api.start(flow, config)["id"], sentence) for flow, config, sentence in wanted]
     for run, sentence in runs:
-        state = wait_until(lambda run=run: api.ended(run), 180, "the run does not end")
+        state = wait_until(lambda run=run: api.ended(run), "the run does not end")
         assert state["type"] == "FAILED"
         assert sentence in state["message"]
     assert not (folder / "it-ran").exists()
@@ -222,8 +222,8 @@ def test_the_embedded_server_is_no_way_in(started_dataworth, checkpoints, corpus
         ports = [words[words.index("--port") + 1] for words in commands if "--port" in words]
         return f"http://127.0.0.1:{ports[0]}/api" if ports else None
 
-    api = Api(wait_until(address, 120, "no embedded server"))
-    wait_until(lambda: _status(api, "GET", "/health") == 200, 120, "the embedded server does not answer")
+    api = Api(wait_until(address, "no embedded server"))
+    wait_until(lambda: _status(api, "GET", "/health") == 200, "the embedded server does not answer")
     assert _status(api, "POST", "/flows/", {"name": "of a page"}) == 401
     assert _status(api, "POST", "/flows/filter", {}) == 401
     assert process.wait(180) == 0, log.read_text()

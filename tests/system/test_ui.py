@@ -38,7 +38,7 @@ def test_the_ui_runs_a_valuation_from_its_form(started_dataworth, checkpoints, c
     def deployments():
         return {item["entrypoint"].split(".")[-1]: item for item in api.deployments()}
 
-    offered = wait_until(lambda: len(deployments()) == 5 and deployments(), 90, "no deployments")
+    offered = wait_until(lambda: len(deployments()) == 5 and deployments(), "no deployments")
     schema = offered["value_corpus"]["parameter_openapi_schema"]
     rank = schema["definitions"]["ProjectionConfig"]["properties"]["rank"]
     assert rank["maximum"] == 4096
@@ -57,7 +57,7 @@ def test_the_ui_runs_a_valuation_from_its_form(started_dataworth, checkpoints, c
     assert wrong.status_code == 409, wrong.text
     assert "99999 is greater than the maximum of 4096" in wrong.text
     run = api.start("value-corpus", config)
-    assert wait_until(lambda: api.ended(run["id"]), 180, "the run does not end")["type"] == "COMPLETED"
+    assert wait_until(lambda: api.ended(run["id"]), "the run does not end")["type"] == "COMPLETED"
     assert (tmp_path / "out" / "valuation.json").is_file()
     experiment = httpx.get(
         f"{ui.mlflow}/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": "from the form"}
