@@ -12,8 +12,8 @@ demo: $(READY)
 # Unit tests on a process for each of two cores, file by file; whole systems, which also wait, on four, test by
 # test but for those that share servers of their own.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not gpu and not system and not long" --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m "system and not gpu" --numprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -m "not gpu and not system and not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "system and not gpu and not long" --numprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 bench: $(READY)
 	$(BIN)/python -m pytest -m "long and not gpu" --numprocesses 2 --dist loadfile

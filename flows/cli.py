@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from flows.config import (
 from flows.examples import BY_COMMAND, WHOLE
 from flows.given import check_address, check_inputs, finished, make_homes, stores
 from flows.imports import many_imports
+from flows.interrupts import interrupted, tell_interrupts
 from flows.options import ConfiguredCommand, configuration, options
 from flows.outcomes import say_audit, say_valuation
 from flows.terminal import (
@@ -348,7 +348,7 @@ def main() -> None:
     escape_what_is_not_shown()
     sentences_for_known_errors()
     # A polite end is the same whoever asks for it: servers and workers that were started are ended, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    tell_interrupts()
     sys.exit(_exit_code())
 
 
@@ -362,23 +362,32 @@ def _end_at_once(code: int) -> NoReturn:
 def _exit_code() -> int:
     try:
         code = cli.main(standalone_mode=False)
-    except (click.ClickException, InputError) as error:
-        return _complain(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
-    except ServerLostError as error:
-        _end_at_once(_complain(str(error), 1))
-    except DataworthError as error:
-        return _complain(str(error), 1)
-    except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted; what was finished is kept, the same command goes on from there", 130)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _complain("the disk is full; free some space or move --store, and the same command goes on", 1)
-        return _complain(str(error), 1)
-    except Exception as error:
-        if os.environ.get("DATAWORTH_TRACEBACK"):
-            raise
-        return _complain(f"{type(error).__name__}: {error} (DATAWORTH_TRACEBACK=1 shows where)", 1)
+    except (Exception, KeyboardInterrupt) as error:
+        # After an interrupt libraries raise errors of their own.
+        told = _interrupted() if interrupted() or isinstance(error, KeyboardInterrupt | click.Abort) else _told(error)
+        if isinstance(error, ServerLostError):
+            _end_at_once(told)
+        return told
     return code if isinstance(code, int) else 0
+
+
+def _interrupted() -> int:
+    return _complain("interrupted; what was finished is kept, the same command goes on from there", 130)
+
+
+def _told(error: Exception) -> int:
+    """Say what an error is; the exit code."""
+    if isinstance(error, click.ClickException):
+        return _complain(error.format_message(), 2)
+    if isinstance(error, InputError):
+        return _complain(str(error), 2)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _complain("the disk is full; free some space or move --store, and the same command goes on", 1)
+    if isinstance(error, DataworthError | OSError):
+        return _complain(str(error), 1)
+    if os.environ.get("DATAWORTH_TRACEBACK"):
+        raise error
+    return _complain(f"{type(error).__name__}: {error} (DATAWORTH_TRACEBACK=1 shows where)", 1)
 
 
 def _complain(sentence: str, code: int) -> int:

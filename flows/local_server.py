@@ -140,10 +140,7 @@ class LocalServer:
                 start_new_session=True,  # a terminal's Ctrl-C is not for it
             )
         record = Record(self._process.pid, port, key)
-        path = self._folder / "server.json"
-        path.touch(0o600)
-        replace_file(path, json.dumps(vars(record)).encode())
-        path.chmod(0o600)
+        replace_file(self._folder / "server.json", json.dumps(vars(record)).encode(), 0o600)
         return record
 
     def wait(self) -> None:

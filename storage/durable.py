@@ -35,15 +35,20 @@ def _host() -> str:
     return platform.node() or "host"
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, permissions: int = 0o666) -> None:
     """Write a file so that a reader sees the old bytes or all the new ones, also after a power cut.
 
     Of two that write it at once, the later one's bytes stay.
+
+    Args:
+        path: of the file.
+        content: of it.
+        permissions: from its first moment on, but for those that the process's mask takes away.
     """
     own = f"{_host()}-{os.getpid()}-{threading.get_ident()}"
     partial = path.with_name(f".{path.name}.{own}{PARTIAL}")
     try:
-        with partial.open("wb") as file:
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, permissions)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -119,6 +119,18 @@ class Location(ABC):
         """Write this file so that a reader sees the old bytes or all the new ones, also after a crash."""
 
     @abstractmethod
+    def write_over(self, content: bytes, before: tuple[Any, ...] | None) -> None:
+        """`write_whole` under the writer's lock, where nobody wrote since: one who lost the lock in his sleep may not.
+
+        Args:
+            content: of the file.
+            before: its `state` when it was read; None: it was not there.
+
+        Raises:
+            StoreBusyError: it is another by now.
+        """
+
+    @abstractmethod
     def remove(self) -> None:
         """Remove this file, if it is there."""
 
@@ -197,6 +209,9 @@ class LocalLocation(PosixPath, Location):
     def write_whole(self, content: bytes) -> None:
         make_folder(self.parent)
         replace_file(self, content)
+
+    def write_over(self, content: bytes, before: tuple[Any, ...] | None) -> None:
+        self.write_whole(content)  # the system takes a lock from no process that lives, however long it sleeps
 
     def remove(self) -> None:
         self.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from storage.errors import InputError, StoreUnreachableError
+from storage.errors import InputError, StoreBusyError, StoreUnreachableError
 from storage.locations import Location
 
 __all__ = ["ObjectLocation", "client", "told"]
@@ -215,6 +215,19 @@ class ObjectLocation(Location):
         with self._writing(self.key):
             # In one request, however large: of one that was begun and never ended the bucket keeps nothing.
             obstore.put(self._client, self.key, content, use_multipart=None if isinstance(content, Path) else False)
+
+    def write_over(self, content: bytes, before: tuple[Any, ...] | None) -> None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        mode: Any = "create" if before is None else {"e_tag": before[1]}
+        with self._writing(self.key):
+            try:
+                obstore.put(self._client, self.key, content, mode=mode)
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError):
+                # One that is repeated because its answer was lost finds what it wrote itself.
+                if self.read_bytes() != content:
+                    raise StoreBusyError(f"another run wrote {self} meanwhile: run again") from None
 
     def remove(self) -> None:
         self._remove([self.key])

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 import google_crc32c
 
@@ -71,10 +72,16 @@ class Withdrawals:
             )
         return content
 
-    def _write(self, content: bytes) -> None:
+    def _state(self) -> tuple[Any, ...] | None:
+        try:
+            return self._path.state()
+        except FileNotFoundError:
+            return None
+
+    def _write(self, content: bytes, before: tuple[Any, ...] | None) -> None:
         """Replace the list; killed at any moment, the checksums know the list that is there."""
         self._seal([self._content(), content])
-        self._path.write_whole(content)
+        self._path.write_over(content, before)
         self._seal([content])
 
     def _seal(self, lists: list[bytes]) -> None:
@@ -97,13 +104,14 @@ class Withdrawals:
             StoreBusyError: another process is withdrawing.
         """
         with self._path.writer_lock():
+            before = self._state()
             self.__init__(self._path.parent)  # type: ignore[misc]  # what another process added meanwhile
             new = [("source", name) for name in _once(sources) if folded(name) not in self.sources]
             new += [("document", name) for name in _once(documents) if folded(name) not in self.documents]
             if new:
                 date = datetime.now(UTC).isoformat(timespec="seconds")
                 lines = [json.dumps({"what": what, "name": name, "date": date}) for what, name in new]
-                self._write(self._content() + "".join(f"{line}\n" for line in lines).encode())
+                self._write(self._content() + "".join(f"{line}\n" for line in lines).encode(), before)
                 self.__init__(self._path.parent)  # type: ignore[misc]  # read back
             elif self._content():
                 self._seal([self._content()])  # a withdrawal that was stopped may know of two lists

@@ -20,6 +20,7 @@ BENCHES = (
     "kills",
     "damage",
     "faults",
+    "power",
     "demo",
     "conformance",
     "fuzz",

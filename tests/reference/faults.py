@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HOW", "swept"]
+__all__ = ["HOW", "forked", "state", "swept"]
 
 ROOT = Path(__file__).parents[2]
 HOW = ("kill", "I/O error", "full disk", "torn write")
@@ -130,7 +130,7 @@ COMMANDS = {
 }
 
 
-def _state(root: Path, *, fragments: bool) -> dict[str, str]:
+def state(root: Path, *, fragments: bool) -> dict[str, str]:
     """Relative name → content of every file, without dates; what a killed write left beside its file is none."""
     found = {}
     for path in sorted(root.rglob("*")):
@@ -159,7 +159,7 @@ def _plain(record: Any) -> Any:
     return [_plain(each) for each in record] if isinstance(record, list) else record
 
 
-def _forked(work: Callable[[], object]) -> tuple[int, str]:
+def forked(work: Callable[[], object]) -> tuple[int, str]:
     """Do some work in a child; (exit code or minus a signal, what it raised)."""
     with tempfile.TemporaryFile("w+") as told:
         child = os.fork()
@@ -207,27 +207,27 @@ class _Sweep:
         """What comes of a command that is disturbed at each so-many-th call."""
         command, removes = COMMANDS[name], "compact" in name
         self.restored("valued")
-        code, said = _forked(partial(command.prepare, self.valued))
+        code, said = forked(partial(command.prepare, self.valued))
         if code:
             raise RuntimeError(said)
         shutil.rmtree(self.folder / "prepared", ignore_errors=True)
         shutil.copytree(self.valued.root, self.folder / "prepared")
-        code, said = _forked(partial(self.counted, command))
+        code, said = forked(partial(self.counted, command))
         if code:
             raise RuntimeError(said)
-        whole = _state(self.valued.root, fragments=removes)
+        whole = state(self.valued.root, fragments=removes)
         calls, problems, faults = int((self.folder / "counted").read_text()), [], 0
         for number in range(random.Random(name).randrange(min(every, calls)), calls, every):
             sys.stderr.write(f"{name}: {number} of {calls} calls, {len(problems)} problems\n")
             for how, named in enumerate(HOW):
                 self.restored("prepared")
-                _forked(partial(self.disturbed, command, number, how))
+                forked(partial(self.disturbed, command, number, how))
                 faults += 1
-                code, said = _forked(partial(command.act, self.valued))
+                code, said = forked(partial(command.act, self.valued))
                 if code:
                     problems.append(f"{named} at call {number}: the same command then ends with {code}: {said}")
                     continue
-                after = _state(self.valued.root, fragments=removes)
+                after = state(self.valued.root, fragments=removes)
                 differing = sorted(each for each in whole.keys() | after.keys() if whole.get(each) != after.get(each))
                 if differing:
                     problems.append(f"{named} at call {number}: {len(differing)} files differ, {differing[:3]}")

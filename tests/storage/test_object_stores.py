@@ -195,6 +195,48 @@ def test_a_living_writer_keeps_its_lock_and_a_stopped_one_loses_it(bucket, impat
         assert not (bucket / ".f.lock").is_file()
 
 
+# It falls asleep after its last look at its lock, just before it writes; its clock is ten minutes ahead.
+SLEEPER = """
+import os, signal, sys, time
+import obstore
+import storage.leases
+
+put, now = obstore.put, time.time
+time.time = lambda: now() + 600
+storage.leases.SECONDS_BETWEEN_RENEWALS = 0.3
+
+def sleeps(store, key, content, **named):
+    if key.endswith("withdrawals.jsonl"):
+        print("asleep", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return put(store, key, content, **named)
+
+obstore.put = sleeps
+from storage.withdrawals import Withdrawals
+Withdrawals(sys.argv[1]).add(["late"])
+"""
+
+
+@pytest.mark.parametrize("before", [[], ["early"]])
+def test_a_writer_that_slept_between_its_last_look_and_its_write_does_not_write(bucket, impatient, before):
+    Withdrawals(bucket).add(before)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, str(bucket)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "asleep\n"
+        time.sleep(3.5)
+        assert Withdrawals(bucket).add(["meanwhile"]) == 1
+        process.send_signal(signal.SIGCONT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 1
+    assert "StoreBusyError" in said
+    assert Withdrawals(bucket).sources == {*before, "meanwhile"}
+
+
 def test_a_lock_that_vanished_is_lost_and_one_of_elsewhere_is_waited_for(bucket, impatient):
     def loses_it():
         with writer_lock(bucket / "f"):

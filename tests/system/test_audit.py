@@ -34,6 +34,7 @@ def runs_of_the_audit(title):
     }
 
 
+@pytest.mark.long
 def test_the_digits_tuned_and_run_again(dataworth, prefect_server, tmp_path):
     methods = ("recommended", "logra-random", "dot", "bm25", "size", "random")
     given = ("audit", "--audit.problem", "digits", "--results", tmp_path / "out", "--store", tmp_path / "store")
@@ -100,7 +101,16 @@ def own_model(tmp_path, queries_file):
 
 def test_a_model_of_ones_own_stopped_and_gone_on_with(dataworth, started_dataworth, own_model, tmp_path):
     given = ("audit", *own_model, "--results", tmp_path / "out", "--store", tmp_path / "store", "--audit.subsets", 10)
-    given += ("--audit.methods", "recommended", "bm25", "embedding", "size", "--audit.removal_queries", 1)
+    given += (
+        "--audit.methods",
+        "recommended",
+        "bm25",
+        "embedding",
+        "size",
+        "--audit.removal_queries",
+        1,
+        "--audit.tune",
+    )
     process, log, left = started_dataworth(*given)
     wait_until(lambda: len(list((tmp_path / "store" / "games").glob("*/*.parquet"))) > 2, "no training")
     os.killpg(process.pid, signal.SIGINT)
@@ -119,4 +129,7 @@ def test_a_model_of_ones_own_stopped_and_gone_on_with(dataworth, started_datawor
     assert to_do == in_all - len(kept)
     assert kept < set((tmp_path / "store" / "games").glob("*/*.parquet"))
     rows = pd.read_parquet(tmp_path / "out" / "methods.parquet")
-    assert set(rows["method"]) >= {"recommended", "bm25", "embedding", "size"}
+    assert set(rows["method"]) >= {"recommended", "tuned", "bm25", "embedding", "size"}
+    tuned = yaml.safe_load((tmp_path / "out" / "tuned.yaml").read_text())
+    parts = {"model": {"name": "m"}, "corpus": {"files": ["c"]}, "queries": {"file": "q"}, "results": "r"}
+    assert ValueConfig.model_validate(parts | tuned).projection.kind == "pca"

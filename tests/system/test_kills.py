@@ -10,7 +10,7 @@ import pytest
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_twenty_five_kills_leave_no_trace(tmp_path, seed):
     found = subprocess.run(
         [sys.executable, "-m", "tests.reference.kills", tmp_path, str(seed), "25"],

@@ -3,6 +3,7 @@
 Every way in that is refused is also tried on a Prefect server that stands open, where it works.
 """
 
+import json
 import os
 import threading
 from functools import partial
@@ -10,7 +11,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import httpx
-import psutil
 import pytest
 from mlflow.server.security_utils import get_default_allowed_hosts, is_allowed_host_header
 
@@ -210,20 +210,17 @@ def test_a_run_is_given_parameters_and_no_command(ui, api):
         assert "Additional properties are not allowed" in answer.text
 
 
-def test_the_embedded_server_is_no_way_in(started_dataworth, checkpoints, corpus_file, tmp_path):
+def test_the_server_of_a_home_is_no_way_in(started_dataworth, checkpoints, corpus_file, tmp_path):
     own = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "prefect")}
     words = ("--model", checkpoints["llama"], "--corpus", corpus_file, "--store", tmp_path / "store")
     words += ("--corpus.max_length", "32")
     process, log, _ = started_dataworth("index", *words, environment=own, script=True)
 
-    def address():
-        assert process.poll() is None, log.read_text()
-        commands = [child.cmdline() for child in psutil.Process(process.pid).children(recursive=True)]
-        ports = [words[words.index("--port") + 1] for words in commands if "--port" in words]
-        return f"http://127.0.0.1:{ports[0]}/api" if ports else None
-
-    api = Api(wait_until(address, "no embedded server"))
-    wait_until(lambda: _status(api, "GET", "/health") == 200, "the embedded server does not answer")
+    record = tmp_path / "prefect" / "dataworth" / "server.json"
+    wait_until(lambda: record.is_file() or process.poll() is not None, "no server")
+    assert record.stat().st_mode & 0o077 == 0
+    api = Api(f"http://127.0.0.1:{json.loads(record.read_text())['port']}/api")
+    wait_until(lambda: _status(api, "GET", "/health") == 200, "the server of the home does not answer")
     assert _status(api, "POST", "/flows/", {"name": "of a page"}) == 401
     assert _status(api, "POST", "/flows/filter", {}) == 401
     assert process.wait(180) == 0, log.read_text()

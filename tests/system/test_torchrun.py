@@ -81,6 +81,7 @@ def test_two_processes_leave_what_one_leaves(prefect_server, dataworth, checkpoi
     assert "the corpus: 0 of 1,306 examples to compute" in again.stderr
 
 
+@pytest.mark.long
 def test_two_processes_index_two_checkpoints(prefect_server, checkpoints, corpus, tmp_path):
     models = [checkpoints["llama"], save_another(checkpoints["llama"], tmp_path / "other")]
     given = ["--corpus", corpus, "--corpus.max_length", "32", "--projection.rank", "4"]

@@ -1,0 +1,42 @@
+"""Ctrl-C and a polite end, at whatever moment they come: one sentence, exit code 130.
+
+Libraries that are interrupted in the middle of something raise errors of their own, and log more of them; what came
+first was the interrupt.
+"""
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import NoReturn
+
+__all__ = ["interrupted", "keep_quiet_from_now_on", "tell_interrupts"]
+
+_SEEN = threading.Event()
+# They tell, after an interrupt, of every connection and task that it cut.
+QUIET = ("distributed", "tornado", "asyncio", "websockets", "concurrent.futures")
+
+
+def tell_interrupts() -> None:
+    """From now on both signals raise KeyboardInterrupt and are remembered; a job in the background ignores Ctrl-C."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def interrupted() -> bool:
+    """One of them came."""
+    return _SEEN.is_set()
+
+
+def keep_quiet_from_now_on() -> None:
+    """The outcome is told: what ends now ends without a further word."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    _SEEN.set()
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    raise KeyboardInterrupt
