@@ -21,6 +21,7 @@ BENCHES = (
     "damage",
     "faults",
     "power",
+    "interrupts",
     "demo",
     "conformance",
     "fuzz",
