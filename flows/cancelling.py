@@ -20,6 +20,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
 
+from flows.interrupts import forget_interrupt
 from flows.losses import is_loss, loss_reason, server_address
 from tasks.progress import run_logger
 
@@ -51,6 +52,7 @@ def unless_cancelled(work: Callable[[], T]) -> T | State[Any]:
         except KeyboardInterrupt:
             if not asked.is_set():
                 raise
+            forget_interrupt()
             return Cancelled(message=MESSAGE)
         except TerminationSignal:
             _say_cancelled(run)

@@ -10,7 +10,7 @@ import threading
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["interrupted", "keep_quiet_from_now_on", "tell_interrupts"]
+__all__ = ["forget_interrupt", "interrupted", "keep_quiet_from_now_on", "tell_interrupts"]
 
 _SEEN = threading.Event()
 # They tell, after an interrupt, of every connection and task that it cut.
@@ -27,6 +27,11 @@ def tell_interrupts() -> None:
 def interrupted() -> bool:
     """One of them came."""
     return _SEEN.is_set()
+
+
+def forget_interrupt() -> None:
+    """It was this program's own doing, and is told otherwise."""
+    _SEEN.clear()
 
 
 def keep_quiet_from_now_on() -> None:
