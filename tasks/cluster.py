@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +57,31 @@ def dask_client(config: ClusterConfig, n_parts: int) -> Iterator[Any]:
             yield client
         return
     n_workers = config.workers or max(1, min(n_parts, os.cpu_count() or 1))
-    with (
-        LocalCluster(
+    with _interrupts_held():
+        started = LocalCluster(
             n_workers=n_workers,
             threads_per_worker=config.threads or 1,
             processes=True,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+        )
+    with started as cluster, Client(cluster, set_as_default=False) as client:
         show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard, while the cluster works")
         yield client
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A terminal's Ctrl-C comes when the block has ended; threads and processes begun in it never get it.
+
+    Workers are ended by who began them. Interrupted themselves, they would say so, too, with a traceback each.
+    """
+    resource_tracker.ensure_running()  # which, where it begins one, lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _security(config: ClusterConfig, address: str) -> Any:
