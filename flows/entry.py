@@ -12,11 +12,16 @@ def main() -> None:
     """Entry point; see flows.cli.main."""
     try:
         from flows.cli import main as command
-        from flows.interrupts import keep_quiet_from_now_on
+        from flows.interrupts import interrupted, keep_quiet_from_now_on
     except KeyboardInterrupt:
         os.write(sys.stderr.fileno(), INTERRUPTED)
         os._exit(130)
     try:
         command()
-    finally:
+    except SystemExit as ended:
         keep_quiet_from_now_on()
+        if interrupted():  # in the middle of an import, say, a library's own end may abort the interpreter
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code if isinstance(ended.code, int) else 130)
+        raise
