@@ -56,7 +56,7 @@ def replace_file(path: Path, content: bytes, permissions: int = 0o666) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 def make_folder(folder: Path) -> None:
@@ -67,14 +67,14 @@ def make_folder(folder: Path) -> None:
         folder = folder.parent
     for each in reversed(missing):
         each.mkdir(exist_ok=True)
-        _sync_folder(each.parent)
+        _sync(each.parent)
 
 
 def move_into_place(source: Path, target: Path) -> None:
     """Give a folder or a file its name, where nothing or a file is, once every byte of it is on disk."""
     sync_tree(source)
     os.replace(source, target)
-    _sync_folder(target.parent)
+    _sync(target.parent)
 
 
 def sync_tree(path: Path) -> None:
@@ -85,19 +85,16 @@ def sync_tree(path: Path) -> None:
     for folder, _, names in os.walk(path):
         for name in names:
             _sync(Path(folder, name))
-        _sync_folder(Path(folder))
+        _sync(Path(folder))
 
 
 def _sync(path: Path) -> None:
+    """A file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sync_folder(path: Path) -> None:
-    _sync(path)
 
 
 def remove_tree(folder: Path) -> None:
@@ -106,7 +103,7 @@ def remove_tree(folder: Path) -> None:
     if gone.exists():
         _unlink_tree(gone)
     os.replace(folder, gone)
-    _sync_folder(folder.parent)
+    _sync(folder.parent)
     _unlink_tree(gone)
 
 
