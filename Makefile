@@ -9,11 +9,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/dataworth demo
 
-# Unit tests on a process for each of two cores, file by file; whole systems, which also wait, on four, test by
-# test but for those that share servers of their own.
+# Whole systems also wait: two tests of each core at once.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not gpu and not system and not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m "system and not gpu and not long" --numprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not gpu and not long" --numprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 bench: $(READY)
 	$(BIN)/python -m pytest -m "long and not gpu" --numprocesses 2 --dist loadfile

@@ -85,6 +85,21 @@ else:
     torch.set_num_threads(2)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist writes the groups into the names
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file that computes stays on one process; whole systems, which also wait, are spread among those files."""
+    systems, files = [], []
+    for item in items:
+        if item.get_closest_marker("system"):
+            systems.append(item)
+        else:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+            files.append(item)
+    systems.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)  # the long ones first
+    places = {item: (n + 0.5) / len(group) for group in (systems, files) for n, item in enumerate(group)}
+    items.sort(key=places.__getitem__)
+
+
 def pytest_collection_finish() -> None:
     """Everything is imported."""
     collection.close()

@@ -174,8 +174,9 @@ def test_a_killed_worker_does_not_change_the_results(small, monkeypatch, workers
 
 
 def _is_worker(process):
+    """It, and the process that it was forked from, are what multiprocessing calls a fork server."""
     try:
-        return "spawn_main" in " ".join(process.cmdline())
+        return all("forkserver" in " ".join(each.cmdline()) for each in (process, process.parent()))
     except psutil.Error:
         return False
 
