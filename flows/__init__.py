@@ -5,7 +5,7 @@ Importing it silences telemetry, gives the embedded server time to start and kee
 
 import os
 
-from flows.proxies import spare_loopback
+from dataworth.serving.proxies import spare_loopback
 
 # Nothing leaves the machine; the embedded Prefect server takes 11-24 s to start on two cores, its default limit is 20.
 ENVIRONMENT = {

@@ -10,22 +10,22 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.cancelling import unless_cancelled
-from flows.config import AuditRunConfig
-from flows.headline import show_headline
-from flows.options import command_here
-from flows.permissions import check_permitted
-from flows.problems import problem_place
-from flows.runs import announce
-from flows.turns import in_turn, results_turn
-from storage.locations import Location, check_writable, default_store
-from storage.ref import StoreRef
-from tasks.attribution.methods import lacking
-from tasks.counterfactual.choice import families
-from tasks.counterfactual.designs import followed_queries
-from tasks.counterfactual.parts import Chosen, MethodRun, Scored
-from tasks.counterfactual.problem import Problem, ProblemPlace
-from tasks.counterfactual.task import (
+from dataworth.command.options import command_here
+from dataworth.config import AuditRunConfig
+from dataworth.lifecycle.cancelling import unless_cancelled
+from dataworth.lifecycle.headline import show_headline
+from dataworth.lifecycle.permissions import check_permitted
+from dataworth.lifecycle.runs import announce
+from dataworth.lifecycle.turns import in_turn, results_turn
+from dataworth.problems import problem_place
+from dataworth.storage.locations import check_writable, default_store, location_of
+from dataworth.storage.ref import StoreRef
+from dataworth.tasks.attribution.methods import lacking
+from dataworth.tasks.counterfactual.choice import families
+from dataworth.tasks.counterfactual.designs import followed_queries
+from dataworth.tasks.counterfactual.parts import Chosen, MethodRun, Scored
+from dataworth.tasks.counterfactual.problem import Problem, ProblemPlace
+from dataworth.tasks.counterfactual.task import (
     attribute,
     choose,
     evaluate,
@@ -35,12 +35,12 @@ from tasks.counterfactual.task import (
     train_without_best,
     train_without_sources,
 )
-from tasks.model.loading import fingerprint_of
-from tasks.progress import run_logger
-from tasks.report.audit import Audit, audit_table
-from tasks.report.markdown import inert, markdown_table
-from tasks.report.task import NotLoggedError, log_audit, publish_audit
-from tasks.report.valuation import versions
+from dataworth.tasks.model.loading import fingerprint_of
+from dataworth.tasks.progress import run_logger
+from dataworth.tasks.report.markdown import inert, markdown_table
+from dataworth.tasks.report.page.audit import Audit, audit_table
+from dataworth.tasks.report.results.valuation import versions
+from dataworth.tasks.report.task import NotLoggedError, log_audit, publish_audit
 
 __all__ = ["audit_valuation"]
 
@@ -62,8 +62,8 @@ def audit_valuation(config: AuditRunConfig) -> dict[str, Any] | State[Any]:
     announce()
     check_permitted(config)
     results = Path(config.results).absolute()
-    check_writable(Location.of(str(results)), "--results")
-    store = Location.of(config.store or default_store()).absolute()
+    check_writable(location_of(str(results)), "--results")
+    store = location_of(config.store or default_store()).absolute()
     check_writable(store, "--store")
     turn = results_turn(str(store), str(results))
     return unless_cancelled(lambda: in_turn(turn, config.overlap, lambda: _audited(config, str(store), str(results))))

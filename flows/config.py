@@ -4,17 +4,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.groupings import SOURCE, grouping_fields
-from tasks.configuration import ClusterConfig, Configuration, Names
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.counterfactual.config import AuditConfig, TrainingConfig
-from tasks.curvature.config import CurvatureConfig
-from tasks.gradients.config import GradientsConfig
-from tasks.model.config import ModelsConfig
-from tasks.projection.config import ProjectionConfig
-from tasks.report.config import TrackingConfig
-from tasks.scoring.config import ScoringConfig
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.configuration import ClusterConfig, Configuration, Names
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.groups import SOURCE, grouping_fields
+from dataworth.tasks.counterfactual.config import AuditConfig
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.model.config import ModelsConfig
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.report.config import TrackingConfig
+from dataworth.tasks.scoring.config import ScoringConfig
+from dataworth.tasks.training.config import TrainingConfig
 
 __all__ = [
     "AuditRunConfig",

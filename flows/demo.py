@@ -6,21 +6,21 @@ from typing import Any, cast
 
 from prefect import flow, task
 
-from flows.config import DemoConfig, ValueConfig
-from flows.outcomes import sources_table
-from flows.permissions import check_permitted
-from flows.runs import announce
-from flows.terminal import mlflow_place, passages, table
-from flows.turns import in_turn, results_turn
-from flows.value_corpus import value_corpus
-from storage.durable import replace_file
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.stdlib import fewer, held_out, standard_library_documentation
-from tasks.curvature.config import CurvatureConfig
-from tasks.model.config import ModelsConfig
-from tasks.model.task import train_small_model
-from tasks.model.training import SmallModel
-from tasks.report.numbers import percent
+from dataworth.command.finished import sources_table
+from dataworth.command.terminal import mlflow_place, passages, table
+from dataworth.config import DemoConfig, ValueConfig
+from dataworth.lifecycle.permissions import check_permitted
+from dataworth.lifecycle.runs import announce
+from dataworth.lifecycle.turns import in_turn, results_turn
+from dataworth.storage.durable import replace_file
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.stdlib import fewer, held_out, standard_library_documentation
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.model.config import ModelsConfig
+from dataworth.tasks.report.numbers import percent
+from dataworth.tasks.training.small_model import SmallModel
+from dataworth.tasks.training.task import train_small_model
+from dataworth.value_corpus import value_corpus
 
 __all__ = ["demo", "demo_report"]
 
@@ -78,9 +78,9 @@ def demo_report(outcome: dict[str, Any]) -> str:
     import numpy as np
     import pandas as pd
 
-    from storage.schema import ALL_QUERIES
-    from tasks.report.results import read_results
-    from tasks.scoring.baselines import bm25_scores, first_rate, source_sums
+    from dataworth.storage.schema import ALL_QUERIES
+    from dataworth.tasks.attribution.baselines import bm25_scores, first_rate, source_sums
+    from dataworth.tasks.report.results.folder import read_results
 
     folder = Path(outcome["folder"])
     corpus = pd.read_json(folder / "corpus.jsonl", lines=True)

@@ -6,18 +6,18 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.cancelling import unless_cancelled
-from flows.config import CorpusRunConfig
-from flows.permissions import check_permitted
-from flows.runs import announce, run_name
-from flows.turns import each_in_turn
-from storage.locations import Location, check_usable, default_store
-from storage.ref import StoreRef
-from tasks.corpus.task import prepare_corpus
-from tasks.curvature.task import fit_covariances, fit_matrices
-from tasks.model.alike import refuse_other_tokenizers
-from tasks.progress import run_logger
-from tasks.projection.task import make_bases
+from dataworth.config import CorpusRunConfig
+from dataworth.lifecycle.cancelling import unless_cancelled
+from dataworth.lifecycle.permissions import check_permitted
+from dataworth.lifecycle.runs import announce, run_name
+from dataworth.lifecycle.turns import each_in_turn
+from dataworth.storage.locations import check_usable, default_store, location_of
+from dataworth.storage.ref import StoreRef
+from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.curvature.task import fit_covariances, fit_matrices
+from dataworth.tasks.model.alike import refuse_other_tokenizers
+from dataworth.tasks.progress import run_logger
+from dataworth.tasks.projection.task import make_bases
 
 __all__ = ["Prepared", "fit_curvature", "needs_covariances", "prepared_stores", "store_folder"]
 
@@ -38,7 +38,7 @@ def store_folder(config: CorpusRunConfig) -> str:
     Raises:
         InputError: it cannot be written, and holds nothing to be read.
     """
-    folder = Location.of(config.store or default_store()).absolute()
+    folder = location_of(config.store or default_store()).absolute()
     check_usable(folder, "--store")
     return str(folder)
 

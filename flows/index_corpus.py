@@ -5,15 +5,15 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.cancelling import unless_cancelled
-from flows.config import CorpusRunConfig
-from flows.fit_curvature import Prepared, prepared_stores, store_folder
-from flows.permissions import check_permitted
-from flows.runs import announce, run_name
-from flows.turns import each_in_turn
-from storage.ref import StoreRef
-from tasks.gradients.task import index_gradients
-from tasks.model.alike import refuse_other_tokenizers
+from dataworth.config import CorpusRunConfig
+from dataworth.fit_curvature import Prepared, prepared_stores, store_folder
+from dataworth.lifecycle.cancelling import unless_cancelled
+from dataworth.lifecycle.permissions import check_permitted
+from dataworth.lifecycle.runs import announce, run_name
+from dataworth.lifecycle.turns import each_in_turn
+from dataworth.storage.ref import StoreRef
+from dataworth.tasks.gradients.task import index_gradients
+from dataworth.tasks.model.alike import refuse_other_tokenizers
 
 __all__ = ["index_corpus"]
 

@@ -8,22 +8,22 @@ from typing import Any, cast
 
 from prefect.client.schemas.objects import State
 
-from flows.config import CorpusRunConfig, ValueConfig
-from flows.fit_curvature import Prepared, fit_curvature, prepared_stores, store_folder
-from flows.index_corpus import index_corpus
-from flows.turns import in_turn, run_turn
-from storage.ref import StoreRef
-from tasks.coalitions.parts import GameParts
-from tasks.coalitions.task import average_values, value_sources
-from tasks.corpus.task import prepare_queries
-from tasks.curvature.task import fit_query_factors, fit_source_sums
-from tasks.gradients.config import GradientsConfig
-from tasks.gradients.task import index_gradients
-from tasks.model.loading import load
-from tasks.report.machine import MachineSamples
-from tasks.scoring.config import ScoringConfig
-from tasks.scoring.ready import Pass
-from tasks.scoring.task import score_corpus
+from dataworth.config import CorpusRunConfig, ValueConfig
+from dataworth.fit_curvature import Prepared, fit_curvature, prepared_stores, store_folder
+from dataworth.index_corpus import index_corpus
+from dataworth.lifecycle.turns import in_turn, run_turn
+from dataworth.storage.ref import StoreRef
+from dataworth.tasks.coalitions.parts import GameParts
+from dataworth.tasks.coalitions.task import average_values, value_sources
+from dataworth.tasks.corpus.task import prepare_queries
+from dataworth.tasks.curvature.task import fit_query_factors, fit_source_sums
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.gradients.task import index_gradients
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.report.results.machine import MachineSamples
+from dataworth.tasks.scoring.config import ScoringConfig
+from dataworth.tasks.scoring.ready import Pass
+from dataworth.tasks.scoring.task import score_corpus
 
 __all__ = ["Checkpoint", "Timings", "sums_only", "valued_checkpoint"]
 

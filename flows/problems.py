@@ -8,22 +8,22 @@ from pathlib import Path
 import numpy as np
 from prefect import task
 
-from flows.config import AuditRunConfig
-from flows.runs import run_title
-from storage.durable import replace_file
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.stdlib import held_out, standard_library_documentation
-from tasks.corpus.task import prepare_corpus, prepare_queries
-from tasks.counterfactual.config import TrainingConfig
-from tasks.counterfactual.problem import CheckpointProblem, NamedProblem, ProblemPlace
-from tasks.model.alike import refuse_other_tokenizers, refuse_same_weights
-from tasks.model.config import ModelConfig
-from tasks.model.task import train_small_model
-from tasks.model.training import SmallModel
+from dataworth.config import AuditRunConfig
+from dataworth.lifecycle.runs import run_title
+from dataworth.storage.durable import replace_file
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.stdlib import held_out, standard_library_documentation
+from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.counterfactual.problem import CheckpointProblem, NamedProblem, ProblemPlace
+from dataworth.tasks.model.alike import refuse_other_tokenizers, refuse_same_weights
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.training.config import TrainingConfig
+from dataworth.tasks.training.small_model import SmallModel
+from dataworth.tasks.training.task import train_small_model
 
 __all__ = ["PACKAGES", "documentation_problem", "problem_place"]
 
-DIGITS = "tasks.counterfactual.digits:digits"
+DIGITS = "dataworth.tasks.counterfactual.digits:digits"
 # Of the demo's corpus: what a model is trained on first, and the packages that it is then trained on again and again.
 GENERAL = 800
 PACKAGES = ("email", "http", "logging", "unittest", "xml")

@@ -14,24 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from flows.config import SearchConfig
-from flows.fit_curvature import needs_covariances, store_folder
-from storage.corpus import CorpusStore
-from storage.errors import InputError
-from storage.gradients import GradientStore
-from storage.locations import Location
-from storage.segments import Segment
-from tasks.corpus.config import QueriesConfig
-from tasks.corpus.task import prepare_corpus, prepare_queries
-from tasks.curvature.task import fit_covariances, fit_matrices
-from tasks.gradients.config import GradientsConfig
-from tasks.gradients.task import gradient_store, index_gradients
-from tasks.model.alike import refuse_other_tokenizers
-from tasks.projection.task import make_bases
-from tasks.scoring.blocks import Preconditioned, window_scores
-from tasks.scoring.queries import layer_columns, preconditioned
-from tasks.scoring.ready import damped_inverses
-from tasks.scoring.sketches import best_rows, sketch_matrix
+from dataworth.config import SearchConfig
+from dataworth.fit_curvature import needs_covariances, store_folder
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.locations import location_of
+from dataworth.storage.segments import Segment
+from dataworth.tasks.corpus.config import QueriesConfig
+from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.curvature.task import fit_covariances, fit_matrices
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.gradients.task import gradient_store, index_gradients
+from dataworth.tasks.model.alike import refuse_other_tokenizers
+from dataworth.tasks.projection.task import make_bases
+from dataworth.tasks.scoring.blocks import Preconditioned, window_scores
+from dataworth.tasks.scoring.queries import layer_columns, preconditioned
+from dataworth.tasks.scoring.ready import damped_inverses
+from dataworth.tasks.scoring.sketches import best_rows, sketch_matrix
 
 __all__ = ["Found", "search"]
 
@@ -106,7 +106,7 @@ class _Indexed:
 def _place_of_query(config: SearchConfig) -> Iterator[str]:
     """Where the query and its gradients are kept: in the store; where that can only be read, while the block lasts."""
     store = store_folder(config)
-    if not Location.of(store).is_read_only():
+    if not location_of(store).is_read_only():
         yield store
         return
     with tempfile.TemporaryDirectory(prefix="dataworth-") as folder:

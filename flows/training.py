@@ -15,22 +15,22 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from storage.encoding import encoded
-from storage.errors import InputError, RowRangeError, StoreIncompleteError
-from storage.gradients import GradientStore
-from storage.layers import LayerStore
-from storage.locations import Location, check_writable
-from storage.ref import fingerprint
-from tasks.capture.gradients import GradientCapture
-from tasks.capture.passes import backward_losses
-from tasks.corpus.batches import n_targets
-from tasks.gradients.config import GradientsConfig
-from tasks.model.halves import halves, whole
-from tasks.model.layers import batch_second, tracked_layers
-from tasks.model.loading import model_fingerprint
-from tasks.projection.bases import projections_of
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import layer_table, stored_projections
+from dataworth.storage.encoding import encoded
+from dataworth.storage.errors import InputError, RowRangeError, StoreIncompleteError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import check_writable, location_of
+from dataworth.storage.ref import fingerprint
+from dataworth.tasks.capture.gradients import GradientCapture
+from dataworth.tasks.capture.passes import backward_losses
+from dataworth.tasks.corpus.batches import n_targets
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.model.halves import halves, whole
+from dataworth.tasks.model.layers import batch_second, tracked_layers
+from dataworth.tasks.model.loading import model_fingerprint
+from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.logra import layer_table, stored_projections
 
 __all__ = ["IndexCallback", "Indexing"]
 
@@ -52,7 +52,7 @@ class Indexing:
         store: folder of gradient stores, or `s3://bucket/prefix`; this one is named after the model's weights on
             entering, and the projection.
         projection: of the gradients; pca needs `bases` made earlier.
-        include, exclude: patterns of names of layers (see tasks.model.layers).
+        include, exclude: patterns of names of layers (see dataworth.tasks.model.layers).
         dtype: of the stored rows: float16, bfloat16, float32 or int8.
         data: names what is indexed, such as a data set: another name is another store.
 
@@ -85,7 +85,7 @@ class Indexing:
             projections = projections_of(layers, config)
         parameter = next(model.parameters())
         projections = [entry.to(parameter.device, parameter.dtype) for entry in projections]
-        root = Location.of(store).absolute()
+        root = location_of(store).absolute()
         check_writable(root, "store")
         parts = {
             "model": model_fingerprint(model),

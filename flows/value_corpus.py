@@ -8,30 +8,30 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.cancelling import unless_cancelled
-from flows.config import ValueConfig
-from flows.events import emit_finished, emit_moved, published_shares
-from flows.fit_curvature import store_folder
-from flows.headline import show_headline
-from flows.local_server import has_pages
-from flows.one_checkpoint import Checkpoint, Timings, sums_only, valued_checkpoint
-from flows.options import command_here
-from flows.permissions import check_permitted
-from flows.runs import announce, run_name, run_title
-from flows.turns import in_turn, run_turn
-from storage.errors import InputError
-from storage.locations import check_writable
-from storage.ref import StoreRef
-from tasks.coalitions.task import average_values
-from tasks.model.alike import refuse_other_layers, refuse_other_tokenizers, refuse_same_weights
-from tasks.model.loading import load
-from tasks.progress import run_logger
-from tasks.report.config import TrackingConfig
-from tasks.report.markdown import markdown_sources
-from tasks.report.task import NotLoggedError, log_valuation, publish_valuation
-from tasks.report.valuation import CheckpointParts, ValuationParts, valuation_summary
-from tasks.scoring.task import average_scores
-from tasks.visible import without_password
+from dataworth.command.options import command_here
+from dataworth.config import ValueConfig
+from dataworth.fit_curvature import store_folder
+from dataworth.lifecycle.cancelling import unless_cancelled
+from dataworth.lifecycle.events import emit_finished, emit_moved, published_shares
+from dataworth.lifecycle.headline import show_headline
+from dataworth.lifecycle.permissions import check_permitted
+from dataworth.lifecycle.runs import announce, run_name, run_title
+from dataworth.lifecycle.turns import in_turn, run_turn
+from dataworth.one_checkpoint import Checkpoint, Timings, sums_only, valued_checkpoint
+from dataworth.serving.local_server import has_pages
+from dataworth.storage.errors import InputError
+from dataworth.storage.locations import check_writable
+from dataworth.storage.ref import StoreRef
+from dataworth.tasks.coalitions.task import average_values
+from dataworth.tasks.model.alike import refuse_other_layers, refuse_other_tokenizers, refuse_same_weights
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.progress import run_logger
+from dataworth.tasks.report.config import TrackingConfig
+from dataworth.tasks.report.markdown import markdown_sources
+from dataworth.tasks.report.results.valuation import CheckpointParts, ValuationParts, valuation_summary
+from dataworth.tasks.report.task import NotLoggedError, log_valuation, publish_valuation
+from dataworth.tasks.scoring.task import average_scores
+from dataworth.tasks.visible import without_password
 
 __all__ = ["value_corpus"]
 

@@ -11,25 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from flows.terminal import table
-from storage.coalitions import CoalitionStore, UtilityStore
-from storage.errors import InputError
-from storage.locations import Location, StoreFolders
-from storage.manifest import MANIFEST
-from storage.schema import ALL_QUERIES
-from storage.scores import ScoreStore
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.estimators import Estimate
-from tasks.coalitions.groupings import grouping_fields
-from tasks.coalitions.parts import GameParts
-from tasks.coalitions.play import MOST_EVALUATED, Play
-from tasks.coalitions.portions import all_but, divided
-from tasks.coalitions.sampling import MOST_ENUMERATED
-from tasks.coalitions.task import game_fingerprint, play_of
-from tasks.coalitions.what_if import mean_estimate, shares_without, split_gain
-from tasks.model.loading import load
-from tasks.report.numbers import interval, number, percent
-from tasks.report.results import read_record
+from dataworth.command.terminal import table
+from dataworth.storage.coalitions import CoalitionStore, UtilityStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.manifest import MANIFEST
+from dataworth.storage.place import Location
+from dataworth.storage.schema import ALL_QUERIES
+from dataworth.storage.scores import ScoreStore
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.estimation.estimators import Estimate
+from dataworth.tasks.coalitions.estimation.sampling import MOST_ENUMERATED
+from dataworth.tasks.coalitions.games.portions import all_but, divided
+from dataworth.tasks.coalitions.parts import GameParts
+from dataworth.tasks.coalitions.payout.what_if import mean_estimate, shares_without, split_gain
+from dataworth.tasks.coalitions.play import MOST_EVALUATED, Play
+from dataworth.tasks.coalitions.task import game_fingerprint, play_of
+from dataworth.tasks.corpus.groups import grouping_fields
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.report.numbers import interval, number, percent
+from dataworth.tasks.report.results.folder import read_record
 
 __all__ = ["Valued", "valued", "what_if"]
 

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from storage.coalitions import CoalitionStore
-from storage.corpus import CorpusStore
-from storage.layers import LayerStore
-from storage.locations import Location, Place, StoreFolders
-from storage.manifest import is_complete, read_manifest
-from storage.owners import Owner, kept_owners
-from storage.schema import SOURCE_SUMS_KIND
-from storage.scores import ScoreStore
-from storage.withdrawals import Withdrawals
+from dataworth.storage.coalitions import CoalitionStore
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import Place, StoreFolders
+from dataworth.storage.manifest import is_complete, read_manifest
+from dataworth.storage.owners import Owner, kept_owners
+from dataworth.storage.place import Location
+from dataworth.storage.schema import SOURCE_SUMS_KIND
+from dataworth.storage.scores import ScoreStore
+from dataworth.storage.withdrawals import Withdrawals
 
 __all__ = ["Belongings", "belonging", "finished_stores"]
 

@@ -1,15 +1,10 @@
 """Zarr groups whose files are compared with a manifest while zarr reads them."""
 
-from typing import TYPE_CHECKING
-
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import StorePath, WrapperStore
 
-from storage.locations import Location
-
-if TYPE_CHECKING:
-    from storage.checked_files import CheckedFiles
+from dataworth.storage.checked_files import CheckedFiles
 
 __all__ = ["checked_arrays"]
 
@@ -17,7 +12,7 @@ __all__ = ["checked_arrays"]
 class _CheckedArrays(WrapperStore[Store]):
     """A store of zarr's in which a file that a manifest lists is what it was, or an error; others are not looked at."""
 
-    def __init__(self, store: Store, files: "CheckedFiles", group: str, below: str) -> None:
+    def __init__(self, store: Store, files: CheckedFiles, group: str, below: str) -> None:
         super().__init__(store)
         self._files, self._group, self._below = files, group, below
 
@@ -39,14 +34,13 @@ class _CheckedArrays(WrapperStore[Store]):
         return found
 
 
-def checked_arrays(files: "CheckedFiles", root: Location, below: str) -> StorePath:
+def checked_arrays(files: CheckedFiles, below: str = "") -> StorePath:
     """What zarr opens a group from, to be read only.
 
     Args:
         files: of the folder.
-        root: the folder.
         below: the group's folder in it; empty for the folder itself.
     """
-    plain = (root / below if below else root).array_store()
+    plain = (files.root / below if below else files.root).array_store()
     group, name = (f"{path}/" if path else "" for path in (plain.path, below))
     return StorePath(_CheckedArrays(plain.store, files, group, name), plain.path)

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
-from storage.checksums import BLOCK_BYTES, CheckedFile, FileChecksum
-from storage.errors import DataworthError, StoreDamagedError
-from storage.locations import Location
+from dataworth.storage.checksums import BLOCK_BYTES, CheckedFile, FileChecksum
+from dataworth.storage.errors import DataworthError, StoreDamagedError
+from dataworth.storage.locations import location_of
+from dataworth.storage.place import Location
 
 __all__ = ["CheckedBytes", "CheckedFiles"]
 
@@ -70,18 +71,18 @@ class CheckedFiles:
         remedy: str,
         refusal: type[DataworthError] = StoreDamagedError,
     ) -> None:
-        self._root, self._sha256, self._remedy, self._refusal = root, sha256, remedy, refusal
+        self.root, self._sha256, self._remedy, self._refusal = root, sha256, remedy, refusal
         self.expected = None if expected is None else {name: FileChecksum(**known) for name, known in expected.items()}
 
     def has(self, name: str) -> bool:
         """The file belongs to the folder, or files below that name do."""
         if self.expected is None:
-            return (self._root / name).is_file() or (self._root / name).is_dir()
+            return (self.root / name).is_file() or (self.root / name).is_dir()
         return name in self.expected or any(known.startswith(f"{name}/") for known in self.expected)
 
     def damaged(self, name: str, reason: str = "its bytes changed") -> DataworthError:
         """The sentence about a file."""
-        return self._refusal(f"{self._root / name}: {reason}: {self._remedy}")
+        return self._refusal(f"{self.root / name}: {reason}: {self._remedy}")
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
@@ -132,7 +133,7 @@ class CheckedFiles:
             StoreDamagedError: they are not those that were written.
         """
         with self.reading(name):
-            found = (self._root / name).read_bytes()
+            found = (self.root / name).read_bytes()
             expected = self._known(name)
             if expected is not None and not expected.is_of(found):
                 raise self.damaged(name)
@@ -146,8 +147,8 @@ class CheckedFiles:
         """
         with self.reading(name):
             expected = self._known(name)
-            with (self._root / name).as_file() as path:
-                content = Location.of(path).mapped()
+            with (self.root / name).as_file() as path:
+                content = location_of(path).mapped()
             if expected is not None and len(content) != expected.n_bytes:
                 raise self.damaged(name)
             return CheckedBytes(content, expected, self.damaged(name))
@@ -175,14 +176,8 @@ class CheckedFiles:
             for number in range(file.num_row_groups):
                 yield file.read_row_group(number)
 
-    def arrays(self, below: str = "") -> Any:
-        """What zarr opens the group in the folder, or in one below, from; not to be written."""
-        from storage.checked_arrays import checked_arrays
-
-        return checked_arrays(self, self._root, below)
-
     def _opened(self, name: str, expected: FileChecksum) -> CheckedFile:
-        return CheckedFile((self._root / name).opened(), expected, lambda: self.damaged(name))
+        return CheckedFile((self.root / name).opened(), expected, lambda: self.damaged(name))
 
     @contextmanager
     def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
@@ -193,13 +188,13 @@ class CheckedFiles:
                     yield file
                 return
             self._check_sha256(name)
-            place = (self._root / name).table_source()
+            place = (self.root / name).table_source()
             with pq.ParquetFile(place, pre_buffer=True, page_checksum_verification=True) as file:
                 yield file
 
     def _check_sha256(self, name: str) -> None:
         """Compare the hash of a file, if it has one; once in a process while the file stays as it is."""
-        place = self._root / name
+        place = self.root / name
         if name not in self._sha256:
             return
         key = (str(place), place.state())

@@ -14,7 +14,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from storage.schema import SCHEMA_VERSION
+from dataworth.storage.schema import SCHEMA_VERSION
 
 __all__ = ["BLOCK_BYTES", "CheckedFile", "FileChecksum", "file_checksum", "is_sealed", "sealed", "unsealed"]
 

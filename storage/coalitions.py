@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.locations import Location, Place
-from storage.manifest import Store, is_complete, new_store, write_manifest
-from storage.ref import StoreRef
-from storage.schema import DOCUMENT_VALUES, OVERLAP, UTILITIES, VALUES
+from dataworth.storage.locations import Place, location_of
+from dataworth.storage.manifest import Store, is_complete, new_store, write_manifest
+from dataworth.storage.ref import StoreRef
+from dataworth.storage.schema import DOCUMENT_VALUES, OVERLAP, UTILITIES, VALUES
 
 __all__ = ["CoalitionStore", "UtilityStore"]
 
@@ -37,8 +37,8 @@ class CoalitionStore(Store):
         overlap: list[dict[str, Any]] | None = None,
         documents: list[dict[str, Any]] | None = None,
     ) -> StoreRef:
-        """Write VALUES, OVERLAP and DOCUMENT_VALUES of storage.schema; the same fingerprint twice keeps the first."""
-        target = Location.of(root) / fingerprint
+        """Write VALUES, OVERLAP and DOCUMENT_VALUES (see the schema); the same fingerprint twice keeps the first."""
+        target = location_of(root) / fingerprint
         if not is_complete(target):
             with new_store(target) as folder:
                 pq.write_table(
@@ -56,7 +56,7 @@ class CoalitionStore(Store):
 
     @property
     def values(self) -> pa.Table:
-        """Table VALUES of storage.schema."""
+        """Table VALUES of dataworth.storage.schema."""
         return self.files.table("values.parquet")
 
     @property
@@ -66,12 +66,12 @@ class CoalitionStore(Store):
 
     @property
     def overlap(self) -> pa.Table | None:
-        """Table OVERLAP of storage.schema, where the game tells."""
+        """Table OVERLAP of dataworth.storage.schema, where the game tells."""
         return self._optional("overlap.parquet")
 
     @property
     def documents(self) -> pa.Table | None:
-        """Table DOCUMENT_VALUES of storage.schema, where it was asked for."""
+        """Table DOCUMENT_VALUES of dataworth.storage.schema, where it was asked for."""
         return self._optional("documents.parquet")
 
     def _optional(self, name: str) -> pa.Table | None:
@@ -91,7 +91,7 @@ class UtilityStore(Store):
     @classmethod
     def create(cls, root: Place, fingerprint: str, attributes: Mapping[str, Any]) -> "UtilityStore":
         """Open the store of this game, made empty if it is not there yet."""
-        target = Location.of(root) / fingerprint
+        target = location_of(root) / fingerprint
         if not is_complete(target):
             with new_store(target) as folder:
                 write_manifest(folder, {"fingerprint": fingerprint, "attributes": dict(attributes)})

@@ -8,17 +8,18 @@ from tempfile import gettempdir
 
 import numpy as np
 
-from storage.belongings import belonging
-from storage.durable import remove_dead_partials
-from storage.encoding import STORED
-from storage.errors import StoreBusyError, StoreError
-from storage.gradients import GradientStore
-from storage.locations import Location, Place, StoreFolders
-from storage.manifest import is_complete
-from storage.owners import keep_owners, kept_owners
-from storage.removals import Removal, begun_removal, now, written
-from storage.segments import Segment
-from storage.withdrawals import Withdrawals
+from dataworth.storage.belongings import belonging
+from dataworth.storage.durable import remove_dead_partials
+from dataworth.storage.encoding import STORED
+from dataworth.storage.errors import StoreBusyError, StoreError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.locations import Place, StoreFolders, location_of
+from dataworth.storage.manifest import is_complete
+from dataworth.storage.owners import keep_owners, kept_owners
+from dataworth.storage.place import Location
+from dataworth.storage.removals import Removal, begun_removal, now, written
+from dataworth.storage.segments import Segment
+from dataworth.storage.withdrawals import Withdrawals
 
 __all__ = ["Compaction", "compact"]
 
@@ -151,7 +152,7 @@ def _cleaned_and_checked(root: Place, dead: set[bytes]) -> dict[str, int]:
         _remove_unfinished(folder)
     if dead:
         _remove_partial_sums(folders.layers)
-    place = Location.of(root)
+    place = location_of(root)
     for local in {place if isinstance(place, Path) else Path(gettempdir())}:
         remove_dead_partials(local, deep=isinstance(place, Path))
     return _checked(root, dead)

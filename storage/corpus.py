@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.checked_files import CheckedBytes
-from storage.locations import Location, Place
-from storage.manifest import Store, building_folder, is_complete, write_manifest
-from storage.ref import StoreRef, fingerprint
-from storage.schema import DOCUMENTS, FIELDS, NO_CLASS, TOKEN_DTYPE, WINDOWS
+from dataworth.storage.checked_files import CheckedBytes
+from dataworth.storage.locations import Place, location_of
+from dataworth.storage.manifest import Store, building_folder, is_complete, write_manifest
+from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.schema import DOCUMENTS, FIELDS, NO_CLASS, TOKEN_DTYPE, WINDOWS
 
 __all__ = ["CorpusStore", "FieldValue", "TokenisedDocument"]
 
@@ -86,7 +86,7 @@ class CorpusStore(Store):
             fields: names of the further fields every document has; without any, the bytes are those of a corpus
                 that knows of none.
         """
-        folder = Location.of(root)
+        folder = location_of(root)
         with building_folder(folder) as staging:
             digest = hashlib.sha256(repr(sorted(attributes.items())).encode())
             counts = _write_tables(staging, documents, digest, with_fields=bool(fields))

@@ -13,7 +13,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from storage.processes import is_alive
+from dataworth.storage.processes import is_alive
 
 __all__ = [
     "REMOVED",

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from storage.errors import RowRangeError
+from dataworth.storage.errors import RowRangeError
 
 __all__ = ["STORED", "EncodedRows", "decoded", "encoded"]
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from storage.encoding import STORED
-from storage.errors import StoreIncompleteError
-from storage.locations import Location, Place
-from storage.manifest import MANIFEST, Store, is_complete, manifest_text
-from storage.ref import StoreRef
-from storage.schema import EXAMPLE_COLUMNS, rows_per_shard
-from storage.segments import Segment, SegmentTable, new_segment
+from dataworth.storage.encoding import STORED
+from dataworth.storage.errors import StoreIncompleteError
+from dataworth.storage.locations import Place, location_of
+from dataworth.storage.manifest import MANIFEST, Store, is_complete, manifest_text
+from dataworth.storage.place import Location
+from dataworth.storage.ref import StoreRef
+from dataworth.storage.schema import EXAMPLE_COLUMNS, rows_per_shard
+from dataworth.storage.segments import Segment, SegmentTable, new_segment
 
 __all__ = ["GradientStore"]
 
@@ -46,10 +47,10 @@ class GradientStore(Store):
             root: folder of all gradient stores.
             fingerprint: hash of model, projection, tokenisation and dtype.
             layers: the layer table: name, shapes, `first_column`, `n_columns`.
-            dtype: of the stored rows, one of storage.encoding.STORED.
+            dtype: of the stored rows, one of dataworth.storage.encoding.STORED.
             attributes: JSON-serialisable; what the fingerprint was made from.
         """
-        target = Location.of(root) / fingerprint
+        target = location_of(root) / fingerprint
         if not is_complete(target):
             n_columns = sum(int(layer["n_columns"]) for layer in layers)
             content = {

@@ -7,10 +7,11 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from storage.locations import Location, Place
-from storage.manifest import Store, new_store, write_manifest
-from storage.ref import StoreRef
-from storage.zarr_arrays import array_at
+from dataworth.storage.checked_arrays import checked_arrays
+from dataworth.storage.locations import Place, location_of
+from dataworth.storage.manifest import Store, new_store, write_manifest
+from dataworth.storage.ref import StoreRef
+from dataworth.storage.zarr_arrays import array_at
 
 __all__ = ["LayerStore"]
 
@@ -25,7 +26,7 @@ class LayerStore(Store):
     def __init__(self, path: Place) -> None:
         super().__init__(path)
         with self.files.reading("zarr.json"):
-            self._group = zarr.open_group(self.files.arrays(), mode="r", use_consolidated=False)
+            self._group = zarr.open_group(checked_arrays(self.files), mode="r", use_consolidated=False)
         self._numbers = {layer["name"]: number for number, layer in enumerate(self.layers)}
 
     @classmethod
@@ -47,7 +48,7 @@ class LayerStore(Store):
                 first can be read alone.
             attributes: JSON-serialisable; how they were made.
         """
-        target = Location.of(root) / fingerprint
+        target = location_of(root) / fingerprint
         with new_store(target) as folder:
             group = zarr.open_group(folder, mode="w", zarr_format=3)
             for number, by_name in enumerate(matrices):

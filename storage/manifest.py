@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from storage.checked_files import CheckedFiles
-from storage.checksums import file_checksum, is_sealed, sealed
-from storage.durable import make_folder, remove_dead_partials, replace_file, staging_prefix
-from storage.errors import SchemaVersionError, StoreDamagedError, StoreIncompleteError
-from storage.locations import Location, Place
-from storage.ref import StoreRef
-from storage.schema import SCHEMA_VERSION
+from dataworth.storage.checked_files import CheckedFiles
+from dataworth.storage.checksums import file_checksum, is_sealed, sealed
+from dataworth.storage.durable import make_folder, remove_dead_partials, replace_file, staging_prefix
+from dataworth.storage.errors import SchemaVersionError, StoreDamagedError, StoreIncompleteError
+from dataworth.storage.locations import Place, location_of
+from dataworth.storage.place import Location
+from dataworth.storage.ref import StoreRef
+from dataworth.storage.schema import SCHEMA_VERSION
 
 __all__ = [
     "MANIFEST",
@@ -58,12 +59,12 @@ def manifest_text(content: dict[str, Any]) -> bytes:
 
 def set_aside(folder: Place) -> None:
     """Take a store out of the count; all of its bytes stay."""
-    manifest = Location.of(folder) / MANIFEST
+    manifest = location_of(folder) / MANIFEST
     manifest.move_to(manifest.with_name(DAMAGED))
 
 
 def is_complete(folder: Place) -> bool:
-    return (Location.of(folder) / MANIFEST).is_file()
+    return (location_of(folder) / MANIFEST).is_file()
 
 
 def read_manifest(place: Place, remedy: str | None = None) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def read_manifest(place: Place, remedy: str | None = None) -> dict[str, Any]:
         StoreDamagedError: the manifest is not what was written.
         SchemaVersionError: written by a newer version.
     """
-    folder = Location.of(place)
+    folder = location_of(place)
     remedy = remedy or f"remove {folder} and run again"
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
@@ -108,7 +109,7 @@ class Store:
     """
 
     def __init__(self, path: Place) -> None:
-        self.path = Location.of(path)
+        self.path = location_of(path)
         remedy = self._remedy()
         self.manifest = read_manifest(path, remedy)
         self.files = CheckedFiles(self.path, self.manifest.get("files"), self.manifest.get("tables", {}), remedy)
@@ -125,7 +126,7 @@ class Store:
     @classmethod
     def exists(cls, root: Place, fingerprint: str) -> bool:
         """A finished store of this fingerprint is in a folder of stores."""
-        return is_complete(Location.of(root) / fingerprint)
+        return is_complete(location_of(root) / fingerprint)
 
     @property
     def fingerprint(self) -> str:
@@ -147,12 +148,12 @@ def writer_lock(folder: Place) -> AbstractContextManager[None]:
     """Hold the one writer's place of a folder.
 
     On this machine the system frees it when the process dies; on an object store it is free a minute later, at once
-    for a process that ran on the same machine (see storage.leases).
+    for a process that ran on the same machine (see dataworth.storage.s3.leases).
 
     Raises:
         StoreBusyError: another process holds it; on an object store also where another took it over meanwhile.
     """
-    return Location.of(folder).writer_lock()
+    return location_of(folder).writer_lock()
 
 
 @contextmanager
@@ -193,7 +194,7 @@ def new_store(folder: Place) -> Iterator[Path]:
     Raises:
         StoreBusyError: another process is building the same store.
     """
-    target = Location.of(folder)
+    target = location_of(folder)
     with target.writer_lock(), building_folder(target.parent) as partial:
         yield partial
         if not is_complete(target):

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.locations import Location, Place, StoreFolders
-from storage.manifest import Store, is_complete, new_store, write_manifest
+from dataworth.storage.locations import Place, StoreFolders
+from dataworth.storage.manifest import Store, is_complete, new_store, write_manifest
+from dataworth.storage.place import Location
 
 __all__ = ["OWNERS", "Owner", "keep_owners", "kept_owners"]
 

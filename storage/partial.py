@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from storage.locations import Location, Place
+from dataworth.storage.locations import Place, location_of
 
 __all__ = ["PartialSums"]
 
@@ -25,7 +25,7 @@ class PartialSums:
     """
 
     def __init__(self, folder: Place, fingerprint: str) -> None:
-        self._path = Location.of(folder) / f".partial-{fingerprint}.safetensors"
+        self._path = location_of(folder) / f".partial-{fingerprint}.safetensors"
 
     def load(self) -> tuple[int, dict[str, np.ndarray]]:
         """Steps done and the arrays; nothing done where there is no file, or none that is as it was written."""

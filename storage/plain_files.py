@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from storage.errors import InputError
+from dataworth.storage.errors import InputError
 
 __all__ = ["below", "no_plain_file", "open_plain", "trusted_folder"]
 

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from storage.locations import Location
+from dataworth.storage.locations import location_of
+from dataworth.storage.place import Location
 
 __all__ = ["StoreRef", "fingerprint"]
 
@@ -30,7 +31,7 @@ class StoreRef(BaseModel):
 
     @property
     def path(self) -> Location:
-        return Location.of(self.location)
+        return location_of(self.location)
 
 
 def fingerprint(value: Any) -> str:

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from storage.checksums import is_sealed, sealed, unsealed
-from storage.errors import StoreDamagedError
-from storage.locations import Location, Place, StoreFolders
+from dataworth.storage.checksums import is_sealed, sealed, unsealed
+from dataworth.storage.errors import StoreDamagedError
+from dataworth.storage.locations import Place, StoreFolders
+from dataworth.storage.place import Location
 
 __all__ = ["Removal", "begun_removal", "now", "receipts", "written"]
 

@@ -1,8 +1,8 @@
 """The bytes on disk, described in one place.
 
 manifest.json                of every store: it counts once this is there; `files` has bytes and CRC-32C by block (see
-                             storage.checksums) of each file that was there then, `crc32c` that of the manifest's other
-                             content; in schema version 1 `tables` had the SHA-256 of each Parquet file, at most
+                             storage/checksums.py) of each file that was there then, `crc32c` that of the manifest's
+                             other content; in schema version 1 `tables` had the SHA-256 of each Parquet file, at most
 withdrawals.jsonl            one line a withdrawn source or document: what, name, date
 withdrawals.crc32c           a JSON record: the CRC-32C of the list as it is, and of the one before while it is replaced
 corpora/<fingerprint>/       a CorpusStore, written once
@@ -54,6 +54,7 @@ import pyarrow as pa
 
 __all__ = [
     "ALL_QUERIES",
+    "CAUSES",
     "DOCUMENTS",
     "DOCUMENT_VALUES",
     "EXAMPLE_COLUMNS",
@@ -72,6 +73,9 @@ __all__ = [
     "WINDOWS",
     "rows_per_shard",
 ]
+
+# Of errors of values, each a column `error_…` of VALUES.
+CAUSES = ("coalitions", "documents", "queries", "projection", "checkpoint")
 
 # 2: records bear their own checksum, and manifests list every file of a store.
 SCHEMA_VERSION = 2

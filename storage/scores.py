@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from storage.checked_files import CheckedFiles
-from storage.errors import StoreIncompleteError
-from storage.locations import Location, Place
-from storage.manifest import Store, new_store, write_manifest
-from storage.schema import LAYER_SCORES, PASSAGES, SOURCE_SUMS
-from storage.zarr_arrays import array_at
+from dataworth.storage.checked_arrays import checked_arrays
+from dataworth.storage.checked_files import CheckedFiles
+from dataworth.storage.errors import StoreIncompleteError
+from dataworth.storage.locations import Place, location_of
+from dataworth.storage.manifest import Store, new_store, write_manifest
+from dataworth.storage.place import Location
+from dataworth.storage.schema import LAYER_SCORES, PASSAGES, SOURCE_SUMS
+from dataworth.storage.zarr_arrays import array_at
 
 __all__ = ["ScoreMatrix", "ScoreStore", "ScoreWriter"]
 
@@ -98,7 +100,7 @@ class ScoreMatrix:
     def __init__(self, files: CheckedFiles) -> None:
         self._files = files
         with files.reading(MATRIX):
-            group = zarr.open_group(files.arrays(MATRIX), mode="r")
+            group = zarr.open_group(checked_arrays(files, MATRIX), mode="r")
             self._scores = array_at(group, "scores")
             self.document_ids: list[str] = np.asarray(array_at(group, "document_id")[...]).tolist()
 
@@ -131,22 +133,22 @@ class ScoreStore(Store):
     @contextmanager
     def writing(cls, root: Place, fingerprint: str) -> Iterator["ScoreStoreWriter"]:
         """Write a store that appears only when the block ends without an exception."""
-        with new_store(Location.of(root) / fingerprint) as folder:
+        with new_store(location_of(root) / fingerprint) as folder:
             yield ScoreStoreWriter(folder, fingerprint)
 
     @property
     def passages(self) -> pa.Table:
-        """Table PASSAGES of storage.schema."""
+        """Table PASSAGES of dataworth.storage.schema."""
         return self.files.table("passages.parquet")
 
     @property
     def layer_scores(self) -> pa.Table | None:
-        """Table LAYER_SCORES of storage.schema, if it was kept."""
+        """Table LAYER_SCORES of dataworth.storage.schema, if it was kept."""
         return self.files.table("layers.parquet") if self.files.has("layers.parquet") else None
 
     @property
     def source_sums(self) -> pa.Table:
-        """Table SOURCE_SUMS of storage.schema."""
+        """Table SOURCE_SUMS of dataworth.storage.schema."""
         return self.files.table("sources.parquet")
 
     @property

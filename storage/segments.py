@@ -12,13 +12,15 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from storage.encoding import STORED, EncodedRows, decoded, encoded
-from storage.errors import StoreDamagedError, StoreIncompleteError
-from storage.locations import Location, Place
-from storage.manifest import Store, new_store, write_manifest
-from storage.schema import EXAMPLE_COLUMNS
-from storage.sketches import KeptSketch
-from storage.zarr_arrays import array_at
+from dataworth.storage.checked_arrays import checked_arrays
+from dataworth.storage.encoding import STORED, EncodedRows, decoded, encoded
+from dataworth.storage.errors import StoreDamagedError, StoreIncompleteError
+from dataworth.storage.locations import Place
+from dataworth.storage.manifest import Store, new_store, write_manifest
+from dataworth.storage.place import Location
+from dataworth.storage.schema import EXAMPLE_COLUMNS
+from dataworth.storage.sketches import KeptSketch
+from dataworth.storage.zarr_arrays import array_at
 
 __all__ = ["Segment", "SegmentTable", "new_segment"]
 
@@ -35,7 +37,7 @@ class SegmentTable:
     Args:
         layers: the layer table: `first_column` and `n_columns` of each layer.
         n_columns: of a row.
-        dtype: one of storage.encoding.STORED.
+        dtype: one of dataworth.storage.encoding.STORED.
         rows_per_shard: of a new segment.
     """
 
@@ -122,7 +124,7 @@ class Segment(Store):
     def __init__(self, path: Place) -> None:
         super().__init__(path)
         with self.files.reading("zarr.json"):
-            self._group = zarr.open_group(self.files.arrays(), mode="r", use_consolidated=False)
+            self._group = zarr.open_group(checked_arrays(self.files), mode="r", use_consolidated=False)
             self._gradients = array_at(self._group, "gradients")
 
     def _remedy(self) -> str:

@@ -10,7 +10,8 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from storage.locations import NOT_WRITABLE, Location
+from dataworth.storage.local import NOT_WRITABLE
+from dataworth.storage.place import Location
 
 __all__ = ["KeptSketch"]
 

@@ -7,18 +7,19 @@ from itertools import pairwise
 
 import numpy as np
 
-from storage.belongings import finished_stores
-from storage.coalitions import UtilityStore
-from storage.corpus import CorpusStore
-from storage.errors import StoreBusyError, StoreError, StoreReadOnlyError, StoreUnreachableError
-from storage.gradients import GradientStore
-from storage.layers import LayerStore
-from storage.locations import Location, Place, StoreFolders
-from storage.manifest import Store, set_aside
-from storage.removals import receipts
-from storage.schema import NO_CLASS, TOKEN_DTYPE
-from storage.segments import Segment
-from storage.withdrawals import Withdrawals
+from dataworth.storage.belongings import finished_stores
+from dataworth.storage.coalitions import UtilityStore
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import StoreBusyError, StoreError, StoreReadOnlyError, StoreUnreachableError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import Place, StoreFolders
+from dataworth.storage.manifest import Store, set_aside
+from dataworth.storage.place import Location
+from dataworth.storage.removals import receipts
+from dataworth.storage.schema import NO_CLASS, TOKEN_DTYPE
+from dataworth.storage.segments import Segment
+from dataworth.storage.withdrawals import Withdrawals
 
 __all__ = ["Checked", "verified"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import google_crc32c
 
-from storage.checksums import is_sealed, sealed
-from storage.errors import StoreDamagedError
-from storage.locations import Location, Place
-from storage.names import folded
+from dataworth.storage.checksums import is_sealed, sealed
+from dataworth.storage.errors import StoreDamagedError
+from dataworth.storage.locations import Place, location_of
+from dataworth.storage.names import folded
 
 __all__ = ["Withdrawals"]
 
@@ -32,7 +32,7 @@ class Withdrawals:
     """
 
     def __init__(self, root: Place) -> None:
-        self._path = Location.of(root) / FILE
+        self._path = location_of(root) / FILE
         self.sources: set[str] = set()
         self.documents: set[str] = set()
         self.entries: list[dict[str, str]] = []

@@ -4,7 +4,7 @@ from typing import Any
 
 import zarr
 
-from storage.errors import StoreDamagedError
+from dataworth.storage.errors import StoreDamagedError
 
 __all__ = ["array_at"]
 

@@ -9,17 +9,17 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
-from storage.errors import DataworthError, InputError, WorkersLostError
-from tasks.configuration import ClusterConfig
-from tasks.progress import show_link
-from tasks.visible import without_password
+from dataworth.storage.errors import DataworthError, InputError, WorkersLostError
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.progress import show_link
+from dataworth.tasks.visible import without_password
 
 __all__ = ["MOST_LOSSES", "cluster_address", "dask_client", "named_losses"]
 
 # Workers that may die in one pass, each with what it held, before the pass is given up.
 MOST_LOSSES = 3
 SECONDS_TO_CONNECT = 20
-IMPORTED_ONCE = ["distributed.nanny", "distributed.worker", "numcodecs", "tasks.scoring.shards"]
+IMPORTED_ONCE = ["distributed.nanny", "distributed.worker", "numcodecs", "dataworth.tasks.scoring.shards"]
 
 
 def cluster_address(config: ClusterConfig) -> str | None:

@@ -5,13 +5,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tasks.visible import refuse_password
+from dataworth.tasks.visible import refuse_password
 
 __all__ = ["ClusterConfig", "Configuration", "Names"]
 
 
 class Names(Enum):
-    """What a field names beside the run itself, as a mark in its annotation; `flows.permissions` holds it to limits.
+    """What a field names beside the run itself, as a mark in its annotation; `permissions` holds it to limits.
 
     Every field of text is marked, or is listed in that module's tests as one that names nothing.
     """

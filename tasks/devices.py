@@ -14,9 +14,9 @@ from typing import ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 
-from storage.durable import make_folder
-from storage.locations import home
-from tasks.progress import run_logger
+from dataworth.storage.durable import make_folder
+from dataworth.storage.locations import home
+from dataworth.tasks.progress import run_logger
 
 __all__ = ["on_a_device"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 
-from storage.errors import InputError, StoreUnreachableError, WorkersLostError
+from dataworth.storage.errors import InputError, StoreUnreachableError, WorkersLostError
 
 __all__ = ["RETRIED", "RETRIES", "may_help"]
 

@@ -4,7 +4,7 @@ import os
 import tempfile
 from contextlib import ExitStack
 
-from flows.imports import many_imports
+from dataworth.command.imports import many_imports
 
 collection = ExitStack()
 collection.enter_context(many_imports())
@@ -21,45 +21,45 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from jaxtyping import install_import_hook
 
 CHECKED = [
-    "tasks.attribution.arnoldi",
-    "tasks.attribution.datainf",
-    "tasks.attribution.iterative",
-    "tasks.attribution.products",
-    "tasks.attribution.solvers",
-    "tasks.capture.losses",
-    "tasks.capture.passes",
-    "tasks.projection.bases",
-    "tasks.projection.logra",
-    "tasks.projection.sides",
-    "tasks.projection.sketch",
-    "tasks.curvature.sums",
-    "tasks.corpus.draws",
-    "tasks.curvature.lowrank",
-    "tasks.curvature.damping",
-    "tasks.curvature.precondition",
-    "tasks.gradients.order",
-    "tasks.scoring.blocks",
-    "tasks.scoring.tally",
-    "tasks.scoring.averages",
-    "tasks.scoring.baselines",
-    "tasks.coalitions.additive",
-    "tasks.coalitions.games",
-    "tasks.coalitions.newton",
-    "tasks.coalitions.path",
-    "tasks.coalitions.play",
-    "tasks.coalitions.portions",
-    "tasks.curvature.source_sums",
-    "tasks.coalitions.levels",
-    "tasks.coalitions.overlap",
-    "tasks.coalitions.payouts",
-    "tasks.coalitions.what_if",
-    "tasks.coalitions.designs",
-    "tasks.coalitions.estimators",
-    "tasks.coalitions.intervals",
-    "tasks.coalitions.reuse",
-    "tasks.coalitions.sampling",
-    "tasks.coalitions.semivalues",
-    "tasks.coalitions.worths",
+    "dataworth.tasks.attribution.arnoldi",
+    "dataworth.tasks.attribution.datainf",
+    "dataworth.tasks.attribution.iterative",
+    "dataworth.tasks.attribution.products",
+    "dataworth.tasks.attribution.solvers",
+    "dataworth.tasks.capture.losses",
+    "dataworth.tasks.capture.passes",
+    "dataworth.tasks.projection.bases",
+    "dataworth.tasks.projection.logra",
+    "dataworth.tasks.projection.sides",
+    "dataworth.tasks.projection.sketch",
+    "dataworth.tasks.curvature.sums",
+    "dataworth.tasks.corpus.draws",
+    "dataworth.tasks.curvature.lowrank",
+    "dataworth.tasks.curvature.damping",
+    "dataworth.tasks.curvature.precondition",
+    "dataworth.tasks.gradients.order",
+    "dataworth.tasks.scoring.blocks",
+    "dataworth.tasks.scoring.tally",
+    "dataworth.tasks.scoring.averages",
+    "dataworth.tasks.attribution.baselines",
+    "dataworth.tasks.coalitions.games.additive",
+    "dataworth.tasks.coalitions.games.game",
+    "dataworth.tasks.coalitions.games.newton",
+    "dataworth.tasks.coalitions.games.path",
+    "dataworth.tasks.coalitions.play",
+    "dataworth.tasks.coalitions.games.portions",
+    "dataworth.tasks.curvature.source_sums",
+    "dataworth.tasks.coalitions.payout.levels",
+    "dataworth.tasks.coalitions.payout.overlap",
+    "dataworth.tasks.coalitions.payout.payouts",
+    "dataworth.tasks.coalitions.payout.what_if",
+    "dataworth.tasks.coalitions.estimation.designs",
+    "dataworth.tasks.coalitions.estimation.estimators",
+    "dataworth.tasks.coalitions.estimation.intervals",
+    "dataworth.tasks.coalitions.estimation.reuse",
+    "dataworth.tasks.coalitions.estimation.sampling",
+    "dataworth.tasks.coalitions.estimation.semivalues",
+    "dataworth.tasks.coalitions.estimation.utilities",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
@@ -73,10 +73,11 @@ import torch
 from threadpoolctl import threadpool_limits
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from storage.locations import Location
-from tasks.model.training import train_tokenizer
+from dataworth.storage.locations import location_of
+from dataworth.storage.place import Location
+from dataworth.tasks.training.small_model import train_tokenizer
+from tests.harness.objects import environment, new_bucket, object_server
 from tests.reference.checkpoints import ARCHITECTURES, CLASSIFIERS, TEXTS, save_checkpoint
-from tests.reference.objects import environment, new_bucket, object_server
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
@@ -166,13 +167,13 @@ def bucket(s3_server, monkeypatch) -> Location:
     """A place in an empty bucket of that server."""
     for name, value in environment(s3_server).items():
         monkeypatch.setenv(name, value)
-    return Location.of(f"s3://{new_bucket(s3_server)}/of/ours")
+    return location_of(f"s3://{new_bucket(s3_server)}/of/ours")
 
 
 @pytest.fixture(params=["folder", "bucket"])
 def place(request, tmp_path) -> Location:
     """An empty place for stores, of either kind."""
-    return request.getfixturevalue("bucket") if request.param == "bucket" else Location.of(tmp_path)
+    return request.getfixturevalue("bucket") if request.param == "bucket" else location_of(tmp_path)
 
 
 @pytest.fixture(scope="session", autouse=True)

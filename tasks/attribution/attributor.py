@@ -7,8 +7,8 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float
 
-from tasks.corpus.examples import Examples
-from tasks.model.plain import Model
+from dataworth.tasks.corpus.examples import Examples
+from dataworth.tasks.model.plain import Model
 
 __all__ = ["Attributor", "Scorer", "SingleModelAttributor"]
 

@@ -1,27 +1,40 @@
-"""What a method has to beat: similar hidden states, the size of an example, and chance.
+"""What a method has to beat: similar words, similar hidden states, the size of an example or source, and chance.
 
-The dot product and the cosine of gradients are no classes of their own: they are tasks.attribution.logra.LoGra with
+The dot product and the cosine of gradients are no classes of their own: they are LoGra (attribution/logra.py) with
 curvature `none` and kind `dot` or `cosine`.
 """
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+import bm25s
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.attribution.attributor import Attributor, Scorer, SingleModelAttributor
-from tasks.attribution.rows import BATCH_TOKENS
-from tasks.corpus.batches import batches_by_length
-from tasks.corpus.examples import Examples, target_counts
-from tasks.model.plain import Model
+from dataworth.tasks.attribution.attributor import Attributor, Scorer, SingleModelAttributor
+from dataworth.tasks.attribution.rows import BATCH_TOKENS
+from dataworth.tasks.corpus.batches import batches_by_length
+from dataworth.tasks.corpus.examples import Examples, target_counts
+from dataworth.tasks.model.plain import Model
 
-__all__ = ["EmbeddingSimilarity", "ModelFreeBaseline", "RandomScores", "TargetCount", "embeddings"]
+__all__ = [
+    "EmbeddingSimilarity",
+    "ModelFreeBaseline",
+    "RandomScores",
+    "TargetCount",
+    "bm25_scores",
+    "embeddings",
+    "first_rate",
+    "source_sums",
+]
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it is at DEBUG by itself, and writes into a run's log
 
 
 class EmbeddingSimilarity(SingleModelAttributor):
@@ -144,3 +157,38 @@ class RandomScores(ModelFreeBaseline):
     def scores(self, n_queries: int, examples: Examples) -> Float[np.ndarray, "q n"]:
         """The same numbers for the same seed and shape."""
         return np.random.default_rng(self.seed).standard_normal((n_queries, examples.n_examples))
+
+
+def bm25_scores(documents: Sequence[str], queries: Sequence[str]) -> Float[np.ndarray, "q n"]:
+    """BM25 of every document for every query (Robertson et al.; Lucene's variant, k1 = 1.5, b = 0.75).
+
+    Args:
+        documents: their texts.
+        queries: their texts.
+    """
+    retriever = bm25s.BM25()
+    retriever.index(bm25s.tokenize(list(documents), stopwords="en", show_progress=False), show_progress=False)
+    tokens = bm25s.tokenize(list(queries), stopwords="en", show_progress=False, return_ids=False)
+    return np.stack([np.asarray(retriever.get_scores(query), np.float64) for query in tokens])
+
+
+def source_sums(
+    scores: Float[np.ndarray, "q n"], sources: Sequence[str], names: Sequence[str]
+) -> Float[np.ndarray, "q s"]:
+    """Scores added up by source.
+
+    Args:
+        scores: of documents.
+        sources: source of each document.
+        names: the sources, in the order of the columns.
+    """
+    place = {name: number for number, name in enumerate(names)}
+    sums = np.zeros((len(scores), len(names)))
+    np.add.at(sums.T, [place[source] for source in sources], scores.T)
+    return sums
+
+
+def first_rate(values: Float[np.ndarray, "q s"], names: Sequence[str], own: Sequence[str]) -> float:
+    """Share of queries whose own source has the largest value; ties go to the first name."""
+    first = np.argmax(values, axis=1)
+    return float(np.mean([names[number] == source for number, source in zip(first, own, strict=True)]))

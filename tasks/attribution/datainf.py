@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from tasks.attribution.attributor import Scorer, SingleModelAttributor
-from tasks.attribution.rows import all_rows, example_rows, fixed_projections, row_products
-from tasks.corpus.examples import Examples
-from tasks.model.plain import Model
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import LayerProjection, layer_table
+from dataworth.tasks.attribution.attributor import Scorer, SingleModelAttributor
+from dataworth.tasks.attribution.rows import all_rows, example_rows, fixed_projections, row_products
+from dataworth.tasks.corpus.examples import Examples
+from dataworth.tasks.model.plain import Model
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.logra import LayerProjection, layer_table
 
 __all__ = ["DataInf"]
 

@@ -9,18 +9,18 @@ from abc import abstractmethod
 import numpy as np
 from jaxtyping import Float
 
-from tasks.attribution.attributor import Scorer, SingleModelAttributor
-from tasks.attribution.products import SECOND_ORDER_TOKENS, CurvatureKind, CurvatureProducts
-from tasks.attribution.rows import all_rows, row_products, whole_space
-from tasks.attribution.solvers import (
+from dataworth.tasks.attribution.attributor import Scorer, SingleModelAttributor
+from dataworth.tasks.attribution.products import SECOND_ORDER_TOKENS, CurvatureKind, CurvatureProducts
+from dataworth.tasks.attribution.rows import all_rows, row_products, whole_space
+from dataworth.tasks.attribution.solvers import (
     NotConvergedError,
     conjugate_gradients,
     largest_eigenvalue,
     lissa,
     relative_residuals,
 )
-from tasks.corpus.examples import Examples
-from tasks.model.plain import Model
+from dataworth.tasks.corpus.examples import Examples
+from dataworth.tasks.model.plain import Model
 
 __all__ = ["CGInfluence", "IterativeInfluence", "LiSSAInfluence"]
 

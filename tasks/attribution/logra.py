@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tasks.attribution.attributor import Scorer, SingleModelAttributor
-from tasks.attribution.rows import BATCH_TOKENS, all_rows, example_rows, labelled_rows, whole_space
-from tasks.capture.factors import FactorCapture
-from tasks.corpus.batches import batches_by_length
-from tasks.corpus.examples import Examples
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.curvature.fitting import curvature_passes
-from tasks.curvature.lowrank import LowRankSum
-from tasks.curvature.matrices import (
+from dataworth.tasks.attribution.attributor import Scorer, SingleModelAttributor
+from dataworth.tasks.attribution.rows import BATCH_TOKENS, all_rows, example_rows, labelled_rows, whole_space
+from dataworth.tasks.capture.factors import FactorCapture
+from dataworth.tasks.corpus.batches import batches_by_length
+from dataworth.tasks.corpus.examples import Examples
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.curvature.fitting import curvature_passes
+from dataworth.tasks.curvature.lowrank import LowRankSum
+from dataworth.tasks.curvature.matrices import (
     Matrices,
     both_eigenvectors,
     covariance_matrices,
@@ -28,12 +28,12 @@ from tasks.curvature.matrices import (
     fisher_matrices,
     projected_covariances,
 )
-from tasks.curvature.precondition import Preconditioner, damped_inverse
-from tasks.curvature.sums import EigenvalueSum, FisherSum, RowSum
-from tasks.model.plain import Model
-from tasks.projection.bases import projections_of
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import LayerProjection, layer_table
+from dataworth.tasks.curvature.precondition import Preconditioner, damped_inverse
+from dataworth.tasks.curvature.sums import EigenvalueSum, FisherSum, RowSum
+from dataworth.tasks.model.plain import Model
+from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.logra import LayerProjection, layer_table
 
 __all__ = ["LoGra", "ScoreKind", "scores_by_damping"]
 

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.attribution.arnoldi import ArnoldiInfluence
-from tasks.attribution.attributor import Attributor
-from tasks.attribution.baselines import EmbeddingSimilarity, RandomScores, TargetCount
-from tasks.attribution.datainf import DataInf
-from tasks.attribution.iterative import CGInfluence, LiSSAInfluence
-from tasks.attribution.logra import LoGra
-from tasks.attribution.retrained import LeaveOneOut, Outcome, TruncatedMonteCarloShapley
-from tasks.attribution.tracin import TracIn
-from tasks.attribution.trak import TRAK
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.attribution.arnoldi import ArnoldiInfluence
+from dataworth.tasks.attribution.attributor import Attributor
+from dataworth.tasks.attribution.baselines import EmbeddingSimilarity, RandomScores, TargetCount
+from dataworth.tasks.attribution.datainf import DataInf
+from dataworth.tasks.attribution.iterative import CGInfluence, LiSSAInfluence
+from dataworth.tasks.attribution.logra import LoGra
+from dataworth.tasks.attribution.retrained import LeaveOneOut, Outcome, TruncatedMonteCarloShapley
+from dataworth.tasks.attribution.tracin import TracIn
+from dataworth.tasks.attribution.trak import TRAK
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.projection.config import ProjectionConfig
 
 __all__ = ["MethodSettings", "attributor", "lacking", "recommended"]
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, linear
 
-from tasks.capture.passes import predicting_states
-from tasks.corpus.batches import batches_by_length
-from tasks.corpus.examples import Examples
-from tasks.model.layers import TrackedLayer
-from tasks.model.plain import Model
+from dataworth.tasks.capture.passes import predicting_states
+from dataworth.tasks.corpus.batches import batches_by_length
+from dataworth.tasks.corpus.examples import Examples
+from dataworth.tasks.model.layers import TrackedLayer
+from dataworth.tasks.model.plain import Model
 
 __all__ = ["CurvatureKind", "CurvatureProducts"]
 

@@ -10,9 +10,9 @@ from typing import Self
 import numpy as np
 from jaxtyping import Bool, Float
 
-from tasks.attribution.attributor import Attributor
-from tasks.corpus.examples import Examples
-from tasks.model.plain import Model
+from dataworth.tasks.attribution.attributor import Attributor
+from dataworth.tasks.corpus.examples import Examples
+from dataworth.tasks.model.plain import Model
 
 __all__ = ["LeaveOneOut", "Outcome", "RetrainedAttributor", "TruncatedMonteCarloShapley", "permutation_gains"]
 

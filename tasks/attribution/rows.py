@@ -7,20 +7,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tasks.capture.gradients import GradientCapture
-from tasks.capture.passes import forward_losses, gradient_rows
-from tasks.corpus.batches import batches_by_length
-from tasks.corpus.examples import Examples
-from tasks.curvature.config import CurvatureConfig
-from tasks.curvature.fitting import curvature_passes
-from tasks.model.plain import Model, gradient_capture
-from tasks.projection.bases import projections_of
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import LayerProjection
+from dataworth.tasks.capture.gradients import GradientCapture
+from dataworth.tasks.capture.passes import gradient_rows
+from dataworth.tasks.corpus.batches import batches_by_length
+from dataworth.tasks.corpus.examples import Examples
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.curvature.fitting import curvature_passes
+from dataworth.tasks.model.plain import Model, gradient_capture
+from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.logra import LayerProjection
 
 __all__ = [
     "all_rows",
-    "example_losses",
     "example_rows",
     "fixed_projections",
     "labelled_rows",
@@ -61,15 +60,6 @@ def example_rows(
         for numbers in batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching):
             batch = examples.batch(numbers, model.device, model.reading.pad_token)
             yield numbers, *gradient_rows(*model.halves, capture, *batch)
-
-
-def example_losses(model: Model, examples: Examples, batch_tokens: int = BATCH_TOKENS) -> Float[np.ndarray, " n"]:
-    """(n_examples,) float64 loss of each example, nats summed over its targets."""
-    losses = np.empty(examples.n_examples)
-    for numbers in batches_by_length(examples.lengths, batch_tokens, model.reading.batching):
-        batch = examples.batch(numbers, model.device, model.reading.pad_token)
-        losses[numbers] = forward_losses(*model.halves, *batch).double().cpu().numpy()
-    return losses
 
 
 def all_rows(model: Model, projections: Sequence[LayerProjection], examples: Examples) -> tuple[Tensor, np.ndarray]:

@@ -10,11 +10,11 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float
 
-from tasks.attribution.attributor import Attributor
-from tasks.attribution.rows import all_rows, fixed_projections, row_products
-from tasks.corpus.examples import Examples
-from tasks.model.plain import Model
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.attribution.attributor import Attributor
+from dataworth.tasks.attribution.rows import all_rows, fixed_projections, row_products
+from dataworth.tasks.corpus.examples import Examples
+from dataworth.tasks.model.plain import Model
+from dataworth.tasks.projection.config import ProjectionConfig
 
 __all__ = ["TracIn"]
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from tasks.attribution.attributor import Attributor
-from tasks.attribution.rows import example_rows, whole_space
-from tasks.corpus.examples import Examples, target_counts
-from tasks.model.plain import Model
-from tasks.projection.logra import layer_table
-from tasks.projection.sketch import SparseSketch
+from dataworth.tasks.attribution.attributor import Attributor
+from dataworth.tasks.attribution.rows import example_rows, whole_space
+from dataworth.tasks.corpus.examples import Examples, target_counts
+from dataworth.tasks.model.plain import Model
+from dataworth.tasks.projection.logra import layer_table
+from dataworth.tasks.projection.sketch import SparseSketch
 
 __all__ = ["TRAK", "FittedTRAK", "row_sketch"]
 

@@ -10,14 +10,14 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from tasks.capture.hooks import LayerCapture
+from dataworth.tasks.capture.hooks import LayerCapture
 
 __all__ = ["FactorCapture", "Sides"]
 
 
 @runtime_checkable
 class Sides(Protocol):
-    """What capture of factors needs of a layer's projection (see tasks.projection.logra)."""
+    """What capture of factors needs of a layer's projection (see dataworth.tasks.projection.logra)."""
 
     @property
     def name(self) -> str: ...

@@ -11,14 +11,14 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from tasks.capture.hooks import CaptureError, LayerCapture
+from dataworth.tasks.capture.hooks import CaptureError, LayerCapture
 
 __all__ = ["GradientCapture", "Projection"]
 
 
 @runtime_checkable
 class Projection(Protocol):
-    """What capture needs of a layer's projection (see tasks.projection.logra)."""
+    """What capture needs of a layer's projection (see dataworth.tasks.projection.logra)."""
 
     @property
     def name(self) -> str: ...

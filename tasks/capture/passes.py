@@ -7,8 +7,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tasks.capture.gradients import GradientCapture
-from tasks.capture.losses import IGNORED, Head, Labeller, data_labels, next_tokens, target_losses
+from dataworth.tasks.capture.gradients import GradientCapture
+from dataworth.tasks.capture.losses import IGNORED, Head, Labeller, data_labels, next_tokens, target_losses
 
 __all__ = ["Body", "backward_losses", "backward_passes", "forward_losses", "gradient_rows", "predicting_states"]
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.coalitions.groupings import SOURCE, grouping_fields
-from tasks.configuration import Configuration
+from dataworth.tasks.configuration import Configuration
+from dataworth.tasks.corpus.groups import SOURCE, grouping_fields
 
 __all__ = ["PayoutConfig", "PayoutRule", "SourcesConfig"]
 

@@ -5,21 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from storage.corpus import CorpusStore
-from storage.errors import InputError
-from storage.gradients import GradientStore
-from storage.layers import LayerStore
-from tasks.coalitions.parts import GameParts
-from tasks.coalitions.path import path_points
-from tasks.coalitions.play import Play
-from tasks.coalitions.players import document_groups
-from tasks.coalitions.worth import ModelSums
-from tasks.corpus.batches import batches_by_length
-from tasks.curvature.fitting import label_passes
-from tasks.curvature.source_sums import towards_base
-from tasks.model.loading import load
-from tasks.progress import progress
-from tasks.projection.logra import stored_projections
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
+from dataworth.tasks.coalitions.games.model_game import ModelSums
+from dataworth.tasks.coalitions.games.path import path_points
+from dataworth.tasks.coalitions.parts import GameParts
+from dataworth.tasks.coalitions.play import Play
+from dataworth.tasks.corpus.batches import batches_by_length
+from dataworth.tasks.corpus.groups import document_groups
+from dataworth.tasks.curvature.fitting import label_passes
+from dataworth.tasks.curvature.source_sums import towards_base
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.progress import progress
+from dataworth.tasks.projection.logra import stored_projections
 
 __all__ = ["path_document_values"]
 
@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 4096
 def path_document_values(
     play: Play, sums: ModelSums, game: GameParts, grouping: str, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Rows of DOCUMENT_VALUES (storage.schema), most valuable first.
+    """Rows of DOCUMENT_VALUES (dataworth.storage.schema), most valuable first.
 
     A document's curvature is that of its windows under the labels by which the sources' sums were made, so that the
     values of a source's documents add up to its own. Time: that of fitting the curvature.

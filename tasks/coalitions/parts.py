@@ -2,10 +2,10 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from storage.ref import StoreRef
-from tasks.counterfactual.config import TrainingConfig
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.model.config import ModelConfig
+from dataworth.storage.ref import StoreRef
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.training.config import TrainingConfig
 
 __all__ = ["GameParts"]
 

@@ -7,18 +7,18 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from tasks.coalitions.check import Check
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.designs import leave_one_out
-from tasks.coalitions.estimators import Estimate
-from tasks.coalitions.games import EvaluatedGame, ExpandedGame, Game, InteractionGame, QueryExpansion
-from tasks.coalitions.jackknife import SourceGroups
-from tasks.coalitions.newton import LayerSums, NewtonSteps
-from tasks.coalitions.outcome import Outcome, WorthKeeper, asked, outcome_of, with_queries, with_total
-from tasks.coalitions.path import path_values
-from tasks.coalitions.portions import PortionedGame
-from tasks.coalitions.sampling import Sampled, widest_interval
-from tasks.coalitions.vectors import VectorValues
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.estimation.designs import leave_one_out
+from dataworth.tasks.coalitions.estimation.estimators import Estimate
+from dataworth.tasks.coalitions.estimation.sampling import Sampled, widest_interval
+from dataworth.tasks.coalitions.games.game import EvaluatedGame, ExpandedGame, Game, InteractionGame, QueryExpansion
+from dataworth.tasks.coalitions.games.jackknife import SourceGroups
+from dataworth.tasks.coalitions.games.newton import LayerSums, NewtonSteps
+from dataworth.tasks.coalitions.games.path import path_values
+from dataworth.tasks.coalitions.games.portions import PortionedGame
+from dataworth.tasks.coalitions.games.trust import Check
+from dataworth.tasks.coalitions.games.vectors import VectorValues
+from dataworth.tasks.coalitions.player_values import Outcome, WorthKeeper, asked, outcome_of, with_queries, with_total
 
 __all__ = ["Play", "Sums"]
 
@@ -31,7 +31,7 @@ KEPT_AT_ONCE = 64
 
 @runtime_checkable
 class Sums(Protocol):
-    """What a game needs of a model's sums (see tasks.coalitions.worth)."""
+    """What a game needs of a model's sums (see dataworth.tasks.coalitions.games.model_game)."""
 
     @property
     def layers(self) -> list[LayerSums]: ...
@@ -58,10 +58,10 @@ class Play:
         expansion: of the queries, to second order.
         losses_at: from steps (m, D) to the queries' measured losses (m, n_queries).
         base_losses: measured losses of the base; None where none is known.
-        portions: (n_players, n_sources) which part of each source a player holds (see tasks.coalitions.portions);
+        portions: (n_players, n_sources) which part of each source a player holds (see games/portions.py);
             None: each player is a source.
         vectors: values in parameters; where they are there, newton's linear values are read off them.
-        spread: makes an expanded game one that a cluster plays (see tasks.coalitions.spread); None: played here.
+        spread: makes an expanded game one that a cluster plays (see games/spread.py); None: played here.
     """
 
     sums: Sums

@@ -4,21 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from storage.corpus import CorpusStore
-from storage.errors import InputError
-from storage.layers import LayerStore
-from storage.locations import StoreFolders
-from storage.manifest import writer_lock
-from storage.ref import fingerprint
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.documents import MOST_REPLAYED
-from tasks.coalitions.newton import NewtonSteps
-from tasks.coalitions.parts import GameParts
-from tasks.coalitions.play import Sums
-from tasks.coalitions.semivalues import size_weights
-from tasks.coalitions.vectors import VectorDesign, VectorValues, vector_design, vector_values
-from tasks.coalitions.worth import in_order
-from tasks.progress import run_logger
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.manifest import writer_lock
+from dataworth.storage.ref import fingerprint
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.estimation.semivalues import size_weights
+from dataworth.tasks.coalitions.games.model_game import in_order
+from dataworth.tasks.coalitions.games.newton import NewtonSteps
+from dataworth.tasks.coalitions.games.vectors import VectorDesign, VectorValues, vector_design, vector_values
+from dataworth.tasks.coalitions.parts import GameParts
+from dataworth.tasks.coalitions.play import Sums
+from dataworth.tasks.coalitions.uncertainty.document_errors import MOST_REPLAYED
+from dataworth.tasks.progress import run_logger
 
 __all__ = ["stored_vectors"]
 

@@ -10,35 +10,36 @@ import pandas as pd
 import pyarrow as pa
 from prefect import task
 
-from storage.coalitions import CoalitionStore, UtilityStore
-from storage.corpus import CorpusStore
-from storage.errors import InputError
-from storage.locations import StoreFolders
-from storage.ref import StoreRef, fingerprint
-from storage.schema import ALL_QUERIES, DOCUMENT_VALUES, OVERLAP, VALUES
-from storage.scores import ScoreStore
-from tasks.cluster import cluster_address, dask_client
-from tasks.coalitions.averages import Repeated, averaged, mean_document_values, mean_overlap
-from tasks.coalitions.check import Check, RetrainedCheck
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.document_values import path_document_values
-from tasks.coalitions.documents import with_document_errors
-from tasks.coalitions.games import RetrainedGame
-from tasks.coalitions.groupings import SOURCE
-from tasks.coalitions.outcome import asked, outcome_of, with_queries, worth_of_all
-from tasks.coalitions.overlap import overlap_rows
-from tasks.coalitions.parts import GameParts
-from tasks.coalitions.play import Play
-from tasks.coalitions.spread import PARTS, SpreadGame, SpreadRows
-from tasks.coalitions.stored_vectors import stored_vectors
-from tasks.coalitions.values import Players, Values, value_rows
-from tasks.coalitions.worth import MeasuredLosses, ModelSums, in_order, model_sums, query_expansion, query_losses
-from tasks.configuration import ClusterConfig
-from tasks.counterfactual.config import TrainingConfig
-from tasks.counterfactual.retraining import Retrained
-from tasks.model.loading import load
-from tasks.progress import progress, run_logger
-from tasks.retries import RETRIED
+from dataworth.storage.coalitions import CoalitionStore, UtilityStore
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.schema import ALL_QUERIES, DOCUMENT_VALUES, OVERLAP, VALUES
+from dataworth.storage.scores import ScoreStore
+from dataworth.tasks.cluster import cluster_address, dask_client
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.document_values import path_document_values
+from dataworth.tasks.coalitions.games.game import RetrainedGame
+from dataworth.tasks.coalitions.games.model_game import MeasuredLosses, ModelSums, in_order, model_sums, query_expansion
+from dataworth.tasks.coalitions.games.spread import PARTS, SpreadGame, SpreadRows
+from dataworth.tasks.coalitions.games.trust import Check, RetrainedCheck
+from dataworth.tasks.coalitions.parts import GameParts
+from dataworth.tasks.coalitions.payout.overlap import overlap_rows
+from dataworth.tasks.coalitions.play import Play
+from dataworth.tasks.coalitions.player_values import asked, outcome_of, with_queries, worth_of_all
+from dataworth.tasks.coalitions.stored_vectors import stored_vectors
+from dataworth.tasks.coalitions.uncertainty.averages import Repeated, averaged, mean_document_values, mean_overlap
+from dataworth.tasks.coalitions.uncertainty.document_errors import with_document_errors
+from dataworth.tasks.coalitions.values import Players, Values, value_rows
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.corpus.groups import SOURCE
+from dataworth.tasks.corpus.measured_losses import query_losses
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.retries import RETRIED
+from dataworth.tasks.training.config import TrainingConfig
+from dataworth.tasks.training.retraining import Retrained
 
 __all__ = ["GameParts", "average_values", "game_fingerprint", "play_of", "value_sources"]
 

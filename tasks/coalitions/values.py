@@ -6,17 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from tasks.coalitions.additive import interval, shares, standard_errors
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.groupings import grouping_fields
-from tasks.coalitions.levels import Level, levels
-from tasks.coalitions.outcome import Outcome
-from tasks.coalitions.quadrature import in_quadrature
+from dataworth.storage.schema import CAUSES
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.games.additive import interval, shares, standard_errors
+from dataworth.tasks.coalitions.payout.levels import Level, levels
+from dataworth.tasks.coalitions.player_values import Outcome
+from dataworth.tasks.coalitions.uncertainty.quadrature import in_quadrature
+from dataworth.tasks.corpus.groups import grouping_fields
 
-__all__ = ["CAUSES", "Players", "Values", "value_rows"]
-
-# Of errors, each a column `error_…` of VALUES.
-CAUSES = ("coalitions", "documents", "queries", "projection", "checkpoint")
+__all__ = ["Players", "Values", "value_rows"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Values:
             outcome: of it.
             game: its name.
             facts: what its check found.
-            overlap: rows of OVERLAP of storage.schema, where the game tells.
+            overlap: rows of OVERLAP of dataworth.storage.schema, where the game tells.
         """
         notes = facts | outcome.facts
         return cls(outcome.values, outcome.errors, outcome.low, outcome.high, game, notes, overlap, outcome.causes)

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storage.corpus import CorpusStore
-from storage.schema import NO_CLASS
-from tasks.model.reading import Batching
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.schema import NO_CLASS
+from dataworth.tasks.model.reading import Batching
 
 __all__ = ["batches_by_length", "corpus_batch", "n_targets", "padded_batch"]
 
@@ -19,7 +19,7 @@ def batches_by_length(lengths: np.ndarray, batch_tokens: int, batching: Batching
     Args:
         lengths: (n_examples,) tokens of each.
         batch_tokens: most tokens of a batch, rows times the longest row; a longer example is a batch of its own.
-        batching: what may be in one batch (see tasks.model.reading.Reading).
+        batching: what may be in one batch (see dataworth.tasks.model.reading.Reading).
 
     Returns:
         Arrays of positions; every position comes once.

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from storage.errors import InputError
+from dataworth.storage.errors import InputError
 
 __all__ = ["HEAD_BYTES", "ROWS", "refuse_container", "refuse_content", "suffix"]
 

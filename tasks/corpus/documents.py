@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from storage.corpus import FieldValue
-from storage.errors import InputError
-from storage.names import folded
-from storage.schema import ALL_QUERIES
+from dataworth.storage.corpus import FieldValue
+from dataworth.storage.errors import InputError
+from dataworth.storage.names import folded
+from dataworth.storage.schema import ALL_QUERIES
 
 __all__ = [
     "MAX_TEXT_BYTES",

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from storage.corpus import CorpusStore
-from tasks.corpus.batches import IGNORED, corpus_batch, n_targets
-from tasks.corpus.draws import label_uniforms
+from dataworth.storage.corpus import CorpusStore
+from dataworth.tasks.corpus.batches import IGNORED, corpus_batch, n_targets
+from dataworth.tasks.corpus.draws import label_uniforms
 
 __all__ = ["CorpusExamples", "Examples", "Part", "ShuffledLabels", "TensorExamples", "target_counts"]
 
@@ -44,7 +44,7 @@ class Examples(Protocol):
         Args:
             numbers: of the examples.
             device: where the tensors go.
-            pad_token: fills rows that are shorter than the longest (see tasks.model.reading.Reading).
+            pad_token: fills rows that are shorter than the longest (see dataworth.tasks.model.reading.Reading).
         """
 
     def uniforms(self, numbers: np.ndarray, labels: Tensor, draws: int, seed: int) -> Float[np.ndarray, "m p"]:

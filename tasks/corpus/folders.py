@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.errors import InputError
-from storage.plain_files import below, open_plain, trusted_folder
-from tasks.corpus.containers import HEAD_BYTES, ROWS, refuse_container, refuse_content, suffix
-from tasks.corpus.documents import MAX_TEXT_BYTES, Document, document, refuse_long
-from tasks.corpus.parquet import parquet_rows
-from tasks.corpus.rows import Row, csv_rows, decoded, jsonl, unreadable
-from tasks.visible import visible
+from dataworth.storage.errors import InputError
+from dataworth.storage.plain_files import below, open_plain, trusted_folder
+from dataworth.tasks.corpus.containers import HEAD_BYTES, ROWS, refuse_container, refuse_content, suffix
+from dataworth.tasks.corpus.documents import MAX_TEXT_BYTES, Document, document, refuse_long
+from dataworth.tasks.corpus.parquet import parquet_rows
+from dataworth.tasks.corpus.rows import Row, csv_rows, decoded, jsonl, unreadable
+from dataworth.tasks.visible import visible
 
 __all__ = ["holds_rows", "rows", "rows_of_folder", "texts_of_folder"]
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from storage.errors import InputError
+from dataworth.storage.errors import InputError
 
 __all__ = ["largest_page", "refuse_footer"]
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from storage.errors import InputError
-from storage.plain_files import open_plain
-from tasks.corpus.documents import MAX_TEXT_BYTES, refuse_half
-from tasks.corpus.pages import largest_page, refuse_footer
-from tasks.corpus.rows import Row, reason, refuse_columns, unreadable
-from tasks.visible import visible
+from dataworth.storage.errors import InputError
+from dataworth.storage.plain_files import open_plain
+from dataworth.tasks.corpus.documents import MAX_TEXT_BYTES, refuse_half
+from dataworth.tasks.corpus.pages import largest_page, refuse_footer
+from dataworth.tasks.corpus.rows import Row, reason, refuse_columns, unreadable
+from dataworth.tasks.visible import visible
 
 __all__ = ["parquet_rows"]
 

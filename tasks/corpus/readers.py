@@ -6,15 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storage.errors import InputError
-from storage.plain_files import open_plain
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.containers import ROWS, refuse_container, suffix
-from tasks.corpus.data_sets import hugging_face
-from tasks.corpus.documents import Document, Query, document, query, told_apart, unique
-from tasks.corpus.folders import holds_rows, rows, rows_of_folder, texts_of_folder
-from tasks.corpus.rows import Row, jsonl, unreadable
-from tasks.visible import visible
+from dataworth.storage.errors import InputError
+from dataworth.storage.plain_files import open_plain
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.containers import ROWS, refuse_container, suffix
+from dataworth.tasks.corpus.data_sets import hugging_face
+from dataworth.tasks.corpus.documents import Document, Query, document, query, told_apart, unique
+from dataworth.tasks.corpus.folders import holds_rows, rows, rows_of_folder, texts_of_folder
+from dataworth.tasks.corpus.rows import Row, jsonl, unreadable
+from dataworth.tasks.visible import visible
 
 __all__ = ["read_documents", "read_queries"]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from storage.errors import InputError
-from storage.plain_files import open_plain
-from tasks.corpus.containers import HEAD_BYTES, refuse_content
-from tasks.corpus.documents import short
-from tasks.visible import visible
+from dataworth.storage.errors import InputError
+from dataworth.storage.plain_files import open_plain
+from dataworth.tasks.corpus.containers import HEAD_BYTES, refuse_content
+from dataworth.tasks.corpus.documents import short
+from dataworth.tasks.visible import visible
 
 __all__ = ["Row", "csv_rows", "decoded", "jsonl", "reason", "refuse_columns", "unreadable"]
 

@@ -8,15 +8,15 @@ from functools import partial
 import torch
 from prefect import task
 
-from storage.corpus import CorpusStore, TokenisedDocument
-from storage.errors import InputError
-from storage.locations import StoreFolders
-from storage.ref import StoreRef
-from storage.withdrawals import Withdrawals
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.documents import Document, Query
-from tasks.corpus.readers import read_documents, read_queries
-from tasks.corpus.windows import (
+from dataworth.storage.corpus import CorpusStore, TokenisedDocument
+from dataworth.storage.errors import InputError
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.ref import StoreRef
+from dataworth.storage.withdrawals import Withdrawals
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.documents import Document, Query
+from dataworth.tasks.corpus.readers import read_documents, read_queries
+from dataworth.tasks.corpus.windows import (
     answered_query,
     class_number,
     classified_text,
@@ -24,11 +24,11 @@ from tasks.corpus.windows import (
     tokenised_document,
     tokenised_query,
 )
-from tasks.model.config import ModelConfig
-from tasks.model.generation import end_tokens, greedy_tokens
-from tasks.model.loading import LoadedModel, load
-from tasks.progress import run_logger
-from tasks.retries import RETRIED
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.generation import end_tokens, greedy_tokens
+from dataworth.tasks.model.loading import LoadedModel, load
+from dataworth.tasks.progress import run_logger
+from dataworth.tasks.retries import RETRIED
 
 __all__ = ["prepare_corpus", "prepare_queries"]
 

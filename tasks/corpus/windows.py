@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from storage.corpus import TokenisedDocument
-from storage.errors import InputError
-from tasks.corpus.documents import Document, short
-from tasks.model.tokens import Encoded, encoded
+from dataworth.storage.corpus import TokenisedDocument
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus.documents import Document, short
+from dataworth.tasks.model.tokens import Encoded, encoded
 
 __all__ = [
     "CUT",

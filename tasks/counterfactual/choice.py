@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.projection.config import ProjectionConfig
 
 __all__ = ["Candidate", "Family", "families"]
 

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from storage.errors import InputError
-from storage.ref import fingerprint
-from tasks.corpus.examples import TensorExamples
-from tasks.model.plain import Model, PlainModel
+from dataworth.storage.errors import InputError
+from dataworth.storage.ref import fingerprint
+from dataworth.tasks.corpus.examples import TensorExamples
+from dataworth.tasks.model.plain import Model, PlainModel
 
 __all__ = ["DigitsProblem", "digits"]
 

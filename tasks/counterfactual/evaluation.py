@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from tasks.counterfactual.lds import Agreement, ceiling, difference, lds, predicted, rank_correlations
+from dataworth.tasks.counterfactual.lds import Agreement, ceiling, difference, lds, predicted, rank_correlations
 
 __all__ = ["REACH", "Truth", "ceiling_row", "mean_with_error", "method_rows", "source_rows"]
 

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from storage.ref import StoreRef
-from tasks.curvature.config import CurvatureConfig
-from tasks.projection.config import ProjectionConfig
+from dataworth.storage.ref import StoreRef
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.projection.config import ProjectionConfig
 
 __all__ = ["Chosen", "Control", "Findings", "MethodRun", "Scored"]
 

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tasks.attribution.rows import all_rows, example_losses, whole_space
-from tasks.corpus.examples import Examples, Part
-from tasks.model.displacement import base_displacements, displaced
-from tasks.model.plain import Model
+from dataworth.tasks.attribution.rows import all_rows, whole_space
+from dataworth.tasks.corpus.examples import Examples, Part
+from dataworth.tasks.corpus.measured_losses import measured_losses
+from dataworth.tasks.model.displacement import base_displacements, displaced
+from dataworth.tasks.model.plain import Model
 
 __all__ = ["best_documents", "patched_falls"]
 
@@ -43,7 +44,7 @@ def patched_falls(
         length: of a step, in lengths of the tracked weights.
     """
     reach = length * _weight_length(model)
-    before = example_losses(model, queries)
+    before = measured_losses(model, queries)
     falls = np.empty(len(chosen))
     for place, (query, documents) in enumerate(chosen):
         numbers = np.flatnonzero(np.isin(examples.documents, documents))
@@ -51,7 +52,7 @@ def patched_falls(
         norm = float(gradient.norm())
         step = -gradient * (reach / norm) if norm > 0 else gradient
         with displaced(model.layers, _by_layer(model, step)):
-            falls[place] = before[query] - example_losses(model, Part(queries, np.array([query])))[0]
+            falls[place] = before[query] - measured_losses(model, Part(queries, np.array([query])))[0]
     return falls
 
 

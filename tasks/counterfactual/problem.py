@@ -12,15 +12,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from storage.corpus import CorpusStore
-from storage.errors import InputError
-from storage.ref import StoreRef, fingerprint
-from tasks.corpus.examples import CorpusExamples, Examples
-from tasks.counterfactual.config import TrainingConfig
-from tasks.counterfactual.retraining import losses_after_training
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load
-from tasks.model.plain import Model
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.tasks.corpus.examples import CorpusExamples, Examples
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.model.plain import Model
+from dataworth.tasks.training.config import TrainingConfig
+from dataworth.tasks.training.retraining import losses_after_training
 
 __all__ = ["CheckpointProblem", "NamedProblem", "Problem", "ProblemPlace"]
 

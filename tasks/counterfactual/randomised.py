@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from tasks.model.plain import Model
+from dataworth.tasks.model.plain import Model
 
 __all__ = ["randomised"]
 

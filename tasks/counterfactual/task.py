@@ -8,31 +8,31 @@ from typing import Any
 import numpy as np
 from prefect import task
 
-from storage.errors import InputError
-from storage.layers import LayerStore
-from storage.locations import StoreFolders
-from storage.ref import StoreRef, fingerprint
-from tasks.attribution.logra import scores_by_damping
-from tasks.attribution.methods import MethodSettings, attributor
-from tasks.configuration import ClusterConfig
-from tasks.corpus.examples import Examples, ShuffledLabels
-from tasks.counterfactual.choice import Family
-from tasks.counterfactual.config import AuditConfig
-from tasks.counterfactual.cost import measured_cost
-from tasks.counterfactual.designs import random_subsets, tuning_split, without_best, without_each_source
-from tasks.counterfactual.evaluation import Truth, ceiling_row, mean_with_error, method_rows, source_rows
-from tasks.counterfactual.outcomes import Outcomes
-from tasks.counterfactual.parts import Chosen, Findings, MethodRun, Scored
-from tasks.counterfactual.patch import best_documents, patched_falls
-from tasks.counterfactual.problem import Problem, ProblemPlace
-from tasks.counterfactual.randomised import randomised
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.devices import on_a_device
-from tasks.model.loading import fingerprint_of
-from tasks.progress import run_logger
-from tasks.projection.config import ProjectionConfig
-from tasks.retries import RETRIED
-from tasks.scoring.baselines import bm25_scores
+from dataworth.storage.errors import InputError
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.tasks.attribution.baselines import bm25_scores
+from dataworth.tasks.attribution.logra import scores_by_damping
+from dataworth.tasks.attribution.methods import MethodSettings, attributor
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.corpus.examples import Examples, ShuffledLabels
+from dataworth.tasks.counterfactual.choice import Family
+from dataworth.tasks.counterfactual.config import AuditConfig
+from dataworth.tasks.counterfactual.cost import measured_cost
+from dataworth.tasks.counterfactual.designs import random_subsets, tuning_split, without_best, without_each_source
+from dataworth.tasks.counterfactual.evaluation import Truth, ceiling_row, mean_with_error, method_rows, source_rows
+from dataworth.tasks.counterfactual.parts import Chosen, Findings, MethodRun, Scored
+from dataworth.tasks.counterfactual.patch import best_documents, patched_falls
+from dataworth.tasks.counterfactual.problem import Problem, ProblemPlace
+from dataworth.tasks.counterfactual.randomised import randomised
+from dataworth.tasks.counterfactual.trainings import Outcomes
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.devices import on_a_device
+from dataworth.tasks.model.loading import fingerprint_of
+from dataworth.tasks.progress import run_logger
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.retries import RETRIED
 
 __all__ = [
     "attribute",

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from tasks.curvature.config import DampingConfig
+from dataworth.tasks.curvature.config import DampingConfig
 
 __all__ = ["MASS_THRESHOLD", "damping"]
 

@@ -14,31 +14,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from storage.corpus import CorpusStore
-from storage.errors import DataworthError, InputError, StoreError
-from storage.layers import LayerStore
-from storage.locations import StoreFolders
-from storage.partial import PartialSums
-from storage.ref import StoreRef, fingerprint
-from tasks.capture.factors import FactorCapture
-from tasks.capture.gradients import GradientCapture
-from tasks.capture.hooks import CaptureError, LayerCapture
-from tasks.capture.losses import Labeller, data_labels, drawn_labels, every_class
-from tasks.capture.memory import measured_batch_tokens
-from tasks.capture.passes import backward_passes
-from tasks.corpus.batches import batches_by_length
-from tasks.corpus.examples import CorpusExamples, Examples
-from tasks.curvature.config import CurvatureConfig
-from tasks.curvature.lowrank import LowRankSum
-from tasks.curvature.sums import MOST_COLUMNS, EigenvalueSum, FisherSum, GroupedFisherSum, RowSum
-from tasks.model.config import ModelConfig
-from tasks.model.loading import LoadedModel, load
-from tasks.model.plain import Model, gradient_capture
-from tasks.processes import processes
-from tasks.progress import progress, run_logger
-from tasks.projection.bases import projections_of
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import LayerProjection, layer_table, stored_projections
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import DataworthError, InputError, StoreError
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.partial import PartialSums
+from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.tasks.capture.factors import FactorCapture
+from dataworth.tasks.capture.gradients import GradientCapture
+from dataworth.tasks.capture.hooks import CaptureError, LayerCapture
+from dataworth.tasks.capture.losses import Labeller, data_labels, drawn_labels, every_class
+from dataworth.tasks.capture.memory import measured_batch_tokens
+from dataworth.tasks.capture.passes import backward_passes
+from dataworth.tasks.corpus.batches import batches_by_length
+from dataworth.tasks.corpus.examples import CorpusExamples, Examples
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.curvature.lowrank import LowRankSum
+from dataworth.tasks.curvature.sums import MOST_COLUMNS, EigenvalueSum, FisherSum, GroupedFisherSum, RowSum
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import LoadedModel, load
+from dataworth.tasks.model.plain import Model, gradient_capture
+from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.logra import LayerProjection, layer_table, stored_projections
+from dataworth.tasks.torchrun import processes
 
 __all__ = ["ACTIONS", "curvature_passes", "label_passes", "label_rows", "ordered_sums", "wide"]
 

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.capture.factors import FactorCapture
-from tasks.curvature.config import CurvatureConfig
-from tasks.curvature.lowrank import gaussian_matrix, low_rank_plus_diagonal
-from tasks.curvature.precondition import eigendecomposition
-from tasks.projection.logra import LayerProjection
+from dataworth.tasks.capture.factors import FactorCapture
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.curvature.lowrank import gaussian_matrix, low_rank_plus_diagonal
+from dataworth.tasks.curvature.precondition import eigendecomposition
+from dataworth.tasks.projection.logra import LayerProjection
 
 __all__ = [
     "Covariance",

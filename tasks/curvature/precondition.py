@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from tasks.curvature.config import DampingConfig
-from tasks.curvature.damping import damping
-from tasks.curvature.lowrank import LowRankInverse, spectrum
+from dataworth.tasks.curvature.config import DampingConfig
+from dataworth.tasks.curvature.damping import damping
+from dataworth.tasks.curvature.lowrank import LowRankInverse, spectrum
 
 __all__ = ["DampedInverse", "KroneckerInverse", "Preconditioner", "damped_inverse", "eigendecomposition"]
 

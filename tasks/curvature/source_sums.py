@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix
 
-from storage.corpus import CorpusStore
-from storage.gradients import GradientStore
-from storage.ref import fingerprint
-from tasks.model.config import ModelConfig
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.ref import fingerprint
+from dataworth.tasks.model.config import ModelConfig
 
 __all__ = [
     "SourceDocuments",
@@ -60,7 +60,7 @@ class SourceDocuments:
 
 
 def towards_base(model: ModelConfig) -> float:
-    """At which weights a source's curvature is taken (see `tasks.model.loading.load`)."""
+    """At which weights a source's curvature is taken (see `dataworth.tasks.model.loading.load`)."""
     return 0.0 if model.base is None else HALFWAY
 
 

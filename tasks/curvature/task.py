@@ -7,19 +7,18 @@ import numpy as np
 from prefect import task
 from torch import Tensor
 
-from storage.corpus import CorpusStore
-from storage.errors import InputError
-from storage.gradients import GradientStore
-from storage.layers import LayerStore
-from storage.locations import StoreFolders
-from storage.manifest import writer_lock
-from storage.ref import StoreRef, fingerprint
-from storage.schema import SOURCE_SUMS_KIND
-from tasks.coalitions.groupings import SOURCE
-from tasks.coalitions.players import document_groups
-from tasks.curvature.config import CurvatureConfig
-from tasks.curvature.fitting import label_rows, ordered_sums, wide
-from tasks.curvature.matrices import (
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.manifest import writer_lock
+from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.schema import SOURCE_SUMS_KIND
+from dataworth.tasks.corpus.groups import SOURCE, document_groups
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.curvature.fitting import label_rows, ordered_sums, wide
+from dataworth.tasks.curvature.matrices import (
     Matrices,
     both_eigenvectors,
     covariance_matrices,
@@ -27,22 +26,22 @@ from tasks.curvature.matrices import (
     fisher_matrices,
     projected_covariances,
 )
-from tasks.curvature.source_sums import (
+from dataworth.tasks.curvature.source_sums import (
     SourceDocuments,
     chosen_share,
     grouped_gradient_sums,
     source_documents,
     towards_base,
 )
-from tasks.curvature.sums import MOST_COLUMNS
-from tasks.devices import on_a_device
-from tasks.model.config import ModelConfig
-from tasks.model.loading import LoadedModel, load
-from tasks.progress import run_logger
-from tasks.projection.bases import projections_of
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import layer_table, stored_projections
-from tasks.retries import RETRIED
+from dataworth.tasks.curvature.sums import MOST_COLUMNS
+from dataworth.tasks.devices import on_a_device
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import LoadedModel, load
+from dataworth.tasks.progress import run_logger
+from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.logra import layer_table, stored_projections
+from dataworth.tasks.retries import RETRIED
 
 __all__ = ["fit_covariances", "fit_matrices", "fit_query_factors", "fit_source_sums"]
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
-from tasks.capture.passes import gradient_rows
-from tasks.corpus.batches import batches_by_length, padded_batch
-from tasks.model.layers import TrackedLayer
-from tasks.model.loading import LoadedModel
-from tasks.model.plain import gradient_capture
-from tasks.projection.bases import projections_of
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.capture.passes import gradient_rows
+from dataworth.tasks.corpus.batches import batches_by_length, padded_batch
+from dataworth.tasks.model.layers import TrackedLayer
+from dataworth.tasks.model.loading import LoadedModel
+from dataworth.tasks.model.plain import gradient_capture
+from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.config import ProjectionConfig
 
 __all__ = ["comparable_layers", "error_against_autograd"]
 

@@ -7,28 +7,28 @@ import numpy as np
 import torch
 from prefect import task
 
-from storage.corpus import CorpusStore
-from storage.encoding import EncodedRows
-from storage.errors import DataworthError, InputError, RowRangeError, StoreError
-from storage.gradients import GradientStore
-from storage.layers import LayerStore
-from storage.locations import StoreFolders
-from storage.ref import StoreRef, fingerprint
-from storage.segments import Segment
-from tasks.capture.hooks import CaptureError
-from tasks.capture.memory import measured_batch_tokens
-from tasks.capture.passes import gradient_rows
-from tasks.corpus.batches import batches_by_length, corpus_batch
-from tasks.devices import on_a_device
-from tasks.gradients.config import GradientsConfig
-from tasks.gradients.order import content_order, row_windows
-from tasks.model.config import ModelConfig
-from tasks.model.loading import LoadedModel, load
-from tasks.model.plain import gradient_capture
-from tasks.processes import processes
-from tasks.progress import Progress, progress, run_logger
-from tasks.projection.logra import LayerProjection, stored_projections
-from tasks.retries import RETRIED
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.encoding import EncodedRows
+from dataworth.storage.errors import DataworthError, InputError, RowRangeError, StoreError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.segments import Segment
+from dataworth.tasks.capture.hooks import CaptureError
+from dataworth.tasks.capture.memory import measured_batch_tokens
+from dataworth.tasks.capture.passes import gradient_rows
+from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch
+from dataworth.tasks.devices import on_a_device
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.gradients.order import content_order, row_windows
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import LoadedModel, load
+from dataworth.tasks.model.plain import gradient_capture
+from dataworth.tasks.progress import Progress, progress, run_logger
+from dataworth.tasks.projection.logra import LayerProjection, stored_projections
+from dataworth.tasks.retries import RETRIED
+from dataworth.tasks.torchrun import processes
 
 __all__ = ["ACTIONS", "gradient_store", "index_gradients"]
 

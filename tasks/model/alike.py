@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from storage.errors import InputError
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load, vocabulary
+from dataworth.storage.errors import InputError
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load, vocabulary
 
 __all__ = ["refuse_other_layers", "refuse_other_tokenizers", "refuse_same_weights"]
 

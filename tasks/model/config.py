@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.configuration import Configuration, Names
+from dataworth.tasks.configuration import Configuration, Names
 
 __all__ = ["ModelConfig", "ModelsConfig"]
 

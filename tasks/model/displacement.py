@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from storage.errors import InputError
-from tasks.model.layers import TrackedLayer
+from dataworth.storage.errors import InputError
+from dataworth.tasks.model.layers import TrackedLayer
 
 __all__ = ["base_displacements", "displaced"]
 

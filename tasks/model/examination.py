@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage.errors import InputError
-from tasks.capture.hooks import CaptureError
-from tasks.model.halves import Halves
-from tasks.model.layers import TrackedLayer
-from tasks.model.probes import Probe, differs, looks_ahead, plain_layers, probe_rows, usable_positions
-from tasks.model.reading import Reading
+from dataworth.storage.errors import InputError
+from dataworth.tasks.capture.hooks import CaptureError
+from dataworth.tasks.model.halves import Halves
+from dataworth.tasks.model.layers import TrackedLayer
+from dataworth.tasks.model.probes import Probe, differs, looks_ahead, plain_layers, probe_rows, usable_positions
+from dataworth.tasks.model.reading import Reading
 
 __all__ = ["Examination", "embedded_ids", "examined"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig
 
-from tasks.model.loading import LoadedModel
+from dataworth.tasks.model.loading import LoadedModel
 
 __all__ = ["end_tokens", "greedy_tokens"]
 

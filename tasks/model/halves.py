@@ -1,6 +1,6 @@
 """A model as two halves: the body that makes hidden states, and the head that makes logits of them.
 
-Split like that, the logits of a whole batch, the largest tensor of all, never exist (see tasks.capture.losses). Whether
+Split like that, the logits of a whole batch, the largest tensor of all, never exist (see capture/losses.py). Whether
 a model can be split is not guessed: both ways are compared on a probe, and the head is the identity where they differ.
 """
 

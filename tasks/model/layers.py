@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from storage.errors import InputError
+from dataworth.storage.errors import InputError
 
 __all__ = ["Coverage", "TrackedLayer", "batch_second", "coverage", "tracked_layers"]
 

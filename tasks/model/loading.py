@@ -22,15 +22,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from storage.errors import InputError
-from tasks.model.config import ModelConfig
-from tasks.model.examination import embedded_ids, examined
-from tasks.model.halves import Halves, halves, whole
-from tasks.model.layers import TrackedLayer, tracked_layers
-from tasks.model.reading import Reading
-from tasks.model.sharding import shard
-from tasks.model.trials import forerunner, tried
-from tasks.model.weights import refuse_large_settings, refuse_many_layers, refuse_missing, refuse_pickled
+from dataworth.storage.errors import InputError
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.examination import embedded_ids, examined
+from dataworth.tasks.model.halves import Halves, halves, whole
+from dataworth.tasks.model.layers import TrackedLayer, tracked_layers
+from dataworth.tasks.model.reading import Reading
+from dataworth.tasks.model.sharding import shard
+from dataworth.tasks.model.trials import forerunner, tried
+from dataworth.tasks.model.weights import refuse_large_settings, refuse_many_layers, refuse_missing, refuse_pickled
 
 __all__ = [
     "LoadedModel",

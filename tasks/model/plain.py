@@ -8,17 +8,17 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from tasks.capture.gradients import GradientCapture, Projection
-from tasks.model.halves import Halves
-from tasks.model.layers import TrackedLayer, tracked_layers
-from tasks.model.reading import Reading
+from dataworth.tasks.capture.gradients import GradientCapture, Projection
+from dataworth.tasks.model.halves import Halves
+from dataworth.tasks.model.layers import TrackedLayer, tracked_layers
+from dataworth.tasks.model.reading import Reading
 
 __all__ = ["Model", "PlainModel", "gradient_capture"]
 
 
 @runtime_checkable
 class Model(Protocol):
-    """A frozen model in evaluation mode: a checkpoint (see tasks.model.loading.LoadedModel), or a torch module."""
+    """A frozen model in evaluation mode: a checkpoint (see LoadedModel), or a torch module."""
 
     @property
     def model(self) -> nn.Module: ...

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
-from tasks.capture.gradients import GradientCapture
-from tasks.capture.hooks import CaptureError
-from tasks.capture.passes import gradient_rows
-from tasks.model.halves import Halves
-from tasks.model.layers import TrackedLayer
-from tasks.model.reading import Batching
-from tasks.model.tokens import encoded
+from dataworth.tasks.capture.gradients import GradientCapture
+from dataworth.tasks.capture.hooks import CaptureError
+from dataworth.tasks.capture.passes import gradient_rows
+from dataworth.tasks.model.halves import Halves
+from dataworth.tasks.model.layers import TrackedLayer
+from dataworth.tasks.model.reading import Batching
+from dataworth.tasks.model.tokens import encoded
 
 __all__ = [
     "ROUNDING",

@@ -10,7 +10,7 @@ Batching = Literal["padded", "equal", "alone"]
 
 @dataclass(frozen=True)
 class Reading:
-    """What was found out about a model (see tasks.model.probes).
+    """What was found out about a model (see dataworth.tasks.model.probes).
 
     Args:
         pad_token: id that fills shorter rows. A mask does not say all: heads that pool the last token look for it, and

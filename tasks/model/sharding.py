@@ -6,7 +6,7 @@ from torch.distributed import is_initialized
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from storage.errors import InputError
+from dataworth.storage.errors import InputError
 
 __all__ = ["shard"]
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from storage.errors import InputError
+from dataworth.storage.errors import InputError
 
 __all__ = ["Encoded", "encoded", "panics_told"]
 

@@ -18,10 +18,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from storage.errors import InputError
-from storage.limited import Ended, half_of_memory, limited_command, limited_environment, run_limited, sentence_of_end
-from storage.locations import home
-from tasks.model.tokenizer_trial import ORDINARY
+from dataworth.storage.errors import InputError
+from dataworth.storage.limited import (
+    Ended,
+    half_of_memory,
+    limited_command,
+    limited_environment,
+    run_limited,
+    sentence_of_end,
+)
+from dataworth.storage.locations import home
+from dataworth.tasks.model.tokenizer_trial import ORDINARY
 
 __all__ = ["Forerunner", "forerunner", "tried"]
 

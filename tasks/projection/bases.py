@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import LayerProjection
-from tasks.projection.sides import BasisSide, CoordinateSide, IdentitySide, Side
-from tasks.projection.sketch import SparseSketch
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.logra import LayerProjection
+from dataworth.tasks.projection.sides import BasisSide, CoordinateSide, IdentitySide, Side
+from dataworth.tasks.projection.sketch import SparseSketch
 
 __all__ = [
     "Covariances",
@@ -39,7 +39,7 @@ FACTGRASS_WIDTH = 1.5
 
 @runtime_checkable
 class LayerShape(Protocol):
-    """What a projection has to know of a layer (see tasks.model.layers.TrackedLayer)."""
+    """What a projection has to know of a layer (see dataworth.tasks.model.layers.TrackedLayer)."""
 
     @property
     def name(self) -> str: ...

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from tasks.configuration import Configuration, Names
+from dataworth.tasks.configuration import Configuration, Names
 
 __all__ = ["ProjectionConfig"]
 

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from storage.layers import LayerStore
-from tasks.projection.sides import Side, side_matrices, stored_side
-from tasks.projection.sketch import SparseSketch
+from dataworth.storage.layers import LayerStore
+from dataworth.tasks.projection.sides import Side, side_matrices, stored_side
+from dataworth.tasks.projection.sketch import SparseSketch
 
 __all__ = [
     "LayerProjection",

@@ -6,18 +6,19 @@ from typing import Any
 
 from prefect import task
 
-from storage.errors import InputError
-from storage.layers import LayerStore
-from storage.locations import Location, StoreFolders
-from storage.ref import StoreRef, fingerprint
-from tasks.model.config import ModelConfig
-from tasks.model.layers import coverage
-from tasks.model.loading import load
-from tasks.progress import run_logger
-from tasks.projection.bases import projections_of
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import layer_table, projection_matrices
-from tasks.retries import RETRIED
+from dataworth.storage.errors import InputError
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import StoreFolders, location_of
+from dataworth.storage.place import Location
+from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.layers import coverage
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.progress import run_logger
+from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.logra import layer_table, projection_matrices
+from dataworth.tasks.retries import RETRIED
 
 __all__ = ["make_bases"]
 
@@ -53,7 +54,7 @@ def make_bases(
         run_logger().warning(loaded.reading.sentence)
     shapes = [[layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias] for layer in loaded.layers]
     if projection.bases is not None:
-        return _earlier(Location.of(projection.bases), shapes)
+        return _earlier(location_of(projection.bases), shapes)
     settings = projection.model_dump(include={"kind"}) if projection.kind == "identity" else _settings(projection)
     parts = {"bases": ALGORITHM, "projection": settings, "layers": shapes}
     if covariances is not None:

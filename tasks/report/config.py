@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from tasks.configuration import Configuration, Names
-from tasks.visible import refuse_password
+from dataworth.tasks.configuration import Configuration, Names
+from dataworth.tasks.visible import refuse_password
 
 __all__ = ["TrackingConfig"]
 

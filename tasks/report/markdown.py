@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from tasks.report.numbers import interval, number, percent
-from tasks.visible import visible
+from dataworth.tasks.report.numbers import interval, number, percent
+from dataworth.tasks.visible import visible
 
 __all__ = ["inert", "markdown_sources", "markdown_table"]
 

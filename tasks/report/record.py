@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from storage.coalitions import CoalitionStore
-from storage.corpus import CorpusStore
-from storage.gradients import GradientStore
-from storage.ref import StoreRef, fingerprint
-from tasks.coalitions.values import CAUSES
-from tasks.report.parameters import of_the_valuation
-from tasks.report.summary import Summary
-from tasks.report.tracking import LoggedRun
-from tasks.report.valuation import CheckpointParts, ValuationParts, game_notes, versions
+from dataworth.storage.coalitions import CoalitionStore
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.schema import CAUSES
+from dataworth.tasks.report.mlflow.tracking import LoggedRun
+from dataworth.tasks.report.results.parameters import of_the_valuation
+from dataworth.tasks.report.results.summary import Summary
+from dataworth.tasks.report.results.valuation import CheckpointParts, ValuationParts, game_notes, versions
 
 __all__ = ["mlflow_record", "record", "valuation_fingerprint", "with_run"]
 

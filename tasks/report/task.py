@@ -9,25 +9,25 @@ import pandas as pd
 import yaml
 from prefect import task
 
-from storage.coalitions import CoalitionStore
-from storage.durable import move_into_place
-from storage.errors import DataworthError
-from storage.manifest import staging_folder
-from storage.schema import VALUES
-from storage.scores import ScoreStore
-from tasks.progress import run_logger
-from tasks.report.audit import Audit, audit_figure, audit_html, read_audit, tracked_audit, write_audit
-from tasks.report.config import TrackingConfig
-from tasks.report.figures import drawn_figures
-from tasks.report.html import report_html
-from tasks.report.numbers import percent
-from tasks.report.record import mlflow_record, record, with_run
-from tasks.report.results import read_results, write_record
-from tasks.report.tables import safe_csv
-from tasks.report.tracked import tracked_valuation
-from tasks.report.tracking import LoggedRun, log_run
-from tasks.report.valuation import ValuationParts, published_values, valuation_summary
-from tasks.retries import RETRIED
+from dataworth.storage.coalitions import CoalitionStore
+from dataworth.storage.durable import move_into_place
+from dataworth.storage.errors import DataworthError
+from dataworth.storage.manifest import staging_folder
+from dataworth.storage.schema import VALUES
+from dataworth.storage.scores import ScoreStore
+from dataworth.tasks.progress import run_logger
+from dataworth.tasks.report.config import TrackingConfig
+from dataworth.tasks.report.mlflow.tracked import tracked_valuation
+from dataworth.tasks.report.mlflow.tracking import LoggedRun, log_run
+from dataworth.tasks.report.numbers import percent
+from dataworth.tasks.report.page.audit import Audit, audit_figure, audit_html, read_audit, tracked_audit, write_audit
+from dataworth.tasks.report.page.figures import drawn_figures
+from dataworth.tasks.report.page.html import report_html
+from dataworth.tasks.report.page.tables import safe_csv
+from dataworth.tasks.report.record import mlflow_record, record, with_run
+from dataworth.tasks.report.results.folder import read_results, write_record
+from dataworth.tasks.report.results.valuation import ValuationParts, published_values, valuation_summary
+from dataworth.tasks.retries import RETRIED
 
 __all__ = [
     "NotLoggedError",

@@ -11,7 +11,7 @@ __all__ = ["Matrix", "mean_blocks"]
 
 @runtime_checkable
 class Matrix(Protocol):
-    """A stored matrix of scores (see storage.scores)."""
+    """A stored matrix of scores (see dataworth.storage.scores)."""
 
     @property
     def document_ids(self) -> Sequence[str]:

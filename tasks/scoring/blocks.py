@@ -17,7 +17,7 @@ _THREAD = threading.local()
 
 @runtime_checkable
 class Whitening(Protocol):
-    """What self-influence needs of a layer's curvature (see tasks.curvature.precondition)."""
+    """What self-influence needs of a layer's curvature (see dataworth.tasks.curvature.precondition)."""
 
     def whitened(self, gradients: np.ndarray) -> np.ndarray:
         """(H + lambda I)^-1/2 g up to a rotation."""

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tasks.scoring.plan import ShardWork
-from tasks.scoring.tally import Floors, Tally, block_tally, floors, merged_tally
+from dataworth.tasks.scoring.plan import ShardWork
+from dataworth.tasks.scoring.tally import Floors, Tally, block_tally, floors, merged_tally
 
 __all__ = ["Combination"]
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.configuration import Configuration
+from dataworth.tasks.configuration import Configuration
 
 __all__ = ["ScoringConfig"]
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from storage.corpus import CorpusStore
-from tasks.scoring.blocks import Preconditioned, self_influence, window_scores
-from tasks.scoring.players import Players
-from tasks.scoring.ready import ReadyPass
-from tasks.scoring.tally import Tally
+from dataworth.storage.corpus import CorpusStore
+from dataworth.tasks.scoring.blocks import Preconditioned, self_influence, window_scores
+from dataworth.tasks.scoring.players import Players
+from dataworth.tasks.scoring.ready import ReadyPass
+from dataworth.tasks.scoring.tally import Tally
 
 __all__ = ["passages", "source_sums"]
 
@@ -52,7 +52,7 @@ def passages(
     *,
     by_layer: bool,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """Rows of PASSAGES of storage.schema, and of LAYER_SCORES where they are asked for.
+    """Rows of PASSAGES of dataworth.storage.schema, and of LAYER_SCORES where they are asked for.
 
     Of each query the best documents (rank 1, 2, …), then the worst (rank -1, -2, …). Of several passes the telling
     window is that of the first; relative scores and the layers' parts are means.
@@ -146,7 +146,7 @@ def _layer_scores(rows: np.ndarray, query: np.ndarray, ready: ReadyPass) -> list
 
 
 def source_sums(tally: Tally, players: Players, query_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of SOURCE_SUMS of storage.schema."""
+    """Rows of SOURCE_SUMS of dataworth.storage.schema."""
     return [
         {
             "query_id": query_id,

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from tasks.scoring.blocks import Preconditioned, Whitenings, self_influence
+from dataworth.tasks.scoring.blocks import Preconditioned, Whitenings, self_influence
 
 __all__ = ["Inverse", "LayerColumns", "layer_columns", "preconditioned", "whitenings"]
 
@@ -16,7 +16,7 @@ LayerColumns = Sequence[tuple[str, slice]]
 
 @runtime_checkable
 class Inverse(Protocol):
-    """What is needed of a layer's curvature (see tasks.curvature.precondition)."""
+    """What is needed of a layer's curvature (see dataworth.tasks.curvature.precondition)."""
 
     def applied(self, gradients: np.ndarray) -> np.ndarray:
         """(H + lambda I)^-1 g for each row g."""

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from storage.corpus import CorpusStore
-from storage.errors import InputError
-from storage.gradients import GradientStore
-from storage.layers import LayerStore
-from storage.ref import StoreRef
-from tasks.coalitions.players import document_groups
-from tasks.curvature.config import DampingConfig
-from tasks.curvature.precondition import Preconditioner, damped_inverse
-from tasks.scoring.blocks import Preconditioned, Whitenings
-from tasks.scoring.config import ScoringConfig
-from tasks.scoring.players import Players, chosen_sources, players
-from tasks.scoring.queries import LayerColumns, layer_columns, preconditioned, whitenings
-from tasks.scoring.tally import Tally
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.ref import StoreRef
+from dataworth.tasks.corpus.groups import document_groups
+from dataworth.tasks.curvature.config import DampingConfig
+from dataworth.tasks.curvature.precondition import Preconditioner, damped_inverse
+from dataworth.tasks.scoring.blocks import Preconditioned, Whitenings
+from dataworth.tasks.scoring.config import ScoringConfig
+from dataworth.tasks.scoring.players import Players, chosen_sources, players
+from dataworth.tasks.scoring.queries import LayerColumns, layer_columns, preconditioned, whitenings
+from dataworth.tasks.scoring.tally import Tally
 
 __all__ = ["Pass", "ReadyPass", "counted_layers", "damped_inverses", "ready_players"]
 

@@ -10,10 +10,10 @@ from functools import cache, lru_cache
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from storage.segments import Segment
-from tasks.scoring.blocks import Preconditioned, document_sums, window_scores
-from tasks.scoring.plan import ShardWork
-from tasks.scoring.tally import Floors, Tally, block_tally
+from dataworth.storage.segments import Segment
+from dataworth.tasks.scoring.blocks import Preconditioned, document_sums, window_scores
+from dataworth.tasks.scoring.plan import ShardWork
+from dataworth.tasks.scoring.tally import Floors, Tally, block_tally
 
 __all__ = ["ShardScores", "score_shard"]
 

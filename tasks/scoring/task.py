@@ -9,29 +9,29 @@ from typing import Any
 import numpy as np
 from prefect import task
 
-from storage.corpus import CorpusStore
-from storage.errors import InputError, StoreIncompleteError
-from storage.gradients import GradientStore
-from storage.locations import StoreFolders
-from storage.ref import StoreRef, fingerprint
-from storage.schema import ALL_QUERIES
-from storage.scores import ScoreStore, ScoreWriter
-from tasks.cluster import MOST_LOSSES, dask_client, named_losses
-from tasks.coalitions.groupings import SOURCE
-from tasks.configuration import ClusterConfig
-from tasks.curvature.config import DampingConfig
-from tasks.progress import progress, run_logger
-from tasks.retries import RETRIED
-from tasks.scoring.averages import mean_blocks
-from tasks.scoring.blocks import Preconditioned
-from tasks.scoring.combination import Combination
-from tasks.scoring.config import ScoringConfig
-from tasks.scoring.passages import passages, source_sums
-from tasks.scoring.plan import ShardWork, corpus_places, shard_works
-from tasks.scoring.players import Players
-from tasks.scoring.ready import Pass, ReadyPass, counted_layers, ready_players
-from tasks.scoring.shards import ShardScores, score_shard
-from tasks.scoring.tally import Tally
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError, StoreIncompleteError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.schema import ALL_QUERIES
+from dataworth.storage.scores import ScoreStore, ScoreWriter
+from dataworth.tasks.cluster import MOST_LOSSES, dask_client, named_losses
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.corpus.groups import SOURCE
+from dataworth.tasks.curvature.config import DampingConfig
+from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.retries import RETRIED
+from dataworth.tasks.scoring.averages import mean_blocks
+from dataworth.tasks.scoring.blocks import Preconditioned
+from dataworth.tasks.scoring.combination import Combination
+from dataworth.tasks.scoring.config import ScoringConfig
+from dataworth.tasks.scoring.passages import passages, source_sums
+from dataworth.tasks.scoring.plan import ShardWork, corpus_places, shard_works
+from dataworth.tasks.scoring.players import Players
+from dataworth.tasks.scoring.ready import Pass, ReadyPass, counted_layers, ready_players
+from dataworth.tasks.scoring.shards import ShardScores, score_shard
+from dataworth.tasks.scoring.tally import Tally
 
 __all__ = ["average_scores", "score_corpus"]
 

@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from flows.problems import PACKAGES, documentation_problem
-from storage.locations import home
-from tasks.attribution.methods import MethodSettings, attributor
-from tasks.capture.losses import example_losses
-from tasks.configuration import ClusterConfig
-from tasks.corpus.examples import Examples
-from tasks.counterfactual.designs import random_subsets
-from tasks.counterfactual.digits import DigitsProblem
-from tasks.counterfactual.evaluation import REACH
-from tasks.counterfactual.lds import Agreement, ceiling, difference, lds, predicted
-from tasks.counterfactual.outcomes import Outcomes
-from tasks.counterfactual.problem import NamedProblem, Problem, ProblemPlace
-from tasks.curvature.config import CurvatureConfig
-from tasks.model.plain import Model
-from tasks.projection.config import ProjectionConfig
+from dataworth.problems import PACKAGES, documentation_problem
+from dataworth.storage.locations import home
+from dataworth.tasks.attribution.methods import MethodSettings, attributor
+from dataworth.tasks.capture.losses import example_losses
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.corpus.examples import Examples
+from dataworth.tasks.counterfactual.designs import random_subsets
+from dataworth.tasks.counterfactual.digits import DigitsProblem
+from dataworth.tasks.counterfactual.evaluation import REACH
+from dataworth.tasks.counterfactual.lds import Agreement, ceiling, difference, lds, predicted
+from dataworth.tasks.counterfactual.problem import NamedProblem, Problem, ProblemPlace
+from dataworth.tasks.counterfactual.trainings import Outcomes
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.model.plain import Model
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.reference.kronfluence import RowDataset, WindowDataset, kronfluence_scores
 
 __all__ = ["rows"]

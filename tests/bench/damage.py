@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.model.training import train_tokenizer
+from dataworth.tasks.training.small_model import train_tokenizer
+from tests.harness.damage import Valued, sweep
 from tests.reference.checkpoints import TEXTS, save_checkpoint
-from tests.reference.damage import Valued, sweep
 
 __all__ = ["rows"]
 

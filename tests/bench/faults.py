@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.reference.faults import COMMANDS, swept
+from tests.harness.faults import COMMANDS, swept
 
 __all__ = ["rows"]
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.model.config import ModelConfig
-from tasks.model.training import train_tokenizer
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.training.small_model import train_tokenizer
+from tests.harness.fuzz import fuzz
 from tests.reference.checkpoints import TEXTS, save_checkpoint
-from tests.reference.fuzz import fuzz
 
 __all__ = ["rows"]
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.cluster import dask_client
-from tasks.coalitions.designs import antithetic_permutations, prefixes
-from tasks.coalitions.games import ExpandedGame, InteractionGame, QueryExpansion
-from tasks.coalitions.newton import LayerSums, NewtonSteps
-from tasks.coalitions.sampling import sampled, widest_interval
-from tasks.coalitions.semivalues import size_weights
-from tasks.coalitions.spread import SpreadGame
-from tasks.configuration import ClusterConfig
+from dataworth.tasks.cluster import dask_client
+from dataworth.tasks.coalitions.estimation.designs import antithetic_permutations, prefixes
+from dataworth.tasks.coalitions.estimation.sampling import sampled, widest_interval
+from dataworth.tasks.coalitions.estimation.semivalues import size_weights
+from dataworth.tasks.coalitions.games.game import ExpandedGame, InteractionGame, QueryExpansion
+from dataworth.tasks.coalitions.games.newton import LayerSums, NewtonSteps
+from dataworth.tasks.coalitions.games.spread import SpreadGame
+from dataworth.tasks.configuration import ClusterConfig
 from tests.bench.machine import interleaved, ratio
 
 __all__ = ["rows"]

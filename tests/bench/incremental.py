@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from tasks.corpus.config import CorpusConfig
-from tasks.corpus.task import prepare_corpus
-from tasks.gradients.config import GradientsConfig
-from tasks.gradients.task import index_gradients
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load
-from tasks.model.training import train_tokenizer
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.task import make_bases
+from dataworth.tasks.corpus.config import CorpusConfig
+from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.gradients.task import index_gradients
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.task import make_bases
+from dataworth.tasks.training.small_model import train_tokenizer
 from tests.bench.indexing import model_of
 from tests.reference.checkpoints import TEXTS
 

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from storage.gradients import GradientStore
-from tasks.capture.gradients import GradientCapture
-from tasks.capture.passes import backward_losses, gradient_rows
-from tasks.model.halves import halves
-from tasks.model.layers import tracked_layers
-from tasks.projection.bases import projections_of
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import layer_table
+from dataworth.storage.gradients import GradientStore
+from dataworth.tasks.capture.gradients import GradientCapture
+from dataworth.tasks.capture.passes import backward_losses, gradient_rows
+from dataworth.tasks.model.halves import halves
+from dataworth.tasks.model.layers import tracked_layers
+from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.logra import layer_table
 from tests.bench.machine import interleaved, ratio
 
 __all__ = ["BATCH", "HIDDEN", "LAYERS", "ROUNDS", "TOKENS", "FrozenPass", "Indexer", "batch_of", "model_of", "rows"]
@@ -94,7 +94,7 @@ class Indexer:
         store = GradientStore.create(folder, f"{config.kind}-{config.rank}", table, "float16", {})
         n_rows = len(batch[0])
         names = np.asarray([b"%d" % row for row in range(MOST_CALLS * n_rows)], "S32")
-        with patch("storage.gradients.rows_per_shard", lambda *_: n_rows):
+        with patch("dataworth.storage.gradients.rows_per_shard", lambda *_: n_rows):
             (self.segment,) = store.plan(names, np.ones(len(names), np.int64))
         self.shard = 0
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from tasks.model.training import train_tokenizer
+from dataworth.tasks.training.small_model import train_tokenizer
 from tests.reference.checkpoints import TEXTS, save_checkpoint
 
 __all__ = ["rows"]

@@ -24,6 +24,6 @@ def rows() -> Iterator[dict[str, Any]]:
     for seed in SEEDS:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            words = [sys.executable, "-m", "tests.reference.kills", folder, str(seed), str(KILLS)]
+            words = [sys.executable, "-m", "tests.harness.kills", folder, str(seed), str(KILLS)]
             found = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
         yield {"seed": seed, **json.loads(found.stdout.splitlines()[-1]), "seconds": round(time.perf_counter() - start)}

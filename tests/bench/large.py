@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tasks.capture.losses import example_losses
-from tasks.capture.passes import backward_losses
-from tasks.model.halves import halves
-from tasks.model.layers import tracked_layers
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.capture.losses import example_losses
+from dataworth.tasks.capture.passes import backward_losses
+from dataworth.tasks.model.halves import halves
+from dataworth.tasks.model.layers import tracked_layers
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.bench.indexing import FrozenPass, Indexer
 from tests.bench.machine import interleaved, ratio
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.bench.indexing import HIDDEN, LAYERS, FrozenPass, Indexer, batch_of, model_of
 
 __all__ = ["rows"]

@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from storage.corpus import CorpusStore
-from storage.locations import home
-from tasks.attribution.logra import fitted
-from tasks.attribution.rows import all_rows, row_products
-from tasks.corpus.config import CorpusConfig
-from tasks.corpus.examples import CorpusExamples
-from tasks.corpus.task import prepare_corpus
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.curvature.precondition import damped_inverse
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load
-from tasks.projection.config import ProjectionConfig
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.locations import home
+from dataworth.tasks.attribution.logra import fitted
+from dataworth.tasks.attribution.rows import all_rows, row_products
+from dataworth.tasks.corpus.config import CorpusConfig
+from dataworth.tasks.corpus.examples import CorpusExamples
+from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.curvature.precondition import damped_inverse
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.reference.near_copies import COPY, SETTINGS, TRAININGS, TWINS, VARIANTS, NearCopies
 from tests.reference.whole_fisher import whole_scores
 

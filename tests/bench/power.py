@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.reference.power import can_mount, cut
+from tests.harness.power import can_mount, cut
 
 __all__ = ["rows"]
 

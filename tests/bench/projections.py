@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from tasks.projection.bases import layer_projection
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.bases import layer_projection
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.bench.indexing import BATCH, HIDDEN, LAYERS, ROUNDS, TOKENS, FrozenPass, Indexer, batch_of, model_of
 from tests.bench.machine import interleaved, ratio
 

@@ -20,13 +20,13 @@ import numpy as np
 import psutil
 import torch
 
-from storage.encoding import STORED, decoded, encoded
-from storage.gradients import GradientStore
-from storage.segments import Segment
-from tasks.scoring.blocks import Preconditioned
-from tasks.scoring.combination import Combination
-from tasks.scoring.plan import ShardWork, corpus_places, shard_works
-from tasks.scoring.shards import score_shard
+from dataworth.storage.encoding import STORED, decoded, encoded
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.segments import Segment
+from dataworth.tasks.scoring.blocks import Preconditioned
+from dataworth.tasks.scoring.combination import Combination
+from dataworth.tasks.scoring.plan import ShardWork, corpus_places, shard_works
+from dataworth.tasks.scoring.shards import score_shard
 from tests.bench.machine import interleaved, ratio
 
 __all__ = ["rows"]

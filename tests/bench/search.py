@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.scoring.sketches import best_rows, sketch_matrix
+from dataworth.tasks.scoring.sketches import best_rows, sketch_matrix
 
 __all__ = ["rows"]
 

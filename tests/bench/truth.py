@@ -12,26 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.corpus import CorpusStore
-from storage.locations import home
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.games import EvaluatedGame, ExpandedGame, InteractionGame
-from tasks.coalitions.newton import LayerSums, NewtonSteps, endpoint_matched, estimated_damping
-from tasks.coalitions.path import path_values
-from tasks.coalitions.play import Play
-from tasks.coalitions.semivalues import exact_semivalues, size_weights
-from tasks.coalitions.worth import MeasuredLosses, model_sums, query_expansion, query_losses
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.task import prepare_corpus, prepare_queries
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.curvature.precondition import damped_inverse
-from tasks.curvature.task import fit_covariances, fit_query_factors, fit_source_sums
-from tasks.gradients.config import GradientsConfig
-from tasks.gradients.task import index_gradients
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.task import make_bases
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.locations import home
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
+from dataworth.tasks.coalitions.games.game import EvaluatedGame, ExpandedGame, InteractionGame
+from dataworth.tasks.coalitions.games.model_game import MeasuredLosses, model_sums, query_expansion
+from dataworth.tasks.coalitions.games.newton import LayerSums, NewtonSteps, endpoint_matched, estimated_damping
+from dataworth.tasks.coalitions.games.path import path_values
+from dataworth.tasks.coalitions.play import Play
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.measured_losses import query_losses
+from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.curvature.precondition import damped_inverse
+from dataworth.tasks.curvature.task import fit_covariances, fit_query_factors, fit_source_sums
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.gradients.task import index_gradients
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.task import make_bases
 from tests.reference import digits, language
 from tests.reference.digits import Network, agreement
 from tests.reference.language import PACKAGES

@@ -14,15 +14,15 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from storage.errors import InputError
-from tasks.capture.passes import gradient_rows
-from tasks.corpus.batches import batches_by_length, padded_batch
-from tasks.model.config import ModelConfig
-from tasks.model.layers import coverage
-from tasks.model.loading import LoadedModel, load
-from tasks.model.plain import gradient_capture
-from tasks.projection.bases import projections_of
-from tasks.projection.config import ProjectionConfig
+from dataworth.storage.errors import InputError
+from dataworth.tasks.capture.passes import gradient_rows
+from dataworth.tasks.corpus.batches import batches_by_length, padded_batch
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.layers import coverage
+from dataworth.tasks.model.loading import LoadedModel, load
+from dataworth.tasks.model.plain import gradient_capture
+from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.conformance.families import VOCABULARY, tiny_configuration
 from tests.reference.dense import layer_gradient, negative_log_likelihood
 

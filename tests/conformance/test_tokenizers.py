@@ -2,9 +2,9 @@
 
 import pytest
 
-from storage.errors import InputError
-from tasks.corpus.documents import Document
-from tasks.corpus.windows import prompt_tokens, tokenised_document, tokenised_query
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus.documents import Document
+from dataworth.tasks.corpus.windows import prompt_tokens, tokenised_document, tokenised_query
 from tests.conformance.tokenizers import MAKES, TEXTS
 
 WHERE = "queries.jsonl, line 1"

@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from flows.config import SearchConfig
-from flows.search import search
-from storage.errors import InputError
-from storage.gradients import GradientStore
-from tasks.curvature.config import CurvatureConfig
-from tasks.gradients.config import GradientsConfig
-from tasks.scoring.sketches import best_rows, sketch_matrix
+from dataworth.config import SearchConfig
+from dataworth.search import search
+from dataworth.storage.errors import InputError
+from dataworth.storage.gradients import GradientStore
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.scoring.sketches import best_rows, sketch_matrix
+from tests.harness.pipeline import MAX_LENGTH, Pipeline, matrix_by_id
 from tests.reference.checkpoints import TEXTS, save_another
-from tests.reference.pipeline import MAX_LENGTH, Pipeline, matrix_by_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*swig.*", "ignore:.*Swig.*")
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*swig.*", "ignore:.*Swig.*")
 @pytest.fixture
 def indexed(tmp_path, checkpoints, queries_file, monkeypatch):
     """A store of 120 documents in several shards, and the configuration of a search in it."""
-    monkeypatch.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 16)
+    monkeypatch.setattr("dataworth.storage.gradients.rows_per_shard", lambda n_columns, itemsize: 16)
     words, generator = " ".join(TEXTS).split(), np.random.default_rng(0)
     corpus = tmp_path / "many.jsonl"
     rows = [{"id": f"d{n}", "source": f"s{n % 3}", "text": " ".join(generator.choice(words, 12))} for n in range(120)]

@@ -5,11 +5,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from flows.training import IndexCallback, Indexing
-from storage.errors import InputError, StoreBusyError, StoreIncompleteError
-from tasks.capture.hooks import CaptureError
-from tasks.model.layers import tracked_layers
-from tasks.projection.config import ProjectionConfig
+from dataworth.storage.errors import InputError, StoreBusyError, StoreIncompleteError
+from dataworth.tasks.capture.hooks import CaptureError
+from dataworth.tasks.model.layers import tracked_layers
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.training import IndexCallback, Indexing
 from tests.reference.dense import dense_gradients
 
 LENGTHS = (9, 4, 13, 4, 2)

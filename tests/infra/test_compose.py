@@ -11,8 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from flows.permissions import ADDRESSES, INPUTS, PROBLEMS, RESULTS
-from tests.reference.compose import CODE, INFRA, image_environment, interpolated, secret_names, services
+from dataworth.lifecycle.permissions import ADDRESSES, INPUTS, PROBLEMS, RESULTS
+from tests.harness.compose import CODE, INFRA, image_environment, interpolated, secret_names, services
 
 LIMITS = (INPUTS, RESULTS, PROBLEMS, ADDRESSES)
 GIVEN = dict.fromkeys(secret_names(), "given")

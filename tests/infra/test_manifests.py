@@ -7,7 +7,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.reference.compose import INFRA, secret_names, services
+from tests.harness.compose import INFRA, secret_names, services
 
 FOLDER = INFRA / "kubernetes"
 # The oldest and the newest that the project says it runs on.

@@ -14,11 +14,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tasks.coalitions.additive import shares
-from tasks.coalitions.designs import all_coalitions
-from tasks.coalitions.games import QueryExpansion
-from tasks.coalitions.newton import LayerSums
-from tasks.coalitions.semivalues import exact_semivalues, size_weights
+from dataworth.tasks.coalitions.estimation.designs import all_coalitions
+from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
+from dataworth.tasks.coalitions.games.additive import shares
+from dataworth.tasks.coalitions.games.game import QueryExpansion
+from dataworth.tasks.coalitions.games.newton import LayerSums
 
 __all__ = ["COPIES", "MASKS", "NAMES", "Digits", "Network", "agreement", "digits", "shapley", "share_alone", "trained"]
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from tasks.coalitions.games import QueryExpansion
-from tasks.coalitions.jackknife import SourceGroups
-from tasks.coalitions.newton import LayerSums, endpoint_matched
-from tasks.coalitions.play import Play
-from tasks.coalitions.worth import ModelSums
+from dataworth.tasks.coalitions.games.game import QueryExpansion
+from dataworth.tasks.coalitions.games.jackknife import SourceGroups
+from dataworth.tasks.coalitions.games.model_game import ModelSums
+from dataworth.tasks.coalitions.games.newton import LayerSums, endpoint_matched
+from dataworth.tasks.coalitions.play import Play
 
 __all__ = ["DrawnSources", "KeptNothing"]
 

@@ -4,7 +4,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from tasks.coalitions.designs import all_coalitions
+from dataworth.tasks.coalitions.estimation.designs import all_coalitions
 
 KINDS = ("nearly additive", "root", "saturating", "supermodular")
 

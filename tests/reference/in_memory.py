@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.corpus.batches import n_targets, padded_batch
-from tasks.corpus.draws import label_uniforms
-from tasks.corpus.examples import TensorExamples
-from tasks.model.halves import halves
-from tasks.model.layers import tracked_layers
-from tasks.model.plain import PlainModel
-from tasks.model.reading import Reading
+from dataworth.tasks.corpus.batches import n_targets, padded_batch
+from dataworth.tasks.corpus.draws import label_uniforms
+from dataworth.tasks.corpus.examples import TensorExamples
+from dataworth.tasks.model.halves import halves
+from dataworth.tasks.model.layers import tracked_layers
+from dataworth.tasks.model.plain import PlainModel
+from dataworth.tasks.model.reading import Reading
 
 __all__ = [
     "CLASSES",

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.corpus import CorpusStore
-from storage.durable import replace_file
-from tasks.coalitions.designs import all_coalitions
-from tasks.coalitions.worth import query_losses
-from tasks.corpus.config import QueriesConfig
-from tasks.corpus.stdlib import held_out, standard_library_documentation
-from tasks.corpus.task import prepare_queries
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load
-from tasks.model.training import SmallModel, train_language_model, train_tokenizer
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.durable import replace_file
+from dataworth.tasks.coalitions.estimation.designs import all_coalitions
+from dataworth.tasks.corpus.config import QueriesConfig
+from dataworth.tasks.corpus.measured_losses import query_losses
+from dataworth.tasks.corpus.stdlib import held_out, standard_library_documentation
+from dataworth.tasks.corpus.task import prepare_queries
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.training.small_model import SmallModel, train_language_model, train_tokenizer
 
 __all__ = ["COPY", "MASKS", "PACKAGES", "SETTINGS", "SOURCES", "Language", "language", "worth_of_all"]
 

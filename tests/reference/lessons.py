@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tasks.corpus.batches import n_targets
-from tasks.corpus.draws import label_uniforms
-from tasks.corpus.stdlib import standard_library_documentation
-from tasks.counterfactual.designs import random_subsets
-from tasks.counterfactual.digits import N_TRAINING, digits
-from tasks.model.halves import whole
-from tasks.model.layers import tracked_layers
-from tasks.model.reading import Reading
-from tasks.model.training import SmallModel, train_steps
+from dataworth.tasks.corpus.batches import n_targets
+from dataworth.tasks.corpus.draws import label_uniforms
+from dataworth.tasks.corpus.stdlib import standard_library_documentation
+from dataworth.tasks.counterfactual.designs import random_subsets
+from dataworth.tasks.counterfactual.digits import N_TRAINING, digits
+from dataworth.tasks.model.halves import whole
+from dataworth.tasks.model.layers import tracked_layers
+from dataworth.tasks.model.reading import Reading
+from dataworth.tasks.training.small_model import SmallModel, train_steps
 
 __all__ = ["CharacterModel", "Characters", "character_lesson", "digits_lesson"]
 

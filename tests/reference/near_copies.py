@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.durable import replace_file
-from tasks.attribution.rows import example_losses
-from tasks.corpus.batches import IGNORED, padded_batch
-from tasks.corpus.documents import Document
-from tasks.corpus.stdlib import held_out, standard_library_documentation
-from tasks.corpus.windows import tokenised_document
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load
-from tasks.model.training import SmallModel, train_language_model, train_tokenizer
+from dataworth.storage.durable import replace_file
+from dataworth.tasks.corpus.batches import IGNORED, padded_batch
+from dataworth.tasks.corpus.documents import Document
+from dataworth.tasks.corpus.measured_losses import measured_losses
+from dataworth.tasks.corpus.stdlib import held_out, standard_library_documentation
+from dataworth.tasks.corpus.windows import tokenised_document
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.training.small_model import SmallModel, train_language_model, train_tokenizer
 
 __all__ = [
     "COPY",
@@ -255,7 +255,7 @@ class NearCopies:
         path = self.folder / f"seed {seed}" / f"{training}.json"
         if not path.is_file():
             model = load(ModelConfig(name=str(self.trained(training, seed)), device="cpu"))
-            replace_file(path, json.dumps(example_losses(model, self.queries()[0]).tolist()).encode())
+            replace_file(path, json.dumps(measured_losses(model, self.queries()[0]).tolist()).encode())
             if training != "everybody":
                 shutil.rmtree(self.folder / f"seed {seed}" / training)
         return np.array(json.loads(path.read_text()))

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tasks.coalitions.games import QueryExpansion
-from tasks.coalitions.newton import LayerSums
+from dataworth.tasks.coalitions.games.game import QueryExpansion
+from dataworth.tasks.coalitions.games.newton import LayerSums
 
 N_SOURCES, PULL = 5, 0.7
 

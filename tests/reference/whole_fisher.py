@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.corpus.examples import Examples
+from dataworth.tasks.corpus.examples import Examples
 
 __all__ = ["whole_scores"]
 

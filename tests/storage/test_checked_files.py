@@ -7,12 +7,20 @@ import random
 import numpy as np
 import pytest
 
-from storage.checked_files import CheckedFiles
-from storage.checksums import BLOCK_BYTES, CheckedFile, FileChecksum, file_checksum, is_sealed, sealed, unsealed
-from storage.corpus import CorpusStore, TokenisedDocument
-from storage.errors import InputError, StoreDamagedError
-from storage.locations import Location
-from storage.verification import verified
+from dataworth.storage.checked_files import CheckedFiles
+from dataworth.storage.checksums import (
+    BLOCK_BYTES,
+    CheckedFile,
+    FileChecksum,
+    file_checksum,
+    is_sealed,
+    sealed,
+    unsealed,
+)
+from dataworth.storage.corpus import CorpusStore, TokenisedDocument
+from dataworth.storage.errors import InputError, StoreDamagedError
+from dataworth.storage.locations import location_of
+from dataworth.storage.verification import verified
 
 
 class Counted:
@@ -36,7 +44,7 @@ def document(number: int, text: str) -> TokenisedDocument:
 @pytest.mark.parametrize("n_bytes", [0, 1, BLOCK_BYTES, BLOCK_BYTES + 1, 40 * BLOCK_BYTES + 7])
 def test_a_file_reads_as_it_is_and_every_flipped_bit_is_seen(tmp_path, n_bytes):
     content = np.random.default_rng(n_bytes).bytes(n_bytes)
-    path = Location.of(tmp_path / "f")
+    path = location_of(tmp_path / "f")
     path.write_bytes(content)
     expected = FileChecksum(**file_checksum(path))
     generator = random.Random(n_bytes)
@@ -80,7 +88,7 @@ def test_a_record_sees_every_flipped_byte_of_its_own():
 
 
 def test_of_a_few_documents_only_their_row_groups_are_read(place, monkeypatch):
-    monkeypatch.setattr("storage.corpus.DOCUMENTS_PER_ROW_GROUP", 8)
+    monkeypatch.setattr("dataworth.storage.corpus.DOCUMENTS_PER_ROW_GROUP", 8)
     generator = np.random.default_rng(0)
     texts = [generator.bytes(50_000).hex() if number < 72 else "a" for number in range(80)]
     store = CorpusStore.open(CorpusStore.write(place, map(document, range(80), texts), {}))
@@ -100,7 +108,7 @@ def test_of_a_few_documents_only_their_row_groups_are_read(place, monkeypatch):
 def test_long_documents_make_smaller_row_groups(tmp_path, monkeypatch):
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr("storage.corpus.CHARACTERS_PER_ROW_GROUP", 100)
+    monkeypatch.setattr("dataworth.storage.corpus.CHARACTERS_PER_ROW_GROUP", 100)
     ref = CorpusStore.write(tmp_path, (document(number, "x" * 60) for number in range(6)), {})
     assert pq.ParquetFile(ref.path / "documents.parquet").num_row_groups == 4  # three of two, and the empty end
 
@@ -136,7 +144,7 @@ def test_a_store_of_schema_version_1_is_read_and_checked_as_far_as_it_can_be(pla
 
 def test_what_a_library_says_of_damage_is_one_sentence(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 or not")
-    files = CheckedFiles(Location.of(tmp_path), None, {}, "make it again", InputError)
+    files = CheckedFiles(location_of(tmp_path), None, {}, "make it again", InputError)
     with pytest.raises(InputError, match=r"t\.parquet: cannot be read \(.*\): make it again"):
         files.table("t.parquet")
     with pytest.raises(InputError, match=r"gone\.parquet: is gone: make it again"):

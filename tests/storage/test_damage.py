@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.harness.damage import Valued, sweep, unnamed
 from tests.reference.checkpoints import TEXTS
-from tests.reference.damage import Valued, sweep, unnamed
 
 PLACES = 70  # every kind of file once; `python -m tests.bench damage` takes 2,000
 

@@ -3,7 +3,7 @@
 `python -m tests.bench faults` disturbs thousands of calls; here it is a few of each command.
 """
 
-from tests.reference.faults import HOW, swept
+from tests.harness.faults import HOW, swept
 
 EVERY = {"withdraw": 17, "compact": 500, "compact what was set aside": 900, "verify": 6, "publish": 400}
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.errors import RowRangeError, StoreDamagedError, StoreIncompleteError
-from storage.gradients import GradientStore
-from storage.locations import Location, Place
-from storage.schema import rows_per_shard
+from dataworth.storage.errors import RowRangeError, StoreDamagedError, StoreIncompleteError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.locations import Place, location_of
+from dataworth.storage.schema import rows_per_shard
 
 LAYERS = [{"name": "l", "first_column": 0, "n_columns": 3}]
 N_WINDOWS = np.array([1, 2, 1, 3, 1, 2])
@@ -18,7 +18,7 @@ N_WINDOWS = np.array([1, 2, 1, 3, 1, 2])
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 4)
+    monkeypatch.setattr("dataworth.storage.gradients.rows_per_shard", lambda n_columns, itemsize: 4)
 
 
 def contents(*names):
@@ -47,7 +47,7 @@ def store(path: Place, dtype="float16") -> GradientStore:
 
 
 def files(path: Place) -> dict[str, bytes]:
-    root = Location.of(path)
+    root = location_of(path)
     return {name: (root / name).read_bytes() for name in root.files()}
 
 

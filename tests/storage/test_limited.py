@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from storage.limited import Ended, half_of_memory, limited_command, run_limited, sentence_of_end
+from dataworth.storage.limited import Ended, half_of_memory, limited_command, run_limited, sentence_of_end
 
 
 def ended(tmp_path, program, seconds=60.0, **options):

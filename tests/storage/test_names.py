@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.names import folded
-from storage.withdrawals import Withdrawals
-from tests.reference.hostile import ALIKE, NAMES
+from dataworth.storage.names import folded
+from dataworth.storage.withdrawals import Withdrawals
+from tests.harness.hostile import ALIKE, NAMES
 
 
 @pytest.mark.parametrize(

@@ -13,23 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import leases
-from storage.compaction import compact
-from storage.errors import InputError, StoreBusyError, StoreError, StoreUnreachableError
-from storage.gradients import GradientStore
-from storage.layers import LayerStore
-from storage.locations import Location, check_writable
-from storage.manifest import new_store, write_manifest, writer_lock
-from storage.partial import PartialSums
-from storage.verification import verified
-from storage.withdrawals import Withdrawals
-from tests.reference.object_writer import N_SHARDS, filled
-from tests.reference.objects import SECRET, environment, new_bucket, object_server, refusing
+from dataworth.storage import leases
+from dataworth.storage.compaction import compact
+from dataworth.storage.errors import InputError, StoreBusyError, StoreError, StoreUnreachableError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import check_writable, location_of
+from dataworth.storage.manifest import new_store, write_manifest, writer_lock
+from dataworth.storage.partial import PartialSums
+from dataworth.storage.verification import verified
+from dataworth.storage.withdrawals import Withdrawals
+from tests.harness.object_writer import N_SHARDS, filled
+from tests.harness.objects import SECRET, environment, new_bucket, object_server, refusing
 
 
 def stored(place) -> dict[str, bytes]:
     """Relative name → content of every file, but for locks."""
-    root = Location.of(place)
+    root = location_of(place)
     return {name: (root / name).read_bytes() for name in root.files() if ".lock" not in name}
 
 
@@ -37,7 +37,7 @@ def stored(place) -> dict[str, bytes]:
 def writer(place, *options):
     """A process that fills a store; it is ended with the block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.reference.object_writer", str(place), *options],
+        [sys.executable, "-m", "tests.harness.object_writer", str(place), *options],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -60,17 +60,17 @@ def impatient(monkeypatch):
 
 
 def test_addresses():
-    place = Location.of("s3://a-bucket/one/two/")
+    place = location_of("s3://a-bucket/one/two/")
     assert str(place) == "s3://a-bucket/one/two"
     assert (place.name, str(place.parent), str(place / "x/y")) == ("two", "s3://a-bucket/one", f"{place}/x/y")
-    assert place.with_name("three") == Location.of("s3://a-bucket/one/three")
-    assert str(Location.of("s3://a-bucket")) == "s3://a-bucket"
-    assert Location.of(place) is place
+    assert place.with_name("three") == location_of("s3://a-bucket/one/three")
+    assert str(location_of("s3://a-bucket")) == "s3://a-bucket"
+    assert location_of(place) is place
     for wrong in ("s3:/a-bucket/x", "s3://", "s3://UPPER/x", "s3://a-bucket/../x", "s3://a-bucket//x"):
         with pytest.raises(InputError, match="expected s3://bucket/prefix"):
-            Location.of(wrong)
+            location_of(wrong)
     with pytest.raises(InputError, match="credentials come from") as refused:
-        Location.of(f"s3://id:{SECRET}@a-bucket/x")
+        location_of(f"s3://id:{SECRET}@a-bucket/x")
     assert SECRET not in str(refused.value)
 
 
@@ -199,11 +199,11 @@ def test_a_living_writer_keeps_its_lock_and_a_stopped_one_loses_it(bucket, impat
 SLEEPER = """
 import os, signal, sys, time
 import obstore
-import storage.leases
+import dataworth.storage.s3.leases
 
 put, now = obstore.put, time.time
 time.time = lambda: now() + 600
-storage.leases.SECONDS_BETWEEN_RENEWALS = 0.3
+dataworth.storage.s3.leases.SECONDS_BETWEEN_RENEWALS = 0.3
 
 def sleeps(store, key, content, **named):
     if key.endswith("withdrawals.jsonl"):
@@ -212,7 +212,7 @@ def sleeps(store, key, content, **named):
     return put(store, key, content, **named)
 
 obstore.put = sleeps
-from storage.withdrawals import Withdrawals
+from dataworth.storage.withdrawals import Withdrawals
 Withdrawals(sys.argv[1]).add(["late"])
 """
 
@@ -290,12 +290,12 @@ def test_what_is_wrong_with_a_bucket_is_a_sentence(bucket, s3_server, monkeypatc
 
 
 def test_a_server_that_goes_away_is_a_sentence(monkeypatch):
-    monkeypatch.setattr("storage.objects.RETRIES", 2)
+    monkeypatch.setattr("dataworth.storage.s3.objects.RETRIES", 2)
     with object_server() as address:
         for name, value in environment(address).items():
             monkeypatch.setenv(name, value)
         new_bucket(address)
-        place = Location.of(f"s3://{new_bucket(address)}/x")
+        place = location_of(f"s3://{new_bucket(address)}/x")
         filled(place)
         (segment,) = GradientStore(place / "f").segments()
         rows = segment.read_shard(0).astype(np.float32)

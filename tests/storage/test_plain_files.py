@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from storage.errors import InputError
-from storage.plain_files import below, open_plain, trusted_folder
+from dataworth.storage.errors import InputError
+from dataworth.storage.plain_files import below, open_plain, trusted_folder
 
 
 def test_a_plain_file_is_opened_for_reading(tmp_path):

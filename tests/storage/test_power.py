@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.reference.power import can_mount, cut
+from tests.harness.power import can_mount, cut
 
 
 def test_a_power_cut_is_mended_by_the_same_command(tmp_path):

@@ -10,16 +10,16 @@ import filelock
 import numpy as np
 import pytest
 
-from storage.errors import InputError, StoreReadOnlyError
-from storage.gradients import GradientStore
-from storage.locations import Location, check_usable, check_writable
-from storage.verification import verified
-from tasks.corpus.config import CorpusConfig
-from tasks.corpus.task import prepare_corpus
-from tasks.model.config import ModelConfig
+from dataworth.storage.errors import InputError, StoreReadOnlyError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.locations import check_usable, check_writable, location_of
+from dataworth.storage.verification import verified
+from dataworth.tasks.corpus.config import CorpusConfig
+from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.model.config import ModelConfig
+from tests.harness.damage import Valued
+from tests.harness.pipeline import MAX_LENGTH
 from tests.reference.checkpoints import TEXTS
-from tests.reference.damage import Valued
-from tests.reference.pipeline import MAX_LENGTH
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def read_only(folder: Path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os, "access", lambda path, mode: not mode & os.W_OK and real(path, mode))
         patched.setattr(filelock.FileLock, "acquire", refused)
-        patched.setattr("storage.locations.replace_file", refused)
+        patched.setattr("dataworth.storage.locations.replace_file", refused)
         yield
 
 
@@ -49,7 +49,7 @@ def test_what_is_finished_is_read_and_what_is_not_is_refused(tmp_path, checkpoin
     made = Valued(tmp_path, checkpoints["llama"], TEXTS)
     store = made.root / "store"
     with read_only(store, monkeypatch):
-        assert Location.of(store).is_read_only()
+        assert location_of(store).is_read_only()
         assert made.outcome() == made.whole
         assert not [entry for entry in verified(store) if entry.damage]
         (place,) = [path for path in (store / "gradients").iterdir() if len(list(path.glob("*/gradients/c/*"))) > 1]
@@ -67,7 +67,7 @@ def test_what_is_finished_is_read_and_what_is_not_is_refused(tmp_path, checkpoin
         other.write_text('{"id": "a", "source": "s", "text": "Another text than those that are there."}\n')
         with pytest.raises(StoreReadOnlyError, match=r"may not be written \(Read-only file system\)"):
             prepare_corpus.fn(str(store), ModelConfig(name=str(checkpoints["llama"])), refused)
-    assert not Location.of(store).is_read_only()
+    assert not location_of(store).is_read_only()
 
 
 def test_damage_in_a_store_to_be_read_is_named_and_stays(tmp_path, checkpoints, monkeypatch):

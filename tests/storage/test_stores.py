@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.corpus import CorpusStore, TokenisedDocument
-from storage.errors import SchemaVersionError, StoreBusyError, StoreDamagedError, StoreIncompleteError
-from storage.layers import LayerStore
-from storage.manifest import new_store, read_manifest, staging_folder, write_manifest, writer_lock
-from storage.ref import fingerprint
-from storage.scores import ScoreWriter
+from dataworth.storage.corpus import CorpusStore, TokenisedDocument
+from dataworth.storage.errors import SchemaVersionError, StoreBusyError, StoreDamagedError, StoreIncompleteError
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.manifest import new_store, read_manifest, staging_folder, write_manifest, writer_lock
+from dataworth.storage.ref import fingerprint
+from dataworth.storage.scores import ScoreWriter
 
 
 def test_fingerprints_ignore_the_order_of_keys():
@@ -37,7 +37,7 @@ def test_a_store_that_was_not_finished_is_not_there(place):
 
 def test_what_a_killed_process_left_is_removed_and_a_living_ones_work_is_not(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from storage.manifest import staging_folder\n"
+        "import os, sys; from pathlib import Path; from dataworth.storage.manifest import staging_folder\n"
         f"with staging_folder(Path({str(tmp_path)!r})) as folder:\n"
         "    (folder / 'half').write_text('x'); print(folder, flush=True); sys.stdin.read()"
     )
@@ -59,7 +59,7 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_work_is_not(tmp
 
 def test_a_newer_schema_and_a_broken_manifest_are_told(place, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("storage.checksums.SCHEMA_VERSION", 99)
+        patched.setattr("dataworth.storage.checksums.SCHEMA_VERSION", 99)
         with new_store(place / "s") as folder:
             write_manifest(folder, {})
     with pytest.raises(SchemaVersionError, match="schema version 99"):
@@ -72,7 +72,7 @@ def test_a_newer_schema_and_a_broken_manifest_are_told(place, monkeypatch):
 
 def test_the_second_writer_is_refused_also_from_another_process(place):
     code = (
-        "import sys; from storage.manifest import writer_lock\n"
+        "import sys; from dataworth.storage.manifest import writer_lock\n"
         f"with writer_lock({str(place / 's')!r}):\n    print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -168,7 +168,7 @@ def test_layer_store_round_trip_and_damage(place):
 def test_the_score_writer_joins_blocks_into_chunks(tmp_path, monkeypatch):
     import zarr
 
-    monkeypatch.setattr("storage.scores.COLUMNS_PER_CHUNK", 4)
+    monkeypatch.setattr("dataworth.storage.scores.COLUMNS_PER_CHUNK", 4)
     scores = np.random.default_rng(0).standard_normal((2, 11)).astype(np.float32)
     writer = ScoreWriter(tmp_path / "scores.zarr", ["q", "*"], 11)
     for start, end in ((0, 3), (3, 3), (3, 9), (9, 11)):

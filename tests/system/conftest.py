@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.servers import child, free_port, wait_for
-from tests.reference.forks import Forked, Forks, forks
+from dataworth.serving.servers import child, free_port, wait_for
+from tests.harness.forks import Forked, Forks, forks
 
 SCRIPT = Path(sys.executable).with_name("dataworth")
 # Names that lead to loopback, as those that a stranger owns can: one of his own page, one led here later.

@@ -13,11 +13,11 @@ import yaml
 from markdown_it import MarkdownIt
 from mlflow.tracking import MlflowClient
 
-from flows.config import ValueConfig
-from flows.turns import results_turn
-from storage.manifest import writer_lock
-from tasks.model.training import SmallModel, train_language_model
-from tests.reference.api import wait_until
+from dataworth.config import ValueConfig
+from dataworth.lifecycle.turns import results_turn
+from dataworth.storage.manifest import writer_lock
+from dataworth.tasks.training.small_model import SmallModel, train_language_model
+from tests.harness.api import wait_until
 from tests.reference.checkpoints import TEXTS
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.reference.api import served, wait_until
+from tests.harness.api import served, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -7,8 +7,8 @@ import time
 import pandas as pd
 import pytest
 
-from storage.locations import Location
-from tests.reference.objects import SECRET, new_bucket, object_server, refusing
+from dataworth.storage.locations import location_of
+from tests.harness.objects import SECRET, new_bucket, object_server, refusing
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -17,7 +17,7 @@ OPTIONS = ("--projection.rank", "4", "--corpus.max_length", "32", "--curvature.d
 
 def stored(place) -> dict[str, bytes]:
     """Relative name → content of every file, but for locks."""
-    root = Location.of(place)
+    root = location_of(place)
     return {name: (root / name).read_bytes() for name in root.files() if not name.endswith(".lock")}
 
 

@@ -22,8 +22,8 @@ from distributed import Client
 from mlflow.tracking import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from flows.servers import child
-from tests.reference.compose import CODE, OnLoopback, secret_names
+from dataworth.serving.servers import child
+from tests.harness.compose import CODE, OnLoopback, secret_names
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.xdist_group("services")]  # one set of services
 

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_twenty_five_kills_leave_no_trace(tmp_path, seed):
     found = subprocess.run(
-        [sys.executable, "-m", "tests.reference.kills", tmp_path, str(seed), "25"],
+        [sys.executable, "-m", "tests.harness.kills", tmp_path, str(seed), "25"],
         capture_output=True,
         text=True,
         check=False,

@@ -7,7 +7,7 @@ import signal
 import psutil
 import pytest
 
-from tests.reference.api import wait_until
+from tests.harness.api import wait_until
 from tests.reference.checkpoints import TEXTS
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]

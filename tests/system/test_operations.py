@@ -13,11 +13,11 @@ import numpy as np
 import psutil
 import pytest
 
-from flows.deployments import apply_deployments, worker_command
-from flows.servers import child
-from storage.locations import StoreFolders
-from storage.manifest import writer_lock
-from tests.reference.api import Api, wait_until
+from dataworth.serving.deployments import apply_deployments, worker_command
+from dataworth.serving.servers import child
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.manifest import writer_lock
+from tests.harness.api import Api, wait_until
 from tests.reference.checkpoints import TEXTS
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.xdist_group("deployments")]  # one worker of a pool
@@ -30,7 +30,7 @@ from prefect import flow, get_client
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
-from flows.cancelling import unless_cancelled
+from dataworth.lifecycle.cancelling import unless_cancelled
 
 
 def cancel():

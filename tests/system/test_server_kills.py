@@ -10,11 +10,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from flows.deployments import apply_deployments, worker_command
-from flows.servers import child, free_port, mlflow_command, wait_for
-from tests.reference.api import Api, wait_until
+from dataworth.serving.deployments import apply_deployments, worker_command
+from dataworth.serving.servers import child, free_port, mlflow_command, wait_for
+from tests.harness.api import Api, wait_until
+from tests.harness.kills import stored_files
 from tests.reference.checkpoints import TEXTS
-from tests.reference.kills import stored_files
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -178,7 +178,7 @@ def test_a_killed_mlflow_server(started_dataworth, dataworth, given, straight, t
 SLOW = """
 import os, time
 from pathlib import Path
-from tasks.scoring import shards
+from dataworth.tasks.scoring import shards
 
 real = getattr(shards.score_shard, "__wrapped__", shards.score_shard)  # a preload is imported twice
 

@@ -11,7 +11,7 @@ import pytest
 import zarr
 from mlflow.tracking import MlflowClient
 
-from tasks.model.training import train_tokenizer
+from dataworth.tasks.training.small_model import train_tokenizer
 from tests.reference.checkpoints import TEXTS, save_another, save_checkpoint
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from mlflow.server.security_utils import get_default_allowed_hosts, is_allowed_host_header
 
-from tests.reference.api import Api, served, wait_until
+from tests.harness.api import Api, served, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.xdist_group("strangers")]  # one set of servers
 

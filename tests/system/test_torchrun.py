@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.gradients import GradientStore
-from storage.layers import LayerStore
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
 from tests.reference.checkpoints import TEXTS, save_another
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]

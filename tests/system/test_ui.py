@@ -7,7 +7,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.reference.api import served, wait_until
+from tests.harness.api import served, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

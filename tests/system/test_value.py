@@ -16,8 +16,8 @@ import zarr
 from mlflow.tracking import MlflowClient
 from transformers import AutoModelForCausalLM
 
-from tasks.coalitions.values import CAUSES
-from tasks.model.training import SmallModel, train_language_model
+from dataworth.storage.schema import CAUSES
+from dataworth.tasks.training.small_model import SmallModel, train_language_model
 from tests.reference.checkpoints import TEXTS
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -272,8 +272,8 @@ def test_interrupted_while_scoring_no_worker_stays(
 def test_two_runs_on_one_store_the_second_is_refused(
     dataworth, prefect_server, checkpoints, long_corpus, corpus_file, tmp_path
 ):
-    from storage.gradients import GradientStore
-    from storage.manifest import writer_lock
+    from dataworth.storage.gradients import GradientStore
+    from dataworth.storage.manifest import writer_lock
 
     words = ("index", "--model", checkpoints["llama"], "--corpus", long_corpus, "--store", tmp_path / "store")
     words += ("--corpus.max_length", "32", "--projection.rank", "2")

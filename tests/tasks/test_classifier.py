@@ -7,17 +7,17 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from storage.corpus import CorpusStore
-from storage.errors import InputError
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.task import prepare_corpus, prepare_queries
-from tasks.corpus.windows import class_number
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.model.config import ModelConfig
-from tasks.model.layers import tracked_layers
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.corpus.windows import class_number
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.layers import tracked_layers
+from tests.harness.pipeline import Pipeline, assert_same_scores, document_scores, matrix_by_id
 from tests.reference.checkpoints import TEXTS
 from tests.reference.dense import dense_scores
-from tests.reference.pipeline import Pipeline, assert_same_scores, document_scores, matrix_by_id
 
 LABELS = ["LABEL_0", "LABEL_1", "LABEL_2"]
 

@@ -3,8 +3,8 @@
 import signal
 from pathlib import Path
 
-from tasks.cluster import dask_client
-from tasks.configuration import ClusterConfig
+from dataworth.tasks.cluster import dask_client
+from dataworth.tasks.configuration import ClusterConfig
 
 
 def blocked():

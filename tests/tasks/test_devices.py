@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from tasks.devices import on_a_device
+from dataworth.tasks.devices import on_a_device
 
 HOLDS = """
 import time
-from tasks.devices import on_a_device
+from dataworth.tasks.devices import on_a_device
 
 @on_a_device
 def hold():
@@ -72,5 +72,5 @@ def test_tasks_of_a_process_take_turns_and_may_call_each_other(tmp_path, monkeyp
 
 
 def test_as_many_places_as_there_are_devices(holder, monkeypatch):
-    monkeypatch.setattr("tasks.devices._n_places", lambda: 2)
+    monkeypatch.setattr("dataworth.tasks.devices._n_places", lambda: 2)
     assert on_a_device(lambda: "computed")() == "computed"

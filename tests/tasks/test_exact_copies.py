@@ -5,20 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from storage.corpus import CorpusStore
-from storage.scores import ScoreStore
-from tasks.attribution import rows as rows_of_examples
-from tasks.attribution.logra import LoGra
-from tasks.corpus.config import CorpusConfig
-from tasks.corpus.examples import CorpusExamples, Part
-from tasks.corpus.task import prepare_corpus
-from tasks.curvature.config import CurvatureConfig
-from tasks.gradients.config import GradientsConfig
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load
-from tasks.projection.config import ProjectionConfig
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.scores import ScoreStore
+from dataworth.tasks.attribution import rows as rows_of_examples
+from dataworth.tasks.attribution.logra import LoGra
+from dataworth.tasks.corpus.config import CorpusConfig
+from dataworth.tasks.corpus.examples import CorpusExamples, Part
+from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.projection.config import ProjectionConfig
+from tests.harness.pipeline import Pipeline, matrix_by_id
 from tests.reference.checkpoints import TEXTS
-from tests.reference.pipeline import Pipeline, matrix_by_id
 
 # Short ones, and two of several windows that end at different places in the last.
 ORIGINALS = [*TEXTS[:4], " ".join(TEXTS), " ".join(TEXTS[2:7])]

@@ -1,7 +1,7 @@
 """A kept result is found again only where nothing that decides it has changed: every input and every setting in turn.
 
 Each is changed, and the run done again in a store that holds the results of before, and in a fresh one: both must leave
-the same. A setting that is in no list of tests.reference.kept_settings fails.
+the same. A setting that is in no list of tests.harness.kept_settings fails.
 """
 
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import tasks.curvature.fitting
-from flows.config import AuditRunConfig, CorpusRunConfig, SearchConfig, ValueConfig
-from flows.training import Indexing
-from storage.manifest import write_manifest
-from storage.withdrawals import CHECKSUMS, FILE, Withdrawals
-from tasks.corpus.config import CorpusConfig
-from tasks.model.task import train_small_model
-from tasks.model.training import SmallModel
-from tasks.projection.config import ProjectionConfig
-from tests.reference.kept import TOLERANCE, Inputs, Tables, audited, bodies, differing, leaves, searched, valued
-from tests.reference.kept_settings import (
+import dataworth.tasks.curvature.fitting
+from dataworth.config import AuditRunConfig, CorpusRunConfig, SearchConfig, ValueConfig
+from dataworth.storage.manifest import write_manifest
+from dataworth.storage.withdrawals import CHECKSUMS, FILE, Withdrawals
+from dataworth.tasks.corpus.config import CorpusConfig
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.training.small_model import SmallModel
+from dataworth.tasks.training.task import train_small_model
+from dataworth.training import Indexing
+from tests.harness.kept import TOLERANCE, Inputs, Tables, audited, bodies, differing, leaves, searched, valued
+from tests.harness.kept_settings import (
     AUDIT,
     AUDIT_NOTHING,
     CHANGES,
@@ -69,7 +69,7 @@ class Walk:
             given = {name: part for name, part in given.items() if name not in of_value}
         with pytest.MonkeyPatch.context() as patched:
             if family in MOST_COLUMNS:
-                patched.setattr(tasks.curvature.fitting, "MOST_COLUMNS", MOST_COLUMNS[family])
+                patched.setattr(dataworth.tasks.curvature.fitting, "MOST_COLUMNS", MOST_COLUMNS[family])
             return {"search": searched, "audit": audited}.get(kind, valued)(given, store)
 
     def first(self, family: str) -> Tables:
@@ -179,7 +179,7 @@ def _moved_unseen(inputs: Inputs) -> None:
     save_file(weights, path, {"format": "pt"})
 
 
-# Of flows.training.Indexing: another value, and whether it changes what is stored.
+# Of dataworth.training.Indexing: another value, and whether it changes what is stored.
 INDEXING = {
     "projection": ProjectionConfig(rank=2, seed=1),
     "include": ["*q_proj", "*v_proj"],

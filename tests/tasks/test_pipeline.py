@@ -7,28 +7,27 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from storage.corpus import CorpusStore
-from storage.errors import InputError, StoreError, StoreIncompleteError
-from storage.gradients import GradientStore
-from storage.layers import LayerStore
-from storage.ref import StoreRef
-from storage.scores import ScoreStore
-from tasks.capture.losses import drawn_labels
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.task import value_sources
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.draws import label_uniforms
-from tasks.corpus.task import prepare_corpus, prepare_queries
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.curvature.task import fit_matrices
-from tasks.gradients.config import GradientsConfig
-from tasks.model.config import ModelConfig
-from tasks.model.layers import tracked_layers
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import stored_projections
-from tasks.projection.task import make_bases
-from tests.reference.dense import dense_factors, dense_gradients, dense_scores, projected_dense
-from tests.reference.pipeline import (
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError, StoreError, StoreIncompleteError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.ref import StoreRef
+from dataworth.storage.scores import ScoreStore
+from dataworth.tasks.capture.losses import drawn_labels
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.draws import label_uniforms
+from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.curvature.task import fit_matrices
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.layers import tracked_layers
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.logra import stored_projections
+from dataworth.tasks.projection.task import make_bases
+from tests.harness.pipeline import (
     MAX_LENGTH,
     Pipeline,
     assert_same_scores,
@@ -36,6 +35,7 @@ from tests.reference.pipeline import (
     matrix_by_id,
     tokens_of,
 )
+from tests.reference.dense import dense_factors, dense_gradients, dense_scores, projected_dense
 
 
 def reference(pipeline, checkpoint):
@@ -148,7 +148,7 @@ def test_pca_bases_are_the_leading_eigenvectors(tmp_path, checkpoints, corpus_fi
 
 def test_a_killed_fit_goes_on_from_what_it_kept(tmp_path, checkpoints, corpus_file, queries_file, monkeypatch):
     """Interrupted after three batches, with what it had kept: the same matrices, each batch computed once."""
-    from tasks.curvature import fitting as module
+    from dataworth.tasks.curvature import fitting as module
 
     def fitted(store, kind, stop_after=None):
         passes, real = [], module.backward_passes
@@ -272,7 +272,7 @@ def test_everything_left_is_consistent(small):
         assert document["text"][row.window_start :].startswith(row.text)
         assert row.source == document["source"]
     values = value_sources.fn(small.store, small.scores(top_k=4), SourcesConfig())
-    from storage.coalitions import CoalitionStore
+    from dataworth.storage.coalitions import CoalitionStore
 
     table = CoalitionStore.open(values).values.to_pandas()
     for row in table.itertuples():
@@ -285,7 +285,7 @@ def test_everything_left_is_consistent(small):
 
 
 def test_results_do_not_depend_on_the_number_of_workers(small, monkeypatch, tmp_path):
-    from storage.locations import StoreFolders
+    from dataworth.storage.locations import StoreFolders
 
     def everything(workers):
         ref = small.scores(workers=workers)
@@ -302,7 +302,7 @@ def test_results_do_not_depend_on_the_number_of_workers(small, monkeypatch, tmp_
 
 def test_indexing_again_computes_nothing_and_new_documents_alone(small, corpus_file, monkeypatch):
     counted = []
-    from tasks.gradients import task as module
+    from dataworth.tasks.gradients import task as module
 
     real = module.gradient_rows
 
@@ -325,7 +325,7 @@ def test_indexing_again_computes_nothing_and_new_documents_alone(small, corpus_f
 
 
 def test_out_of_memory_goes_on_with_smaller_batches(small, tmp_path, monkeypatch, caplog):
-    from tasks.gradients import task as module
+    from dataworth.tasks.gradients import task as module
 
     real, most = module.gradient_rows, 2
 
@@ -394,7 +394,7 @@ def test_layers_too_wide_for_a_dense_fisher_get_one_of_low_rank(
     tmp_path, checkpoints, corpus_file, queries_file, monkeypatch
 ):
     """At a rank that holds the whole Fisher: the scores of the dense computation; interrupted, it goes on."""
-    monkeypatch.setattr("tasks.curvature.fitting.MOST_COLUMNS", 8)
+    monkeypatch.setattr("dataworth.tasks.curvature.fitting.MOST_COLUMNS", 8)
     curvature = CurvatureConfig(labels="empirical", low_rank=25, damping=DampingConfig(rule="absolute", value=0.5))
     projection = {"kind": "random", "rank": 5}
     pipeline = Pipeline(tmp_path, checkpoints["llama"], corpus_file, queries_file, projection, curvature)

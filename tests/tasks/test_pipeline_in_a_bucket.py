@@ -5,36 +5,36 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from storage.coalitions import CoalitionStore
-from storage.compaction import compact
-from storage.corpus import CorpusStore
-from storage.gradients import GradientStore
-from storage.locations import Location
-from storage.scores import ScoreStore
-from storage.verification import verified
-from storage.withdrawals import Withdrawals
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.task import value_sources
-from tasks.curvature.config import CurvatureConfig
-from tasks.gradients.config import GradientsConfig
-from tasks.scoring.config import ScoringConfig
-from tasks.scoring.ready import Pass
-from tasks.scoring.task import average_scores
-from tests.reference.pipeline import Pipeline, matrix_by_id
+from dataworth.storage.coalitions import CoalitionStore
+from dataworth.storage.compaction import compact
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.locations import location_of
+from dataworth.storage.scores import ScoreStore
+from dataworth.storage.verification import verified
+from dataworth.storage.withdrawals import Withdrawals
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.scoring.config import ScoringConfig
+from dataworth.tasks.scoring.ready import Pass
+from dataworth.tasks.scoring.task import average_scores
+from tests.harness.pipeline import Pipeline, matrix_by_id
 
 HALF = GradientsConfig(batch_tokens=96)
 
 
 def stored(place) -> dict[str, bytes]:
     """Relative name → content of every file, but for locks."""
-    root = Location.of(place)
+    root = location_of(place)
     return {name: (root / name).read_bytes() for name in root.files() if not name.endswith(".lock")}
 
 
 @pytest.fixture
 def run(checkpoints, corpus_file, queries_file, monkeypatch):
     """A function that runs everything with its stores in a place."""
-    monkeypatch.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 4)
+    monkeypatch.setattr("dataworth.storage.gradients.rows_per_shard", lambda n_columns, itemsize: 4)
 
     def everything(place):
         pipeline = Pipeline(
@@ -78,7 +78,7 @@ def test_a_bucket_holds_what_a_folder_would_and_all_that_follows(run, bucket, tm
 
 
 def test_scores_in_a_bucket_are_averaged(run, bucket, monkeypatch):
-    monkeypatch.setattr("storage.scores.COLUMNS_PER_CHUNK", 5)
+    monkeypatch.setattr("dataworth.storage.scores.COLUMNS_PER_CHUNK", 5)
     pipeline, _, _ = run(bucket)
     passes = [
         Pass(

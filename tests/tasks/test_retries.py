@@ -5,8 +5,8 @@ import errno
 import pytest
 from prefect.states import Failed
 
-from storage.errors import DataworthError, InputError, StoreBusyError, StoreUnreachableError, WorkersLostError
-from tasks.retries import may_help
+from dataworth.storage.errors import DataworthError, InputError, StoreBusyError, StoreUnreachableError, WorkersLostError
+from dataworth.tasks.retries import may_help
 
 
 def caused(error, cause):

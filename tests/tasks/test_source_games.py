@@ -7,33 +7,34 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from storage.coalitions import CoalitionStore, UtilityStore
-from storage.compaction import compact
-from storage.corpus import CorpusStore
-from storage.errors import InputError
-from storage.gradients import GradientStore
-from storage.layers import LayerStore
-from storage.locations import StoreFolders
-from storage.withdrawals import Withdrawals
-from tasks.coalitions import stored_vectors
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.designs import all_coalitions
-from tasks.coalitions.newton import NewtonSteps
-from tasks.coalitions.parts import GameParts
-from tasks.coalitions.semivalues import exact_semivalues, size_weights
-from tasks.coalitions.task import average_values, value_sources
-from tasks.coalitions.worth import MeasuredLosses, model_sums, query_losses
-from tasks.configuration import ClusterConfig
-from tasks.curvature import task as curvature_task
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.curvature.source_sums import SourceDocuments
-from tasks.curvature.task import fit_query_factors, fit_source_sums
-from tasks.model.config import ModelConfig
-from tasks.model.displacement import base_displacements
-from tasks.model.loading import base_weights, load
-from tasks.projection.logra import projected_weights, stored_projections
+from dataworth.storage.coalitions import CoalitionStore, UtilityStore
+from dataworth.storage.compaction import compact
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.withdrawals import Withdrawals
+from dataworth.tasks.coalitions import stored_vectors
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.estimation.designs import all_coalitions
+from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
+from dataworth.tasks.coalitions.games.model_game import MeasuredLosses, model_sums
+from dataworth.tasks.coalitions.games.newton import NewtonSteps
+from dataworth.tasks.coalitions.parts import GameParts
+from dataworth.tasks.coalitions.task import average_values, value_sources
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.corpus.measured_losses import query_losses
+from dataworth.tasks.curvature import task as curvature_task
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.curvature.source_sums import SourceDocuments
+from dataworth.tasks.curvature.task import fit_query_factors, fit_source_sums
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.displacement import base_displacements
+from dataworth.tasks.model.loading import base_weights, load
+from dataworth.tasks.projection.logra import projected_weights, stored_projections
+from tests.harness.pipeline import Pipeline
 from tests.reference.checkpoints import save_another
-from tests.reference.pipeline import Pipeline
 
 SAMPLED = CurvatureConfig(draws=3, seed=5)
 
@@ -201,7 +202,7 @@ def test_coordinates_are_orthonormal(made, projection):
     (entry, *_) = stored_projections(LayerStore.open(run.bases))
     weights = torch.randn(entry.n_outputs, entry.n_inputs, generator=torch.Generator().manual_seed(0))
     stored = projected_weights(entry, weights)
-    from tasks.projection.logra import orthonormal_sides
+    from dataworth.tasks.projection.logra import orthonormal_sides
 
     outputs, inputs = orthonormal_sides(entry)
     expected = (outputs @ weights.double() @ inputs.T).numpy().ravel()

@@ -7,19 +7,19 @@ import torch
 import transformers as hf
 from tokenizers import processors
 
-from storage.corpus import CorpusStore
-from storage.errors import InputError
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.task import prepare_corpus, prepare_queries
-from tasks.curvature.config import CurvatureConfig
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.task import make_bases
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.task import make_bases
 from tests.conformance.tokenizers import MAKES
+from tests.harness.pipeline import Pipeline, assert_same_scores, document_scores, matrix_by_id
 from tests.reference.checkpoints import LLAMA, SIZE, TEXTS
 from tests.reference.dense import dense_gradients, dense_scores
-from tests.reference.pipeline import Pipeline, assert_same_scores, document_scores, matrix_by_id
 
 PLAIN = CurvatureConfig(kind="none")
 N_CLASSES = 3

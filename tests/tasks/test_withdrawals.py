@@ -10,30 +10,31 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from flows.receipts import receipt
-from storage.compaction import compact
-from storage.corpus import CorpusStore
-from storage.durable import staging_prefix
-from storage.errors import InputError, StoreDamagedError
-from storage.gradients import GradientStore
-from storage.partial import PartialSums
-from storage.scores import ScoreStore
-from storage.verification import verified
-from storage.withdrawals import Withdrawals
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.task import value_sources
-from tasks.configuration import ClusterConfig
-from tasks.corpus.config import CorpusConfig
-from tasks.corpus.task import prepare_corpus
-from tasks.counterfactual.config import AuditConfig, TrainingConfig
-from tasks.counterfactual.parts import MethodRun
-from tasks.counterfactual.problem import CheckpointProblem
-from tasks.counterfactual.task import attribute, train_subsets
-from tasks.curvature.config import CurvatureConfig
-from tasks.gradients.config import GradientsConfig
-from tasks.model.config import ModelConfig
+from dataworth.command.receipts import receipt
+from dataworth.storage.compaction import compact
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.durable import staging_prefix
+from dataworth.storage.errors import InputError, StoreDamagedError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.partial import PartialSums
+from dataworth.storage.scores import ScoreStore
+from dataworth.storage.verification import verified
+from dataworth.storage.withdrawals import Withdrawals
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.corpus.config import CorpusConfig
+from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.counterfactual.config import AuditConfig
+from dataworth.tasks.counterfactual.parts import MethodRun
+from dataworth.tasks.counterfactual.problem import CheckpointProblem
+from dataworth.tasks.counterfactual.task import attribute, train_subsets
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.training.config import TrainingConfig
+from tests.harness.pipeline import MAX_LENGTH, Pipeline
 from tests.reference.checkpoints import TEXTS
-from tests.reference.pipeline import MAX_LENGTH, Pipeline
 
 HALF = GradientsConfig(batch_tokens=96)
 
@@ -171,7 +172,7 @@ def test_of_documents_that_were_edited_no_earlier_row_stays(run, distinct, tmp_p
 
 @pytest.mark.parametrize("aside", ["a shard", "a plan", "the store"])
 def test_what_was_set_aside_goes_too(run, distinct, tmp_path, monkeypatch, aside):
-    monkeypatch.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 4)
+    monkeypatch.setattr("dataworth.storage.gradients.rows_per_shard", lambda n_columns, itemsize: 4)
     root = tmp_path / "store"
     first = run()
     texts, ids, rows = of_source(first, "s1")
@@ -275,12 +276,12 @@ def test_a_broken_list_of_withdrawals_stops_a_run(tmp_path):
 
 
 def test_one_flipped_byte_in_any_shard_is_named_and_repaired_alone(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 4)
+    monkeypatch.setattr("dataworth.storage.gradients.rows_per_shard", lambda n_columns, itemsize: 4)
     pipeline = run()
     paths = shards_of(pipeline)
     assert len(paths) >= 4
     whole = {path: path.read_bytes() for path in paths}
-    from tasks.gradients import task as module
+    from dataworth.tasks.gradients import task as module
 
     counted, real = [], module.gradient_rows
 
@@ -331,7 +332,7 @@ def test_damage_anywhere_is_named(run, tmp_path, victim):
 
 
 def test_the_commands(tmp_path, run, monkeypatch, capsys):
-    from flows.cli import _exit_code
+    from dataworth.command.cli import _exit_code
 
     root = str(tmp_path / "store")
     pipeline = run()

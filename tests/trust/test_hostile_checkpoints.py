@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from storage.errors import InputError
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load
+from dataworth.storage.errors import InputError
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

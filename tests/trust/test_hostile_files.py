@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows import cli
-from storage.errors import InputError
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.readers import read_documents, read_queries
-from tasks.corpus.windows import class_number
-from tasks.model.config import ModelConfig
-from tests.reference.fuzz import fuzz
+from dataworth import cli
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.readers import read_documents, read_queries
+from dataworth.tasks.corpus.windows import class_number
+from dataworth.tasks.model.config import ModelConfig
+from tests.harness.fuzz import fuzz
 
 ROW = '{"id": "a", "source": "s", "text": "one two"'
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from distributed.security import Security
 
-from flows import ENVIRONMENT
-from flows.servers import mlflow_command
-from storage.errors import DataworthError, InputError
-from tasks.cluster import dask_client
-from tasks.configuration import ClusterConfig
-from tests.reference.hostile import NAMES
+from dataworth import ENVIRONMENT
+from dataworth.serving.servers import mlflow_command
+from dataworth.storage.errors import DataworthError, InputError
+from dataworth.tasks.cluster import dask_client
+from dataworth.tasks.configuration import ClusterConfig
+from tests.harness.hostile import NAMES
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"ca": "tls_ca_file", "certificate": "tls_client_cert", "key": "tls_client_key"}
@@ -68,7 +68,7 @@ def test_a_scheduler_under_tls_takes_only_those_it_knows(secured_scheduler, tmp_
     plain = address.replace("tls://", "tcp://")
     with pytest.raises(InputError, match="expected tls://, since TLS files are given"):
         met(address=plain, **files)
-    monkeypatch.setattr("tasks.cluster.SECONDS_TO_CONNECT", 3)
+    monkeypatch.setattr("dataworth.tasks.cluster.SECONDS_TO_CONNECT", 3)
     strangers = certificates(tmp_path / "theirs")
     for config in ({"address": plain}, {"address": address, **strangers}):
         with pytest.raises(DataworthError, match="no Dask scheduler answers at"):
@@ -195,7 +195,7 @@ def test_a_whole_valuation_of_strangers_texts(watched, checkpoints, tmp_path):
         "--corpus.max_length": 32, "--projection.rank": 2, "--curvature.draws": 1, "--queries.max_new_tokens": 4,
     }  # fmt: skip
     words = [str(word) for pair in given.items() for word in pair]
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "value", *words]
+    command = [sys.executable, "-c", "from dataworth.command.cli import main; main()", "value", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path / "in", timeout=400)
     assert done.returncode == 0, done.stderr
     assert log.read_text() == ""

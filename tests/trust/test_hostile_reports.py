@@ -10,22 +10,22 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from flows import cli
-from flows.terminal import say
-from storage.errors import InputError
-from tasks.configuration import ClusterConfig
-from tasks.report.comparison import compared
-from tasks.report.config import TrackingConfig
-from tasks.report.html import comparison_html, report_html
-from tasks.report.markdown import inert, markdown_sources
-from tasks.report.results import Results
-from tasks.report.runs import TrackedValuation
-from tasks.report.summary import QuerySummary, Summary
-from tasks.report.tables import safe_csv
-from tasks.report.tracked import NOTE_ROWS
-from tasks.report.tracking import log_run
-from tasks.visible import visible, without_password
-from tests.reference.hostile import NAMES
+from dataworth import cli
+from dataworth.command.terminal import say
+from dataworth.storage.errors import InputError
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.report.config import TrackingConfig
+from dataworth.tasks.report.markdown import inert, markdown_sources
+from dataworth.tasks.report.mlflow.runs import TrackedValuation
+from dataworth.tasks.report.mlflow.tracked import NOTE_ROWS
+from dataworth.tasks.report.mlflow.tracking import log_run
+from dataworth.tasks.report.page.comparison import compared
+from dataworth.tasks.report.page.html import comparison_html, report_html
+from dataworth.tasks.report.page.tables import safe_csv
+from dataworth.tasks.report.results.folder import Results
+from dataworth.tasks.report.results.summary import QuerySummary, Summary
+from dataworth.tasks.visible import visible, without_password
+from tests.harness.hostile import NAMES
 
 MARKDOWN = [
     "[x](http://x.example)", "![x](http://x.example/y.png)", "<http://x.example>", "http://x.example", "www.x.example",

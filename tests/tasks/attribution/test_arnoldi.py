@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.attribution.arnoldi import ArnoldiInfluence, leading_eigenpairs
+from dataworth.tasks.attribution.arnoldi import ArnoldiInfluence, leading_eigenpairs
 from tests.reference.in_memory import FrozenModel, dense_curvature, dense_rows, small_classifier, table, texts
 
 SIZE = 10

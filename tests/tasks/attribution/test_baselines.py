@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.attribution.baselines import EmbeddingSimilarity, RandomScores, TargetCount
+from dataworth.tasks.attribution.baselines import EmbeddingSimilarity, RandomScores, TargetCount
 from tests.reference.in_memory import FrozenModel, small_classifier, table, texts
 
 

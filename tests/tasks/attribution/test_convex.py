@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.attribution.arnoldi import ArnoldiInfluence
-from tasks.attribution.iterative import CGInfluence, LiSSAInfluence
-from tasks.attribution.logra import LoGra
-from tasks.corpus.examples import TensorExamples
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.model.plain import PlainModel
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.attribution.arnoldi import ArnoldiInfluence
+from dataworth.tasks.attribution.iterative import CGInfluence, LiSSAInfluence
+from dataworth.tasks.attribution.logra import LoGra
+from dataworth.tasks.corpus.examples import TensorExamples
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.model.plain import PlainModel
+from dataworth.tasks.projection.config import ProjectionConfig
 
 N, Q, FEATURES, CLASSES, LAMBDA = 600, 20, 3, 2, 0.02
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.attribution.datainf import DataInf
-from tasks.corpus.examples import TensorExamples
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.attribution.datainf import DataInf
+from dataworth.tasks.corpus.examples import TensorExamples
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.reference.in_memory import FrozenModel, dense_rows, small_classifier, table, texts
 
 LAYERS = (slice(0, 36), slice(36, 64))

@@ -3,22 +3,22 @@
 import numpy as np
 import pytest
 
-from storage.corpus import CorpusStore
-from tasks.attribution.arnoldi import ArnoldiInfluence
-from tasks.attribution.baselines import EmbeddingSimilarity, RandomScores, TargetCount
-from tasks.attribution.datainf import DataInf
-from tasks.attribution.iterative import CGInfluence, LiSSAInfluence
-from tasks.attribution.logra import LoGra
-from tasks.attribution.retrained import LeaveOneOut, TruncatedMonteCarloShapley
-from tasks.attribution.tracin import TracIn
-from tasks.attribution.trak import TRAK
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.examples import CorpusExamples
-from tasks.corpus.task import prepare_corpus, prepare_queries
-from tasks.curvature.config import CurvatureConfig
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load
-from tasks.projection.config import ProjectionConfig
+from dataworth.storage.corpus import CorpusStore
+from dataworth.tasks.attribution.arnoldi import ArnoldiInfluence
+from dataworth.tasks.attribution.baselines import EmbeddingSimilarity, RandomScores, TargetCount
+from dataworth.tasks.attribution.datainf import DataInf
+from dataworth.tasks.attribution.iterative import CGInfluence, LiSSAInfluence
+from dataworth.tasks.attribution.logra import LoGra
+from dataworth.tasks.attribution.retrained import LeaveOneOut, TruncatedMonteCarloShapley
+from dataworth.tasks.attribution.tracin import TracIn
+from dataworth.tasks.attribution.trak import TRAK
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.examples import CorpusExamples
+from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.projection.config import ProjectionConfig
 
 QUERIES = 2
 

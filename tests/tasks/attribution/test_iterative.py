@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tasks.attribution.iterative import CGInfluence, LiSSAInfluence
-from tasks.attribution.solvers import NotConvergedError
+from dataworth.tasks.attribution.iterative import CGInfluence, LiSSAInfluence
+from dataworth.tasks.attribution.solvers import NotConvergedError
 from tests.reference.in_memory import FrozenModel, dense_curvature, dense_rows, small_classifier, table, texts
 
 DAMPING = 0.2

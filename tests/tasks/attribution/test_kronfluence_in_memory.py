@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tasks.attribution.logra import LoGra
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.attribution.logra import LoGra
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.reference.in_memory import small_classifier, table
 from tests.reference.kronfluence import RowDataset, kronfluence_scores
 

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from tasks.attribution.logra import LoGra, fitted, scores_by_damping
-from tasks.attribution.rows import all_rows
-from tasks.counterfactual.digits import DECAY, digits
-from tasks.counterfactual.evaluation import REACH
-from tasks.counterfactual.lds import Agreement, difference, lds, predicted
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.curvature.damping import damping
-from tasks.curvature.precondition import DampedInverse, eigendecomposition
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.attribution.logra import LoGra, fitted, scores_by_damping
+from dataworth.tasks.attribution.rows import all_rows
+from dataworth.tasks.counterfactual.digits import DECAY, digits
+from dataworth.tasks.counterfactual.evaluation import REACH
+from dataworth.tasks.counterfactual.lds import Agreement, difference, lds, predicted
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.curvature.damping import damping
+from dataworth.tasks.curvature.precondition import DampedInverse, eigendecomposition
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.reference.lessons import character_lesson, digits_lesson
 
 RATIOS = (0.03, 0.1, 0.3, 1.0)

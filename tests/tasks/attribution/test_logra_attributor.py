@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.attribution.logra import LoGra
-from tasks.corpus.examples import ShuffledLabels, TensorExamples
-from tasks.curvature.config import CurvatureConfig, DampingConfig
-from tasks.model.plain import PlainModel
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.attribution.logra import LoGra
+from dataworth.tasks.corpus.examples import ShuffledLabels, TensorExamples
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.model.plain import PlainModel
+from dataworth.tasks.projection.config import ProjectionConfig
 
 N, Q, CLASSES, DAMPING = 12, 3, 4, 0.03
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.attribution.products import CurvatureProducts
-from tasks.attribution.rows import all_rows, whole_space
-from tasks.model.displacement import displaced
+from dataworth.tasks.attribution.products import CurvatureProducts
+from dataworth.tasks.attribution.rows import all_rows, whole_space
+from dataworth.tasks.model.displacement import displaced
 from tests.reference.checkpoints import ARCHITECTURES
 from tests.reference.in_memory import FrozenModel, dense_curvature, small_classifier, table, texts
 

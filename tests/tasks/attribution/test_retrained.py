@@ -6,8 +6,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tasks.attribution.retrained import LeaveOneOut, TruncatedMonteCarloShapley
-from tasks.coalitions.semivalues import exact_semivalues, size_weights
+from dataworth.tasks.attribution.retrained import LeaveOneOut, TruncatedMonteCarloShapley
+from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
 from tests.reference.in_memory import small_classifier, table
 
 N, Q = 5, 3

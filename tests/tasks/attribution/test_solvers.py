@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.attribution.solvers import NotConvergedError, conjugate_gradients, largest_eigenvalue, lissa
+from dataworth.tasks.attribution.solvers import NotConvergedError, conjugate_gradients, largest_eigenvalue, lissa
 
 SIZE = 12
 

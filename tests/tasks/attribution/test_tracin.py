@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tasks.attribution.tracin import TracIn
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.attribution.tracin import TracIn
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.reference.in_memory import FrozenModel, dense_rows, small_classifier, table, texts
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.attribution.trak import TRAK, row_sketch
+from dataworth.tasks.attribution.trak import TRAK, row_sketch
 from tests.reference.in_memory import FrozenModel, dense_rows, small_classifier, table, texts
 
 DIMENSIONS, SEED = 7, 5

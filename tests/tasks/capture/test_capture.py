@@ -5,15 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.capture.gradients import GradientCapture
-from tasks.capture.hooks import CaptureError
-from tasks.capture.losses import data_labels, drawn_labels, every_class, example_losses, target_losses
-from tasks.capture.passes import backward_passes, gradient_rows
-from tasks.model.halves import halves
-from tasks.model.halves import whole as in_one_piece
-from tasks.model.layers import coverage, tracked_layers
-from tasks.projection.bases import layer_projection
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.capture.gradients import GradientCapture
+from dataworth.tasks.capture.hooks import CaptureError
+from dataworth.tasks.capture.losses import data_labels, drawn_labels, every_class, example_losses, target_losses
+from dataworth.tasks.capture.passes import backward_passes, gradient_rows
+from dataworth.tasks.model.halves import halves
+from dataworth.tasks.model.halves import whole as in_one_piece
+from dataworth.tasks.model.layers import coverage, tracked_layers
+from dataworth.tasks.projection.bases import layer_projection
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.reference.checkpoints import ARCHITECTURES, CLASSIFIERS
 from tests.reference.dense import dense_gradients, negative_log_likelihood, projected_dense
 
@@ -360,7 +360,7 @@ def test_drawn_rows_are_gradients_under_the_drawn_labels(model_in_float64):
 
 @pytest.mark.parametrize("n_targets", [0, 1, 5])
 def test_losses_in_pieces_and_their_gradients(monkeypatch, n_targets):
-    monkeypatch.setattr("tasks.capture.losses.PIECE_TARGETS", 2)
+    monkeypatch.setattr("dataworth.tasks.capture.losses.PIECE_TARGETS", 2)
     torch.manual_seed(0)
     head = torch.nn.Linear(3, 7).double().requires_grad_(False)
     hidden = torch.randn(n_targets, 3, dtype=torch.float64, requires_grad=True)

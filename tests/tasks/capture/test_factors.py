@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from tasks.capture.factors import FactorCapture
-from tasks.capture.losses import data_labels
-from tasks.capture.passes import backward_passes
-from tasks.model.halves import halves
-from tasks.model.layers import tracked_layers
-from tasks.projection.bases import projections_of
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.capture.factors import FactorCapture
+from dataworth.tasks.capture.losses import data_labels
+from dataworth.tasks.capture.passes import backward_passes
+from dataworth.tasks.model.halves import halves
+from dataworth.tasks.model.layers import tracked_layers
+from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.reference.dense import dense_factors
 
 LENGTHS = (7, 2, 11)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.capture.gradients import GradientCapture
-from tasks.capture.hooks import CaptureError
-from tasks.projection.bases import layer_projection
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.capture.gradients import GradientCapture
+from dataworth.tasks.capture.hooks import CaptureError
+from dataworth.tasks.projection.bases import layer_projection
+from dataworth.tasks.projection.config import ProjectionConfig
 
 N, T, D = 3, 4, 5
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tasks.capture.memory import CPU_BATCH_TOKENS, MOST_TOKENS, measured_batch_tokens, tokens_that_fit
+from dataworth.tasks.capture.memory import CPU_BATCH_TOKENS, MOST_TOKENS, measured_batch_tokens, tokens_that_fit
 
 
 @pytest.mark.parametrize(

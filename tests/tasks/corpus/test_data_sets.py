@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.errors import InputError
-from tasks.corpus import data_sets
-from tasks.corpus.config import CorpusConfig
-from tasks.corpus.readers import read_documents
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus import data_sets
+from dataworth.tasks.corpus.config import CorpusConfig
+from dataworth.tasks.corpus.readers import read_documents
 
 ROW = {"id": "a", "source": "s", "text": "one two"}
 

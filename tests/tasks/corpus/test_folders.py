@@ -15,10 +15,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from storage.errors import InputError
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.containers import CONTAINERS
-from tasks.corpus.readers import read_documents, read_queries
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.containers import CONTAINERS
+from dataworth.tasks.corpus.readers import read_documents, read_queries
 
 ROOT = Path(__file__).parents[3]
 
@@ -190,8 +190,8 @@ def test_rows_under_a_name_of_text_are_not_taken_for_it(tmp_path):
 MEMORY = """
 import sys
 import pandas, pyarrow.parquet
-from tasks.corpus.config import CorpusConfig
-from tasks.corpus.readers import read_documents
+from dataworth.tasks.corpus.config import CorpusConfig
+from dataworth.tasks.corpus.readers import read_documents
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 list(read_documents(CorpusConfig(files=[sys.argv[1]])))
@@ -230,12 +230,12 @@ def test_a_shard_is_not_held_in_memory(tmp_path, kind):
 
 
 def test_a_line_or_text_that_never_ends_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.corpus.rows.MAX_LINE_BYTES", 1000)
-    monkeypatch.setattr("tasks.corpus.documents.MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr("dataworth.tasks.corpus.rows.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("dataworth.tasks.corpus.documents.MAX_TEXT_BYTES", 1000)
     (tmp_path / "c.jsonl").write_text(lines("a") + json.dumps({"id": "b", "source": "s", "text": "x" * 1000}))
     assert "c.jsonl, line 2: longer than 1,000 bytes" in refusal(tmp_path / "c.jsonl")
     (tmp_path / "c.csv").write_text('id,source,text\na,s,"' + "x\n" * 1000)
-    monkeypatch.setattr("tasks.corpus.rows.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("dataworth.tasks.corpus.rows.MAX_ROW_BYTES", 1000)
     assert "c.csv, line 499: the row is longer than 1,000 bytes" in refusal(tmp_path / "c.csv")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("x" * 1000)
@@ -243,7 +243,7 @@ def test_a_line_or_text_that_never_ends_is_refused(tmp_path, monkeypatch):
     (tmp_path / "text" / "a.txt").write_text("x" * 1001)
     said = refusal(tmp_path / "text")
     assert "a.txt: longer than 1,000 bytes, each of which takes a tokenizer 300 bytes of memory; cut it" in said
-    monkeypatch.setattr("tasks.corpus.rows.MAX_LINE_BYTES", 2000)
+    monkeypatch.setattr("dataworth.tasks.corpus.rows.MAX_LINE_BYTES", 2000)
     assert "c.jsonl, line 2, field 'text': longer than 1,000 bytes" in refusal(
         write(tmp_path / "c.jsonl", lines("a") + json.dumps({"id": "b", "source": "s", "text": "x" * 1001}))
     )

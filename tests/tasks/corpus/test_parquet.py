@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.errors import InputError
-from tasks.corpus import pages, parquet
-from tasks.corpus.config import CorpusConfig
-from tasks.corpus.readers import read_documents
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus import pages, parquet
+from dataworth.tasks.corpus.config import CorpusConfig
+from dataworth.tasks.corpus.readers import read_documents
 
 ROOT = Path(__file__).parents[3]
 FOUR_GIGABYTES = 2**32
@@ -19,9 +19,9 @@ FOUR_GIGABYTES = 2**32
 LIMITED = """
 import resource, sys
 import pyarrow.parquet
-from storage.errors import InputError
-from tasks.corpus.config import CorpusConfig
-from tasks.corpus.readers import read_documents
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus.config import CorpusConfig
+from dataworth.tasks.corpus.readers import read_documents
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
 n_read = 0
 try:

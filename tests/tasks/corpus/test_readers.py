@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from storage.errors import InputError
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.readers import read_documents, read_queries
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.readers import read_documents, read_queries
 
 GOOD = [{"id": "a", "source": "s", "text": "one"}, {"id": 7, "source": "t", "text": "two"}]
 

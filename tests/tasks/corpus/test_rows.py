@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import InputError
-from tasks.corpus import rows
-from tasks.corpus.config import CorpusConfig, QueriesConfig
-from tasks.corpus.readers import read_documents, read_queries
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus import rows
+from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.readers import read_documents, read_queries
 from tests.tasks.corpus.test_parquet import under_limit
 
 ROOT = Path(__file__).parents[3]
@@ -91,7 +91,9 @@ def test_a_pipe_is_refused_at_the_command_line(tmp_path, place):
     given = {"--corpus": tmp_path, "--queries": written(tmp_path / "q.jsonl", "x"), "--model": "m", "--results": "r"}
     given[place] = tmp_path / "c.jsonl"
     words = [str(word) for pair in given.items() for word in pair]
-    program = "import sys; from flows.cli import main; sys.argv = ['dataworth', 'value', *sys.argv[1:]]; main()"
+    program = (
+        "import sys; from dataworth.command.cli import main; sys.argv = ['dataworth', 'value', *sys.argv[1:]]; main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=ROOT, check=False, timeout=120
     )

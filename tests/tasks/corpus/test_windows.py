@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import InputError
-from tasks.corpus.batches import batches_by_length, padded_batch
-from tasks.corpus.documents import Document
-from tasks.corpus.stdlib import held_out, standard_library_documentation
-from tasks.corpus.windows import tokenised_document, tokenised_query, window_bounds
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus.batches import batches_by_length, padded_batch
+from dataworth.tasks.corpus.documents import Document
+from dataworth.tasks.corpus.stdlib import held_out, standard_library_documentation
+from dataworth.tasks.corpus.windows import tokenised_document, tokenised_query, window_bounds
 from tests.reference.checkpoints import TEXTS
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.counterfactual.designs import (
+from dataworth.tasks.counterfactual.designs import (
     followed_queries,
     random_subsets,
     tuning_split,

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tasks.counterfactual.choice import families
-from tasks.counterfactual.evaluation import Truth, ceiling_row, mean_with_error, method_rows, source_rows
-from tasks.curvature.config import CurvatureConfig
-from tasks.projection.config import ProjectionConfig
+from dataworth.tasks.counterfactual.choice import families
+from dataworth.tasks.counterfactual.evaluation import Truth, ceiling_row, mean_with_error, method_rows, source_rows
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.projection.config import ProjectionConfig
 
 N, Q, M = 30, 6, 40
 

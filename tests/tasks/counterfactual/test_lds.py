@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from tasks.counterfactual.lds import ceiling, difference, lds, predicted, rank_correlations
+from dataworth.tasks.counterfactual.lds import ceiling, difference, lds, predicted, rank_correlations
 
 
 def test_correlations_are_scipys():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tasks.counterfactual.patch import best_documents, patched_falls
+from dataworth.tasks.counterfactual.patch import best_documents, patched_falls
 from tests.reference.in_memory import dense_rows, small_classifier, table
 
 LENGTH = 0.01

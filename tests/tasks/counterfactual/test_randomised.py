@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tasks.counterfactual.randomised import randomised
+from dataworth.tasks.counterfactual.randomised import randomised
 from tests.reference.in_memory import small_classifier
 
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tasks.curvature.config import DampingConfig
-from tasks.curvature.damping import damping
-from tasks.curvature.lowrank import LowRankSum, gaussian_matrix, low_rank_plus_diagonal, spectrum
-from tasks.curvature.precondition import DampedInverse, KroneckerInverse, damped_inverse, eigendecomposition
-from tasks.curvature.sums import EigenvalueSum, FisherSum, GroupedFisherSum
+from dataworth.tasks.curvature.config import DampingConfig
+from dataworth.tasks.curvature.damping import damping
+from dataworth.tasks.curvature.lowrank import LowRankSum, gaussian_matrix, low_rank_plus_diagonal, spectrum
+from dataworth.tasks.curvature.precondition import DampedInverse, KroneckerInverse, damped_inverse, eigendecomposition
+from dataworth.tasks.curvature.sums import EigenvalueSum, FisherSum, GroupedFisherSum
 
 LAYERS = {0: {"first_column": 0, "n_columns": 3}, 1: {"first_column": 3, "n_columns": 2}}
 

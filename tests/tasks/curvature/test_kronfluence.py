@@ -3,11 +3,11 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
-from storage.layers import LayerStore
-from tasks.capture.losses import example_losses
-from tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.storage.layers import LayerStore
+from dataworth.tasks.capture.losses import example_losses
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from tests.harness.pipeline import PRECISE, Pipeline, assert_same_scores, document_scores, matrix_by_id, tokens_of
 from tests.reference.kronfluence import WindowDataset, kronfluence_scores
-from tests.reference.pipeline import PRECISE, Pipeline, assert_same_scores, document_scores, matrix_by_id, tokens_of
 
 DAMPING = 0.05
 

@@ -6,14 +6,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from storage.errors import InputError
-from tasks.capture.gradients import GradientCapture
-from tasks.capture.passes import gradient_rows
-from tasks.model.config import ModelConfig
-from tasks.model.layers import coverage, tracked_layers
-from tasks.model.loading import load
-from tasks.projection.bases import projections_of
-from tasks.projection.config import ProjectionConfig
+from dataworth.storage.errors import InputError
+from dataworth.tasks.capture.gradients import GradientCapture
+from dataworth.tasks.capture.passes import gradient_rows
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.layers import coverage, tracked_layers
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.config import ProjectionConfig
 from tests.reference.dense import dense_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -63,7 +63,7 @@ def test_gradients_of_adapters_and_of_the_layers_below(adapter, adapters):
     ids = torch.tensor([[5, 7, 11, 3, 8], [2, 9, 4, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     projections = projections_of(layers, ProjectionConfig(kind="identity"))
-    from tasks.model.halves import halves
+    from dataworth.tasks.model.halves import halves
 
     with GradientCapture([layer.modules for layer in layers], projections, torch.float64) as capture:
         rows, _ = gradient_rows(*halves(model), capture, ids, mask, ids.masked_fill(mask == 0, -100))

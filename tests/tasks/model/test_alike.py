@@ -5,10 +5,10 @@ import shutil
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from storage.errors import InputError
-from tasks.model.alike import refuse_other_layers, refuse_other_tokenizers, refuse_same_weights
-from tasks.model.config import ModelConfig
-from tasks.model.training import train_tokenizer
+from dataworth.storage.errors import InputError
+from dataworth.tasks.model.alike import refuse_other_layers, refuse_other_tokenizers, refuse_same_weights
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.training.small_model import train_tokenizer
 from tests.reference.checkpoints import TEXTS, save_another, save_checkpoint
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 import transformers as hf
 
-from storage.errors import InputError
-from tasks.model.config import ModelConfig
-from tasks.model.examination import examined
-from tasks.model.halves import Halves, whole
-from tasks.model.layers import tracked_layers
-from tasks.model.loading import load
+from dataworth.storage.errors import InputError
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.examination import examined
+from dataworth.tasks.model.halves import Halves, whole
+from dataworth.tasks.model.layers import tracked_layers
+from dataworth.tasks.model.loading import load
 from tests.conformance.families import tiny_configuration
 from tests.reference.checkpoints import ARCHITECTURES
 

@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 
-from storage.errors import InputError
-from tasks.model.config import ModelConfig
-from tasks.model.layers import coverage, tracked_layers
-from tasks.model.loading import load, model_fingerprint
+from dataworth.storage.errors import InputError
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.layers import coverage, tracked_layers
+from dataworth.tasks.model.loading import load, model_fingerprint
 from tests.reference.checkpoints import ARCHITECTURES
 
 LAYERS_PER_BLOCK = {"gpt2": 4, "neox": 4, "bert": 6, "opt": 6, "phi": 6}  # the others: 7

@@ -9,14 +9,14 @@ import pytest
 import transformers as hf
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from storage.errors import InputError
-from tasks.corpus.documents import Document
-from tasks.corpus.windows import tokenised_document
-from tasks.model import trials
-from tasks.model.config import ModelConfig
-from tasks.model.loading import load, vocabulary
-from tasks.model.tokenizer_trial import KNOWN, PROBES, growth, unusual
-from tasks.model.tokens import encoded
+from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus.documents import Document
+from dataworth.tasks.corpus.windows import tokenised_document
+from dataworth.tasks.model import trials
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load, vocabulary
+from dataworth.tasks.model.tokenizer_trial import KNOWN, PROBES, growth, unusual
+from dataworth.tasks.model.tokens import encoded
 from tests.conformance.tokenizers import MAKES
 
 SECONDS = 60

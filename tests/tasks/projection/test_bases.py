@@ -8,11 +8,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from storage.layers import LayerStore
-from tasks.projection.bases import layer_projection, layer_rank, random_basis
-from tasks.projection.config import ProjectionConfig
-from tasks.projection.logra import layer_table, projection_matrices, stored_projections
-from tasks.projection.sides import IdentitySide
+from dataworth.storage.layers import LayerStore
+from dataworth.tasks.projection.bases import layer_projection, layer_rank, random_basis
+from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.projection.logra import layer_table, projection_matrices, stored_projections
+from dataworth.tasks.projection.sides import IdentitySide
 
 
 def test_the_basis_depends_on_seed_layer_and_side_alone():
@@ -26,7 +26,8 @@ def test_the_basis_depends_on_seed_layer_and_side_alone():
 
 
 def test_another_process_makes_the_same_basis():
-    code = "from tasks.projection.bases import random_basis;print(random_basis('l', 'input', 9, 4, 3).tobytes().hex())"
+    code = "from dataworth.tasks.projection.bases import random_basis as basis; "
+    code += "print(basis('l', 'input', 9, 4, 3).tobytes().hex())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert other == random_basis("l", "input", 9, 4, 3).tobytes().hex()
 

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.projection.logra import LayerProjection, layer_table
-from tasks.projection.sides import BasisSide, IdentitySide
+from dataworth.tasks.projection.logra import LayerProjection, layer_table
+from dataworth.tasks.projection.sides import BasisSide, IdentitySide
 
 sizes = st.integers(1, 6)
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from storage.corpus import CorpusStore
-from storage.gradients import GradientStore
-from storage.scores import ScoreStore
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.task import value_sources
-from tasks.curvature.config import CurvatureConfig
-from tasks.report.losses import QueryLoss, mean_losses, query_losses
-from tasks.report.task import publish_valuation
-from tasks.report.valuation import CheckpointParts, ValuationParts
-from tests.reference.pipeline import Pipeline, matrix_by_id, tokens_of
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.scores import ScoreStore
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.report.results.query_losses import QueryLoss, mean_losses, query_losses
+from dataworth.tasks.report.results.valuation import CheckpointParts, ValuationParts
+from dataworth.tasks.report.task import publish_valuation
+from tests.harness.pipeline import Pipeline, matrix_by_id, tokens_of
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 
-from tasks.report.certainty import certainty
-from tasks.report.html import report_html
-from tasks.report.losses import QueryLoss
-from tasks.report.markdown import markdown_sources
-from tasks.report.numbers import interval, number, percent
-from tasks.report.parameters import flat
-from tasks.report.summary import QuerySummary, Summary
-from tasks.report.tables import safe_csv
+from dataworth.tasks.report.markdown import markdown_sources
+from dataworth.tasks.report.numbers import interval, number, percent
+from dataworth.tasks.report.page.certainty import certainty
+from dataworth.tasks.report.page.html import report_html
+from dataworth.tasks.report.page.tables import safe_csv
+from dataworth.tasks.report.results.parameters import flat
+from dataworth.tasks.report.results.query_losses import QueryLoss
+from dataworth.tasks.report.results.summary import QuerySummary, Summary
 
 EVIL = "<script>alert(1)</script> \"&' | [x](http://x) `y` {{ 7 * 7 }}"
 

@@ -5,21 +5,21 @@ import json
 import numpy as np
 import pytest
 
-from storage.coalitions import CoalitionStore
-from storage.compaction import compact
-from storage.errors import InputError, StoreIncompleteError
-from storage.scores import ScoreStore
-from storage.withdrawals import Withdrawals
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.task import average_values, value_sources
-from tasks.configuration import ClusterConfig
-from tasks.curvature.config import CurvatureConfig
-from tasks.scoring.averages import mean_blocks
-from tasks.scoring.config import ScoringConfig
-from tasks.scoring.ready import Pass
-from tasks.scoring.task import average_scores, score_corpus
+from dataworth.storage.coalitions import CoalitionStore
+from dataworth.storage.compaction import compact
+from dataworth.storage.errors import InputError, StoreIncompleteError
+from dataworth.storage.scores import ScoreStore
+from dataworth.storage.withdrawals import Withdrawals
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.task import average_values, value_sources
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.scoring.averages import mean_blocks
+from dataworth.tasks.scoring.config import ScoringConfig
+from dataworth.tasks.scoring.ready import Pass
+from dataworth.tasks.scoring.task import average_scores, score_corpus
+from tests.harness.pipeline import Pipeline, matrix_by_id
 from tests.reference.checkpoints import TEXTS, save_another
-from tests.reference.pipeline import Pipeline, matrix_by_id
 
 QUERIES = ["q0", "q1", "*"]
 KIND = {"kind": "random", "rank": 3}
@@ -45,8 +45,8 @@ def pair(checkpoints, tmp_path_factory):
         return Pipeline(folder / "store", checkpoint, *files, dict(KIND), curvature, fields=["publisher"])
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 5)
-        patched.setattr("storage.scores.COLUMNS_PER_CHUNK", 4)
+        patched.setattr("dataworth.storage.gradients.rows_per_shard", lambda n_columns, itemsize: 5)
+        patched.setattr("dataworth.storage.scores.COLUMNS_PER_CHUNK", 4)
         pipeline(other, "part")
         yield pipeline(checkpoints["llama"], "corpus"), pipeline(other, "corpus")
 

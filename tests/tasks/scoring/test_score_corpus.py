@@ -15,25 +15,25 @@ import psutil
 import pytest
 from distributed.security import Security
 
-from storage.coalitions import CoalitionStore
-from storage.corpus import CorpusStore
-from storage.errors import DataworthError, InputError
-from storage.layers import LayerStore
-from storage.locations import StoreFolders
-from storage.scores import ScoreStore
-from tasks.coalitions.config import SourcesConfig
-from tasks.coalitions.task import value_sources
-from tasks.configuration import ClusterConfig
-from tasks.curvature.config import CurvatureConfig
-from tasks.gradients.config import GradientsConfig
-from tasks.scoring.config import ScoringConfig
-from tasks.scoring.task import score_corpus
-from tests.reference.pipeline import Pipeline, assert_same_scores, matrix_by_id
+from dataworth.storage.coalitions import CoalitionStore
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import DataworthError, InputError
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.scores import ScoreStore
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.curvature.config import CurvatureConfig
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.scoring.config import ScoringConfig
+from dataworth.tasks.scoring.task import score_corpus
+from tests.harness.pipeline import Pipeline, assert_same_scores, matrix_by_id
 
 
 @pytest.fixture
 def small(tmp_path, checkpoints, corpus_file, queries_file, monkeypatch):
-    monkeypatch.setattr("storage.gradients.rows_per_shard", lambda n_columns, itemsize: 2)
+    monkeypatch.setattr("dataworth.storage.gradients.rows_per_shard", lambda n_columns, itemsize: 2)
     return Pipeline(
         tmp_path,
         checkpoints["llama"],
@@ -153,7 +153,7 @@ def test_groups_of_any_kind_add_up_level_by_level(tmp_path, checkpoints, corpus_
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_does_not_change_the_results(small, monkeypatch, workers):
     expected = everything(fresh_scores(small, ClusterConfig(workers=1)))
-    from tasks.scoring import task as module
+    from dataworth.tasks.scoring import task as module
 
     killed = []
     real = module.Combination.add
@@ -226,7 +226,7 @@ def test_a_scheduler_elsewhere_with_tls_gives_the_same_results(small, tmp_path):
 
 @pytest.mark.slow
 def test_a_scheduler_that_goes_away_is_one_sentence(small, tmp_path, monkeypatch):
-    from tasks.scoring import task as module
+    from dataworth.tasks.scoring import task as module
 
     monkeypatch.setattr(module, "SHARDS_AHEAD", 1)
     real = module.Combination.add
@@ -241,6 +241,6 @@ def test_a_scheduler_that_goes_away_is_one_sentence(small, tmp_path, monkeypatch
             fresh_scores(small, ClusterConfig(address=address))
     assert not ScoreStore.exists(StoreFolders(small.corpus.path.parents[1]).scores, "x")
     assert not list(StoreFolders(small.corpus.path.parents[1]).scores.glob("[0-9a-f]*"))
-    monkeypatch.setattr("tasks.cluster.SECONDS_TO_CONNECT", 3)
+    monkeypatch.setattr("dataworth.tasks.cluster.SECONDS_TO_CONNECT", 3)
     with pytest.raises(DataworthError, match="no Dask scheduler answers at"):
         fresh_scores(small, ClusterConfig(address=address))

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.scoring.baselines import bm25_scores, first_rate, source_sums
-from tasks.scoring.blocks import Preconditioned, document_sums, self_influence, window_scores
-from tasks.scoring.combination import Combination
-from tasks.scoring.plan import corpus_places, shard_works
-from tasks.scoring.tally import block_tally, floors, merged_tally, ranking
+from dataworth.tasks.attribution.baselines import bm25_scores, first_rate, source_sums
+from dataworth.tasks.scoring.blocks import Preconditioned, document_sums, self_influence, window_scores
+from dataworth.tasks.scoring.combination import Combination
+from dataworth.tasks.scoring.plan import corpus_places, shard_works
+from dataworth.tasks.scoring.tally import block_tally, floors, merged_tally, ranking
 
 
 def draw(*shape, seed=0):
@@ -123,7 +123,7 @@ def test_baselines():
 def test_large_blocks_score_like_small_ones(monkeypatch, dtype, n):
     rows, queries = draw(n, 5).astype(dtype), Preconditioned(draw(3, 5, seed=1).astype(np.float32), None)
     small = window_scores(rows, queries)
-    monkeypatch.setattr("tasks.scoring.blocks.TORCH_ENTRIES", 0)
+    monkeypatch.setattr("dataworth.tasks.scoring.blocks.TORCH_ENTRIES", 0)
     np.testing.assert_allclose(window_scores(rows, queries), small, rtol=1e-4, atol=1e-5)
 
 

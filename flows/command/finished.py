@@ -1,0 +1,53 @@
+"""What a finished run says to a person: its tables, and where everything is."""
+
+from pathlib import Path
+from typing import Any
+
+from dataworth.command.terminal import mlflow_place, say, table
+from dataworth.tasks.report.numbers import interval, number, percent
+
+__all__ = ["say_audit", "say_valuation", "sources_table"]
+
+
+def say_valuation(valuation: dict[str, Any]) -> None:
+    """The sources' table and where everything is."""
+    from dataworth.tasks.report.results.folder import read_sources
+    from dataworth.tasks.report.results.summary import level_title
+
+    values = read_sources(valuation["results"])
+    for key, rows in values[values["query_id"] == "*"].groupby(["grouping", "level"], sort=False):
+        say(sources_table(rows, level_title(*key)))
+        say()
+    say(f"report   {valuation['results']}/report.html")
+    say(f"MLflow   {mlflow_place(valuation['mlflow_url'], valuation['mlflow_run_id'])}")
+
+
+def say_audit(audited: dict[str, Any]) -> None:
+    """The methods' table, what it comes to, and where everything is."""
+    from dataworth.tasks.report.page.audit import audit_table, read_audit
+
+    audit = read_audit(Path(audited["results"]))
+    say(table(*audit_table(audit)))
+    say()
+    say("\n".join(audit.sentences()))
+    say()
+    say(f"report   {audited['results']}/report.html")
+    if audit.tuned is not None:
+        say(f"tuned    dataworth value --config {audited['results']}/tuned.yaml …")
+    say(f"MLflow   {mlflow_place(audited['mlflow_url'], audited['mlflow_run_id'])}")
+
+
+def sources_table(values: Any, title: str = "source") -> str:
+    """Sources by value, for the terminal."""
+    rows = [
+        [
+            row.source,
+            percent(row.share),
+            number(row.value),
+            interval(row.low, row.high),
+            f"{row.n_documents:,}",
+            f"{row.n_tokens:,}",
+        ]
+        for row in values.sort_values("value", ascending=False, kind="stable").itertuples()
+    ]
+    return table([title, "share", "value", "interval", "documents", "tokens"], rows)

@@ -1,0 +1,116 @@
+"""What to type: the examples under `dataworth --help` and under the help of each command."""
+
+__all__ = ["BY_COMMAND", "WHOLE"]
+
+WHOLE = """\
+What is each document, and each source of documents, worth to a language model?
+
+\b
+A first look, with nothing prepared (3 minutes on two cores):
+  dataworth demo
+\b
+Your model, your documents, your questions:
+  dataworth value --model ./checkpoint --corpus docs.jsonl --queries questions.jsonl --results out
+  dataworth top --results out --query ID          the passages that taught it most
+  dataworth what-if --results out --without NAME  the shares had a source been absent
+\b
+The same every night, from a web page:
+  dataworth ui
+\b
+What would fail, before it does:
+  dataworth doctor
+"""
+
+BY_COMMAND = {
+    "value": """\
+\b
+Examples:
+  dataworth value --model ./checkpoint --corpus docs.jsonl --queries q.jsonl --results out
+  dataworth value --config run.yaml --results out-tuesday
+  dataworth value --model run/step-800 run/step-1000 --corpus docs.jsonl --queries q.jsonl --results out
+  dataworth value … --sources.by 'publisher>section' --sources.payout.rule floor
+  dataworth value … --model.base ./before-training --sources.game newton
+  dataworth value … --cluster.address tcp://scheduler:8786 --store s3://bucket/stores
+\b
+docs.jsonl, a line a document:    {"id": "a1", "source": "news", "text": "…"}
+q.jsonl, a line a question:       {"id": "q1", "prompt": "…", "completion": "…"}
+run.yaml, the same names:         model: {name: ./checkpoint}
+                                  projection: {kind: pca, rank: 32}
+""",
+    "index": """\
+\b
+Examples:
+  dataworth index --model ./checkpoint --corpus docs.jsonl more/ --store stores
+  torchrun --nproc-per-node 8 $(which dataworth) index --model ./checkpoint --corpus docs.jsonl
+""",
+    "fit": """\
+\b
+Example:
+  dataworth fit --model ./checkpoint --corpus docs.jsonl --projection pca --curvature ekfac
+""",
+    "search": """\
+\b
+Example:
+  dataworth search --model ./checkpoint --corpus docs.jsonl --query 'The capital of France is'
+""",
+    "audit": """\
+\b
+Examples:
+  dataworth audit --audit.problem digits --results audit
+  dataworth audit --audit.problem demo --results audit
+  dataworth audit --model ./checkpoint --model.base ./before --corpus docs.jsonl --queries q.jsonl --results audit
+  dataworth audit … --audit.tune --audit.subsets 100
+  dataworth value … --config audit/tuned.yaml
+\b
+A problem of your own, any model and training: MODULE:FUNCTION that returns a Problem (see
+dataworth.tasks.counterfactual.problem)
+""",
+    "demo": """\
+\b
+Examples:
+  dataworth demo --results demo --seed 1
+  dataworth demo --epochs 2                     trained less, sooner done
+""",
+    "publish": """\
+\b
+Examples:
+  dataworth publish --results out
+  dataworth publish --results out --tracking.uri http://mlflow.example:5000 --tracking.experiment news
+""",
+    "top": """\
+\b
+Examples:
+  dataworth top --results out
+  dataworth top --results out --query q1 --count 20
+""",
+    "what-if": """\
+\b
+Examples:
+  dataworth what-if --results out --without news --without books
+  dataworth what-if --results out --split news --parts 3
+""",
+    "compare": """\
+\b
+Example:
+  dataworth compare out-monday out-tuesday --html differences.html
+""",
+    "withdraw": """\
+\b
+Examples:
+  dataworth withdraw --source news
+  dataworth withdraw --document a1 --document a2, then dataworth compact
+""",
+    "ui": """\
+\b
+Examples:
+  dataworth ui
+  dataworth ui --prefect-port 0 --mlflow-port 0    takes ports that are free
+""",
+    "completion": """\
+\b
+Examples:
+  dataworth completion bash >> ~/.bashrc
+  dataworth completion zsh >> ~/.zshrc
+  dataworth completion fish > ~/.config/fish/completions/dataworth.fish
+""",
+}

@@ -1,0 +1,1 @@
+"""What every run does besides its work: turns, cancelling, interrupts, dead runs, events, permissions."""

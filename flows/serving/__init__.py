@@ -1,0 +1,1 @@
+"""Servers on loopback and what stands before them; work pools and deployments."""

@@ -1,0 +1,1 @@
+"""Stores on an S3-like object store."""

@@ -1,0 +1,1 @@
+"""From a design of coalitions and their utilities to the values of players."""

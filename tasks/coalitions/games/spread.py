@@ -1,0 +1,135 @@
+"""Games on the workers of a Dask cluster: an expanded one by its layers, a measured one by its coalitions.
+
+Of an expanded game each worker holds the sums of some layers, so that together they hold them once: what a coalition's
+step in those layers tells of the queries, and its squared length, add up over the layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from dataworth.tasks.cluster import MOST_LOSSES, named_losses
+from dataworth.tasks.coalitions.estimation.designs import Coalitions
+from dataworth.tasks.coalitions.games.game import ExpandedGame, QueryExpansion
+from dataworth.tasks.coalitions.games.newton import NewtonSteps
+
+__all__ = ["PARTS", "SpreadGame", "SpreadRows"]
+
+COALITIONS_AT_ONCE = 256
+# Of the layers, however many workers there are, so that sums are rounded in the same way.
+PARTS = 16
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """What a worker holds."""
+
+    steps: NewtonSteps
+    expansion: QueryExpansion
+
+    def told(self, masks: np.ndarray) -> np.ndarray:
+        """(m, r + 1) along the queries, then the squared length."""
+        torch.set_num_threads(1)
+        steps = self.steps(masks)
+        return np.concatenate([self.expansion.along(steps), (steps**2).sum(axis=1, keepdims=True)], axis=1)
+
+
+def _told(layers: _Layers, masks: np.ndarray) -> np.ndarray:
+    return layers.told(masks)
+
+
+class SpreadGame:
+    """An `ExpandedGame` whose worths the workers of a cluster find together.
+
+    Args:
+        game: to be spread.
+        client: of the cluster.
+    """
+
+    def __init__(self, game: ExpandedGame, client: Any) -> None:
+        self._game, self._client = game, client
+        self._held: list[Any] = []
+
+    @property
+    def n_players(self) -> int:
+        return self._game.n_players
+
+    def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
+        """Minus the expanded losses.
+
+        Raises:
+            DataworthError: the cluster was lost.
+        """
+        expansion, steps = self._game.expansion, self._game.steps
+        worth = np.empty((len(masks), len(expansion.losses)))
+        with named_losses("asking for the worth of coalitions", self._client):
+            for first in range(0, len(masks), COALITIONS_AT_ONCE):
+                rows = slice(first, first + COALITIONS_AT_ONCE)
+                told = self._asked(masks[rows])
+                worth[rows] = -expansion.losses_along(told[:, :-1] * steps.shortening(told[:, -1:]))
+        return worth
+
+    def _asked(self, masks: np.ndarray) -> np.ndarray:
+        """What all layers tell; layers held by workers that died are handed out again."""
+        from distributed import CancelledError
+
+        n_lost = 0
+        while True:
+            try:
+                if not self._held:
+                    self._held = self._handed_out()
+                futures = [self._client.submit(_told, layers, masks, pure=False) for layers in self._held]
+                found: np.ndarray = np.sum(self._client.gather(futures), axis=0)
+                return found
+            except CancelledError:
+                self._held = []
+                n_lost += 1
+                if n_lost > MOST_LOSSES or self._client.status != "running":
+                    raise
+
+    def _handed_out(self) -> list[Any]:
+        workers = sorted(self._client.scheduler_info(n_workers=-1)["workers"])
+        parts = self._game.steps.by_layers(PARTS)
+        return [
+            self._client.scatter(
+                _Layers(steps, self._game.expansion.of_columns(columns)),
+                workers=[workers[number % len(workers)]],
+                hash=False,
+            )
+            for number, (steps, columns) in enumerate(parts)
+        ]
+
+
+@dataclass(frozen=True)
+class SpreadRows:
+    """A function of rows, computed row by row on the workers of a cluster: losses of steps, or after trainings.
+
+    A worker that dies is one of at most `MOST_LOSSES` a row may take with it; its rows are computed elsewhere.
+
+    Args:
+        work: from (1, k) rows to (1, q); sent with every row, so small.
+        client: of the cluster.
+    """
+
+    work: Callable[[np.ndarray], np.ndarray]
+    client: Any
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(m, q) of (m, k) rows, m at least 1.
+
+        Raises:
+            DataworthError: the cluster was lost.
+        """
+        with named_losses("asking for the worth of coalitions", self.client):
+            futures = [self.client.submit(_alone, self.work, row[None], pure=False) for row in rows]
+            return np.concatenate(self.client.gather(futures))
+
+
+def _alone(work: Callable[[np.ndarray], np.ndarray], row: np.ndarray) -> np.ndarray:
+    """One thread, so that a row comes to the same whatever else the machine does."""
+    torch.set_num_threads(1)
+    return work(row)

@@ -1,0 +1,1 @@
+"""How sure a value is: intervals, resampled documents, repeated projections, trust in a game."""

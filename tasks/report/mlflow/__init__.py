@@ -1,0 +1,1 @@
+"""A valuation in MLflow."""

@@ -1,0 +1,167 @@
+"""A results folder as MLflow gets it: runs, parameters, metrics, tables. Nothing but the folder is read."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import AwareDatetime, BaseModel, ValidationError
+
+from dataworth.storage.errors import InputError
+from dataworth.storage.schema import ALL_QUERIES
+from dataworth.tasks.report.markdown import markdown_sources
+from dataworth.tasks.report.mlflow.runs import MachineSample, TrackedStep, TrackedValuation, metric_name
+from dataworth.tasks.report.results.folder import Results, whole_values
+from dataworth.tasks.report.results.parameters import flat, of_the_valuation
+
+__all__ = ["NOTE_ROWS", "tracked_valuation"]
+
+# MLflow holds 8,000 characters of a description: the largest sources, each at most 200.
+NOTE_ROWS = 25
+
+MOST_TITLE_CHARACTERS = 250
+
+# Steps with runs of their own: the parameters they have, and what they counted.
+STEPS = {
+    "fit": (("projection", "curvature"), ("n_documents", "n_examples", "n_tokens", "n_layers")),
+    "index": (
+        ("corpus", "projection", "gradients"),
+        ("n_documents", "n_examples", "n_tokens", "n_layers", "n_columns"),
+    ),
+    "score": (("scoring", "cluster"), ("n_queries", "n_documents")),
+    "value": (("sources",), ("n_sources", "n_queries")),
+}
+
+
+class _Record(BaseModel):
+    """What is needed of `valuation.json`."""
+
+    made: AwareDatetime
+    title: str
+    fingerprint: str
+    model: str
+    fingerprints: dict[str, str | None]
+    stores: dict[str, Any]
+    counts: dict[str, int]
+    parameters: dict[str, Any]
+    game: dict[str, Any]
+    seconds: dict[str, float]
+    started: dict[str, AwareDatetime]
+    prefect: dict[str, str | None]
+
+
+def tracked_valuation(results: Results, series: str | None) -> TrackedValuation:
+    """All that MLflow gets of a valuation.
+
+    Args:
+        results: a published valuation.
+        series: the valuations it belongs to; None: those of its title, which names model and corpus.
+
+    Raises:
+        InputError: the folder is of a version that did not record what MLflow needs.
+    """
+    known, folder = _known(results), Path(results.name).absolute()
+    sources = whole_values(results.sources)
+    values = _of_sources(sources)
+    return TrackedValuation(
+        fingerprint=known.fingerprint,
+        name=known.title[:MOST_TITLE_CHARACTERS],
+        series=(series or known.title)[:MOST_TITLE_CHARACTERS],
+        made=_milliseconds(known.made),
+        started=min(map(_milliseconds, known.started.values()), default=_milliseconds(known.made)),
+        params=flat(of_the_valuation(known.parameters)),
+        values=values,
+        metrics={name: float(count) for name, count in known.counts.items()}
+        | {f"seconds/{metric_name(step)}": seconds for step, seconds in known.seconds.items()},
+        datasets={
+            name: (name, str(known.stores.get(name)), str(known.fingerprints.get(name)))
+            for name in ("corpus", "queries")
+        },
+        tags={
+            "dataworth.model": known.model,
+            "dataworth.model_fingerprint": str(known.fingerprints.get("model")),
+            "dataworth.store": str(known.stores.get("gradients")),
+            "dataworth.results": str(folder),
+            "prefect.flow_run_id": known.prefect.get("flow_run_id") or "",
+            "prefect.flow_run_url": known.prefect.get("url") or "",
+        },
+        note=_note(known, sources),
+        files=tuple(folder / name for name in ("report.html", "sources.csv", "sources.parquet", "documents.parquet")),
+        folders=(folder / "figures",),
+        tables={
+            "sources": _columns(results.sources[results.sources["query_id"] == ALL_QUERIES]),
+            "documents": _columns(results.documents),
+        },
+        steps=tuple(_step(name, known) for name in STEPS if name in known.seconds),
+        machine=() if results.machine is None else _machine(results.machine, folder / "machine.csv"),
+    )
+
+
+def _known(results: Results) -> _Record:
+    if "fingerprint" not in results.record:
+        raise InputError(
+            f"{results.name}/valuation.json: was written by an older version, which did not record what an MLflow run "
+            "needs; run `dataworth value` again"
+        )
+    try:
+        return _Record.model_validate(results.record)
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InputError(
+            f"{results.name}/valuation.json, field {field!r}: is damaged; run `dataworth value` again"
+        ) from None
+
+
+def _of_sources(sources: pd.DataFrame) -> dict[str, float]:
+    """Value and share of each source, under names that MLflow takes."""
+    found = {}
+    for row in sources.to_dict("records"):
+        name = metric_name(row["source"])
+        found[f"value/{name}"] = float(row["value"])
+        if row["share"] is not None:
+            found[f"share/{name}"] = float(row["share"])
+    return found
+
+
+def _note(known: _Record, sources: pd.DataFrame) -> str:
+    page, run = known.prefect.get("url"), known.prefect.get("flow_run_id")
+    prefect = f"[{run}]({page})" if page else f"`{run}`"
+    table = markdown_sources(sources.to_dict("records"), NOTE_ROWS)
+    return f"Prefect flow run: {prefect}\n\nReport: `report.html`, under Artifacts\n\n{table}"
+
+
+def _step(name: str, known: _Record) -> TrackedStep:
+    groups, counted = STEPS[name]
+    params = {group: known.parameters[group] for group in groups if group in known.parameters}
+    metrics = {count: float(known.counts[count]) for count in counted if count in known.counts}
+    if name == "value":
+        metrics |= {f"game/{metric_name(key)}": float(said) for key, said in known.game.items() if _is_number(said)}
+    started = _milliseconds(known.started.get(name, known.made))
+    return TrackedStep(name, flat(params), metrics, started, known.seconds[name])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _machine(content: bytes, path: Path) -> tuple[MachineSample, ...]:
+    """Samples of the machine."""
+    try:
+        table = pd.read_csv(BytesIO(content))
+        rows: list[Mapping[Any, Any]] = list(table.astype(float).to_dict("records"))
+        return tuple(
+            MachineSample(int(row["time"]), {str(k): float(v) for k, v in row.items() if k != "time" and v == v})
+            for row in rows
+        )
+    except (ValueError, KeyError):
+        raise InputError(f"{path}: cannot be read as CSV; remove it, and nothing but system metrics is lost") from None
+
+
+def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
+    return {str(name): table[name].astype(object).where(table[name].notna(), None).to_list() for name in table}
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)

@@ -1,0 +1,112 @@
+"""The pages: self-contained HTML from templates that escape every value."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dataworth.tasks.report.numbers import interval, number, percent, points
+from dataworth.tasks.report.page.bars import MOST_BARS, Bar, chart
+from dataworth.tasks.report.page.certainty import certainty
+from dataworth.tasks.report.page.comparison import Comparison
+from dataworth.tasks.report.page.words import Vocabulary
+from dataworth.tasks.report.results.summary import Summary
+from dataworth.tasks.visible import visible
+
+__all__ = ["audit_page", "comparison_html", "likeness", "report_html"]
+
+# Of sources that are only in one of two valuations.
+MOST_NAMES = 8
+MOST_LETTERS = 60
+
+
+def _differs(sources: list[dict[str, Any]]) -> bool:
+    """Whether a payout is not the share, so that it is worth a column of its own."""
+    pairs = [(row.get("payout"), row["share"]) for row in sources]
+    return any(payout is not None and (share is None or abs(payout - share) > 1e-9) for payout, share in pairs)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("dataworth.tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(
+        number=number, percent=percent, points=points, chart=chart, differs=_differs, visible=visible
+    )
+    environment.globals.update(interval=interval, most_bars=MOST_BARS)
+    return environment
+
+
+def report_html(title: str, summary: Summary, confidence: float) -> str:
+    """The page of a valuation.
+
+    Args:
+        title: of the page.
+        summary: what it says.
+        confidence: coverage of the intervals, between 0 and 1.
+    """
+    asked = {query.id: f"{query.prompt}{query.completion}" for query in summary.queries}
+    lists = [summary.most, summary.least, *(rows for query in summary.queries for rows in (query.most, query.least))]
+    vocabulary = Vocabulary(row["text"] for rows in lists for row in rows)
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=title,
+            summary=summary,
+            coverage=percent(confidence, 0 if (confidence * 100) % 1 < 1e-9 else 1),
+            certainty=certainty(summary.sources, summary.notes),
+            shared=vocabulary.shared,
+            asked=asked,
+            all_asked="\n".join(asked.values()),
+        )
+    )
+
+
+def likeness(comparison: Comparison) -> list[tuple[str, str]]:
+    """Rank correlations, and what is only in one of them: label and what is found."""
+    n_first, n_second, n_both = comparison.n_documents
+    rows = [
+        ("rank correlation of the sources' values", _correlation(comparison.source_correlation)),
+        ("top documents in both", f"{n_both} of {n_first} in A and {n_second} in B"),
+        ("rank correlation of those documents' scores", _correlation(comparison.document_correlation)),
+    ]
+    for run, names in (("A", comparison.only_first), ("B", comparison.only_second)):
+        if names:
+            more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+            rows.append(
+                (f"sources only in {run}", ", ".join(name[:MOST_LETTERS] for name in names[:MOST_NAMES]) + more)
+            )
+    return rows
+
+
+def _correlation(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _part_interval(in_shares: bool) -> Callable[[Bar | None], str]:
+    def written(bar: Bar | None) -> str:
+        if bar is None or bar.low is None or bar.high is None:
+            return "unknown"
+        return f"{percent(bar.low)} … {percent(bar.high)}" if in_shares else interval(bar.low, bar.high)
+
+    return written
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The page of two valuations side by side."""
+    return (
+        _environment()
+        .get_template("compare.html")
+        .render(
+            title="Two valuations",
+            comparison=comparison,
+            sentences=likeness(comparison),
+            part_interval=_part_interval(comparison.axis.in_shares),
+        )
+    )
+
+
+def audit_page(**content: Any) -> str:
+    """The page of an audit, from what its template names (see dataworth.tasks.report.page.audit)."""
+    return _environment().get_template("audit.html").render(**content)

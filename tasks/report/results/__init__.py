@@ -1,0 +1,1 @@
+"""What a valuation says and leaves in its results folder."""

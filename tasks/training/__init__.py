@@ -1,0 +1,1 @@
+"""Training a model, and training it again on some of its documents."""

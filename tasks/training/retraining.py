@@ -1,0 +1,131 @@
+"""A model trained again, from where its training began, on some documents and no others."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.ref import StoreRef
+from dataworth.tasks.capture.losses import IGNORED, next_tokens
+from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch
+from dataworth.tasks.corpus.groups import document_groups
+from dataworth.tasks.corpus.measured_losses import query_losses
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import LoadedModel, load
+from dataworth.tasks.training.config import TrainingConfig
+from dataworth.tasks.training.small_model import shuffled_batches, train_steps
+
+__all__ = ["Retrained", "losses_after_training", "train"]
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """Losses of the queries after training on coalitions of sources; what a worker of a cluster is sent.
+
+    Args:
+        model: the checkpoint, and the base that every training begins from.
+        corpus: the documents.
+        queries: one window each.
+        grouping: of the documents into players.
+        names: of the players, in their order.
+        training: how.
+    """
+
+    model: ModelConfig
+    corpus: StoreRef
+    queries: StoreRef
+    grouping: str
+    names: tuple[str, ...]
+    training: TrainingConfig
+
+    def __call__(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
+        """(m, n_queries) nats, a training for each coalition.
+
+        Raises:
+            InputError: there is no base, or the weights are spread over several processes.
+        """
+        loaded, corpus, queries = load(self.model, 1.0), CorpusStore.open(self.corpus), CorpusStore.open(self.queries)
+        numbers = {name: number for number, name in enumerate(self.names)}
+        players = np.array([numbers.get(name, -1) for name in document_groups(corpus, self.grouping)])
+        of_windows = players[corpus.windows["document"]]
+        found = []
+        for mask in np.asarray(masks, bool):
+            chosen = np.flatnonzero((of_windows >= 0) & mask[of_windows])
+            found.append(losses_after_training(loaded, corpus, chosen, queries, self.training))
+        return np.array(found).reshape(len(found), queries.n_examples)
+
+
+def losses_after_training(
+    base: LoadedModel, corpus: CorpusStore, windows: np.ndarray, queries: CorpusStore, training: TrainingConfig
+) -> Float[np.ndarray, " q"]:
+    """(n_queries,) nats after training on some windows; the base is as it was afterwards.
+
+    Args:
+        base: where training begins.
+        corpus: of the windows.
+        windows: their numbers.
+        queries: one window each.
+        training: how.
+    """
+    with _as_it_was(base):
+        train(base, corpus, windows, training)
+        return query_losses(base, queries)
+
+
+def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, training: TrainingConfig) -> list[float]:
+    """Train a model on some windows of a corpus, in place.
+
+    Args:
+        loaded: all its floating-point weights are trained.
+        corpus: of the windows.
+        windows: their numbers; none: nothing changes.
+        training: how.
+
+    Returns:
+        Mean loss over the targets of each step, nats.
+    """
+    if loaded.sharded:
+        raise InputError("--model.shard: a model spread over several processes cannot be trained again yet")
+    batches = shuffled_batches(corpus.windows["n_tokens"][windows].tolist(), training)
+    model = loaded.model
+    torch.manual_seed(training.seed)
+
+    def predicted(numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Logits (p, v) and targets (p,) of some windows; targets without loss are IGNORED."""
+        batch = corpus_batch(corpus, numbers, loaded.device, loaded.reading.pad_token)
+        input_ids, attention_mask, labels = batch
+        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
+        targets = labels if labels.dim() == 1 else next_tokens(labels)
+        return logits.flatten(0, -2), targets.flatten()
+
+    def loss_of(step: int) -> Tensor:
+        numbers = windows[batches[step]]
+        if loaded.reading.batching == "padded":
+            return cross_entropy(*predicted(numbers), ignore_index=IGNORED)
+        lengths = corpus.windows["n_tokens"][numbers]
+        parts = batches_by_length(lengths, int(lengths.sum()), loaded.reading.batching)
+        logits, targets = zip(*(predicted(numbers[part]) for part in parts), strict=True)
+        return cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=IGNORED)
+
+    model.requires_grad_(True).train()
+    try:
+        return train_steps(model.parameters(), len(batches), loss_of, training)
+    finally:
+        model.requires_grad_(False).eval()
+
+
+@contextmanager
+def _as_it_was(loaded: LoadedModel) -> Iterator[None]:
+    """The model's weights and buffers are put back when the block ends."""
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    try:
+        yield
+    finally:
+        loaded.model.load_state_dict(before)

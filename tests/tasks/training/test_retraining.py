@@ -1,0 +1,151 @@
+"""The game retrain: coalitions trained again from the base, against the trainer that made the model."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from dataworth.storage.coalitions import CoalitionStore
+from dataworth.storage.corpus import CorpusStore
+from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.estimation.designs import all_coalitions
+from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
+from dataworth.tasks.coalitions.parts import GameParts
+from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.corpus.measured_losses import query_losses
+from dataworth.tasks.counterfactual import retraining
+from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.training.config import TrainingConfig
+from dataworth.tasks.training.retraining import Retrained
+from dataworth.tasks.training.small_model import SmallModel, train_language_model
+from tests.harness.pipeline import Pipeline
+from tests.reference.checkpoints import TEXTS
+
+TRAINING = TrainingConfig(epochs=3, batch_tokens=128, learning_rate=6e-3, weight_decay=0.1, seed=4)
+SMALL = SmallModel(
+    vocabulary=300,
+    hidden=16,
+    layers=1,
+    heads=2,
+    intermediate=24,
+    positions=24,
+    **{name: getattr(TRAINING, name) for name in TrainingConfig.model_fields},
+)
+NAMES = ("s0", "s1", "s2")
+
+
+@pytest.fixture
+def run(tmp_path, corpus_file, queries_file):
+    """A model that train_language_model trained on the texts of the corpus, and its base."""
+    texts = [*TEXTS[:10], TEXTS[0], " ".join(TEXTS)]
+    train_language_model(texts, tmp_path / "model", SMALL, lambda *_: None)
+    made = Pipeline(
+        tmp_path / "store",
+        tmp_path / "model",
+        corpus_file,
+        queries_file,
+        {"kind": "random", "rank": 2},
+        CurvatureConfig(draws=1),
+    )
+    made.model = made.model.model_copy(update={"base": str(tmp_path / "model" / "base")})
+    return made
+
+
+def parts_of(run, training=TRAINING):
+    return GameParts(
+        model=run.model,
+        queries=run.queries,
+        query_gradients=run.query_gradients,
+        bases=run.bases,
+        sums={},
+        factors=None,
+        damping=DampingConfig(),
+        corpus=run.corpus,
+        gradients=run.gradients,
+        curvature=run.curvature_config,
+        training=training,
+    )
+
+
+def retrained(run):
+    return Retrained(run.model, run.corpus, run.queries, "source", NAMES, TRAINING)
+
+
+def test_training_again_on_everything_ends_at_the_model_and_on_nothing_at_the_base(run):
+    queries = CorpusStore.open(run.queries)
+    trained, base = query_losses(load(run.model), queries), query_losses(load(run.model, 1.0), queries)
+    assert (base - trained).sum() > 1
+    nobody, everybody = retrained(run)(np.array([[False] * 3, [True] * 3]))
+    np.testing.assert_allclose(nobody, base, rtol=1e-6)
+    np.testing.assert_allclose(everybody, trained, rtol=1e-4)
+    # What was trained is undone.
+    np.testing.assert_array_equal(query_losses(load(run.model, 1.0), queries), base)
+
+
+def test_values_are_the_exact_semivalues_of_the_trainings_and_nothing_is_trained_twice(run, monkeypatch):
+    trained = Counter()
+    train = retraining.train
+
+    def counted(loaded, corpus, windows, training):
+        trained[windows.tobytes()] += 1
+        return train(loaded, corpus, windows, training)
+
+    masks = all_coalitions(3)
+    worth = -retrained(run)(masks)
+    monkeypatch.setattr(retraining, "train", counted)
+    config = SourcesConfig(game="retrain")
+    found = CoalitionStore.open(value_sources.fn(run.store, run.scores(), config, parts_of(run)))
+    assert len(trained) == trained.total() == 8
+    by_query = found.values.to_pandas().pivot(index="query_id", columns="source", values="value")
+    expected = exact_semivalues(masks, worth, size_weights(3, "shapley"))
+    np.testing.assert_allclose(by_query.loc[["q0", "q1"]], expected, rtol=1e-9)
+    np.testing.assert_allclose(by_query.loc["*"], expected.sum(axis=0), rtol=1e-9)
+    notes = found.attributes["notes"]
+    assert notes["reliable"]
+    assert notes["reach"] == pytest.approx(1, abs=1e-3)
+    assert by_query.loc["*"].sum() == pytest.approx(notes["v(all)"] - notes["v(none)"])
+    banzhaf = config.model_copy(update={"semivalue": "banzhaf"})
+    other = CoalitionStore.open(value_sources.fn(run.store, run.scores(), banzhaf, parts_of(run)))
+    assert other.values.column("value") != found.values.column("value")
+    assert trained.total() == 8
+
+
+def test_a_stopped_run_goes_on_after_the_last_training(run, monkeypatch):
+    done = []
+    train = retraining.train
+
+    def stopped(*arguments):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(1)
+        return train(*arguments)
+
+    config, scores = SourcesConfig(game="retrain"), run.scores()
+    monkeypatch.setattr(retraining, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        value_sources.fn(run.store, scores, config, parts_of(run))
+    monkeypatch.setattr(retraining, "train", lambda *arguments: done.append(1) or train(*arguments))
+    value_sources.fn(run.store, scores, config, parts_of(run))
+    assert len(done) == 8
+
+
+def test_workers_of_a_cluster_come_to_the_same(run):
+    config, scores = SourcesConfig(game="retrain"), run.scores()
+    two = value_sources.fn(run.store, scores, config, parts_of(run), ClusterConfig(workers=2))
+    found = CoalitionStore.open(two).values.to_pandas().pivot(index="query_id", columns="source", values="value")
+    masks = all_coalitions(3)
+    expected = exact_semivalues(masks, -retrained(run)(masks), size_weights(3, "shapley"))
+    np.testing.assert_allclose(found.loc[["q0", "q1"]], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_that_leads_elsewhere_falls_back_and_says_so(run, caplog):
+    slow = TRAINING.model_copy(update={"learning_rate": 1e-6})
+    found = CoalitionStore.open(
+        value_sources.fn(run.store, run.scores(), SourcesConfig(game="retrain"), parts_of(run, slow))
+    )
+    notes = found.attributes["notes"]
+    assert not notes["reliable"]
+    assert "--training" in notes["fallback"]
+    assert set(found.values.to_pandas()["game"]) == {"additive"}
