@@ -40,7 +40,8 @@ from dataworth.tasks.progress import run_logger
 from dataworth.tasks.report.markdown import inert, markdown_table
 from dataworth.tasks.report.page.audit import Audit, audit_table
 from dataworth.tasks.report.results.valuation import versions
-from dataworth.tasks.report.task import NotLoggedError, log_audit, publish_audit
+from dataworth.tasks.report.steps import NotLoggedError
+from dataworth.tasks.report.task import log_audit, publish_audit
 
 __all__ = ["audit_valuation"]
 

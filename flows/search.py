@@ -22,12 +22,12 @@ from dataworth.storage.gradients import GradientStore
 from dataworth.storage.locations import location_of
 from dataworth.storage.segments import Segment
 from dataworth.tasks.corpus.config import QueriesConfig
-from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
-from dataworth.tasks.curvature.task import fit_covariances, fit_matrices
+from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
+from dataworth.tasks.curvature.steps import fit_covariances, fit_matrices
 from dataworth.tasks.gradients.config import GradientsConfig
-from dataworth.tasks.gradients.task import gradient_store, index_gradients
+from dataworth.tasks.gradients.steps import gradient_store, index_gradients
 from dataworth.tasks.model.alike import refuse_other_tokenizers
-from dataworth.tasks.projection.task import make_bases
+from dataworth.tasks.projection.steps import make_bases
 from dataworth.tasks.scoring.blocks import Preconditioned, window_scores
 from dataworth.tasks.scoring.queries import layer_columns, preconditioned
 from dataworth.tasks.scoring.ready import damped_inverses
@@ -120,11 +120,11 @@ def _indexed(config: SearchConfig, own: str, queries: CorpusStore | None) -> _In
         InputError: the corpus is not indexed.
     """
     store, model, tokens = store_folder(config), config.model.only, config.gradients.batch_tokens
-    corpus_ref = prepare_corpus.fn(store, model, config.corpus)
+    corpus_ref = prepare_corpus(store, model, config.corpus)
     covariances = None
     if needs_covariances(config):
-        covariances = fit_covariances.fn(store, model, corpus_ref, config.curvature, tokens)
-    bases = make_bases.fn(store, model, config.projection, covariances)
+        covariances = fit_covariances(store, model, corpus_ref, config.curvature, tokens)
+    bases = make_bases(store, model, config.projection, covariances)
     corpus = CorpusStore.open(corpus_ref)
     gradients = gradient_store(store, model, corpus, bases, config.gradients)
     n_missing = int((~np.isin(corpus.contents[corpus.column("n_windows").to_numpy() > 0], gradients.stored())).sum())
@@ -132,10 +132,10 @@ def _indexed(config: SearchConfig, own: str, queries: CorpusStore | None) -> _In
         raise InputError(f"{n_missing} of {corpus.n_documents} documents are not indexed: run `dataworth index` first")
     curvature = None
     if config.curvature.kind != "none":
-        curvature = fit_matrices.fn(store, model, corpus_ref, bases, covariances, config.curvature, tokens)
+        curvature = fit_matrices(store, model, corpus_ref, bases, covariances, config.curvature, tokens)
     queries = queries or _query(config, own)
     precise = GradientsConfig(dtype="float32", batch_tokens=tokens)
-    ref = index_gradients.fn(own, model, queries.ref, bases, precise, "the query")
+    ref = index_gradients(own, model, queries.ref, bases, precise, "the query")
     (query_rows,) = GradientStore.open(ref).rows_of(queries.contents)
     inverses = damped_inverses(curvature, config.curvature.damping)
     ready = preconditioned(query_rows, layer_columns(gradients.layers, []), inverses, "dot")
@@ -148,7 +148,7 @@ def _query(config: SearchConfig, own: str) -> CorpusStore:
         path = Path(folder) / "query.jsonl"
         path.write_text(json.dumps({"id": "query", "prompt": config.query, "completion": config.completion}))
         asked = QueriesConfig(file=str(path), max_new_tokens=config.max_new_tokens)
-        return CorpusStore.open(prepare_queries.fn(own, config.model.only, asked))
+        return CorpusStore.open(prepare_queries(own, config.model.only, asked))
 
 
 def _candidates(gradients: GradientStore, corpus: CorpusStore, query: np.ndarray, config: SearchConfig) -> np.ndarray:

@@ -29,7 +29,8 @@ from dataworth.tasks.progress import run_logger
 from dataworth.tasks.report.config import TrackingConfig
 from dataworth.tasks.report.markdown import markdown_sources
 from dataworth.tasks.report.results.valuation import CheckpointParts, ValuationParts, valuation_summary
-from dataworth.tasks.report.task import NotLoggedError, log_valuation, publish_valuation
+from dataworth.tasks.report.steps import NotLoggedError
+from dataworth.tasks.report.task import log_valuation, publish_valuation
 from dataworth.tasks.scoring.task import average_scores
 from dataworth.tasks.visible import without_password
 

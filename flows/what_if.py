@@ -26,7 +26,7 @@ from dataworth.tasks.coalitions.games.portions import all_but, divided
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.payout.what_if import mean_estimate, shares_without, split_gain
 from dataworth.tasks.coalitions.play import MOST_EVALUATED, Play
-from dataworth.tasks.coalitions.task import game_fingerprint, play_of
+from dataworth.tasks.coalitions.steps import game_fingerprint, play_of
 from dataworth.tasks.corpus.groups import grouping_fields
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.report.numbers import interval, number, percent

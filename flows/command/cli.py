@@ -93,7 +93,7 @@ def _import_flows() -> None:
 def _run_together(run: Callable[[Any], None], config: Any) -> None:
     """The first of several processes runs the command; the others carry out its orders."""
     from dataworth.tasks.curvature.fitting import ACTIONS as FITTING
-    from dataworth.tasks.gradients.task import ACTIONS as INDEXING
+    from dataworth.tasks.gradients.steps import ACTIONS as INDEXING
     from dataworth.tasks.torchrun import follow, processes
 
     if processes().leads:

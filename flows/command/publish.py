@@ -11,7 +11,7 @@ from dataworth.tasks.report.config import TrackingConfig
 from dataworth.tasks.report.mlflow.tracking import LoggedRun
 from dataworth.tasks.report.page.audit import read_audit
 from dataworth.tasks.report.results.folder import read_results
-from dataworth.tasks.report.task import log_audited, log_results
+from dataworth.tasks.report.steps import log_audited, log_results
 
 __all__ = ["publish"]
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from dataworth.tasks.corpus.config import CorpusConfig
-from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.corpus.steps import prepare_corpus
 from dataworth.tasks.gradients.config import GradientsConfig
-from dataworth.tasks.gradients.task import index_gradients
+from dataworth.tasks.gradients.steps import index_gradients
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
-from dataworth.tasks.projection.task import make_bases
+from dataworth.tasks.projection.steps import make_bases
 from dataworth.tasks.training.small_model import train_tokenizer
 from tests.bench.indexing import model_of
 from tests.reference.checkpoints import TEXTS
@@ -49,7 +49,7 @@ def _measured(folder: Path) -> dict[str, Any]:
     texts = [" ".join(generator.choice(words, WORDS)) for _ in range(round(DOCUMENTS * (1 + NEW)))]
     model, store = ModelConfig(name=str(folder / "model")), str(folder / "store")
     load(model)  # a server that indexes every night has it, too; both measurements are without it
-    bases = make_bases.fn(store, model, ProjectionConfig())
+    bases = make_bases(store, model, ProjectionConfig())
 
     def indexed(n_documents: int) -> float:
         path = folder / f"{n_documents}.jsonl"
@@ -57,8 +57,8 @@ def _measured(folder: Path) -> dict[str, Any]:
             for number, text in enumerate(texts[:n_documents]):
                 file.write(json.dumps({"id": f"d{number}", "source": f"s{number % 7}", "text": text}) + "\n")
         start = time.perf_counter()
-        corpus = prepare_corpus.fn(store, model, CorpusConfig(files=[str(path)]))
-        index_gradients.fn(store, model, corpus, bases, GradientsConfig(), "the corpus")
+        corpus = prepare_corpus(store, model, CorpusConfig(files=[str(path)]))
+        index_gradients(store, model, corpus, bases, GradientsConfig(), "the corpus")
         return time.perf_counter() - start
 
     whole, added, again = indexed(DOCUMENTS), indexed(len(texts)), indexed(len(texts))

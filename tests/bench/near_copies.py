@@ -22,7 +22,7 @@ from dataworth.tasks.attribution.logra import fitted
 from dataworth.tasks.attribution.rows import all_rows, row_products
 from dataworth.tasks.corpus.config import CorpusConfig
 from dataworth.tasks.corpus.examples import CorpusExamples
-from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.corpus.steps import prepare_corpus
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.curvature.precondition import damped_inverse
 from dataworth.tasks.model.config import ModelConfig
@@ -159,7 +159,7 @@ def _scored(problem: NearCopies, scores: np.ndarray) -> Scored:
 def _taught(problem: NearCopies, seed: int) -> CorpusExamples:
     config = ModelConfig(name=str(problem.trained("everybody", seed)), device="cpu")
     corpus = CorpusConfig(files=[str(problem.folder / "corpus.jsonl")], max_length=WINDOW)
-    return CorpusExamples(CorpusStore.open(prepare_corpus.fn(str(problem.folder / "store"), config, corpus)))
+    return CorpusExamples(CorpusStore.open(prepare_corpus(str(problem.folder / "store"), config, corpus)))
 
 
 def _scores(

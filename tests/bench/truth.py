@@ -23,16 +23,16 @@ from dataworth.tasks.coalitions.games.path import path_values
 from dataworth.tasks.coalitions.play import Play
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.measured_losses import query_losses
-from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.curvature.precondition import damped_inverse
-from dataworth.tasks.curvature.task import fit_covariances, fit_query_factors, fit_source_sums
+from dataworth.tasks.curvature.steps import fit_covariances, fit_query_factors, fit_source_sums
 from dataworth.tasks.gradients.config import GradientsConfig
-from dataworth.tasks.gradients.task import index_gradients
+from dataworth.tasks.gradients.steps import index_gradients
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
-from dataworth.tasks.projection.task import make_bases
+from dataworth.tasks.projection.steps import make_bases
 from tests.reference import digits, language
 from tests.reference.digits import Network, agreement
 from tests.reference.language import PACKAGES
@@ -176,19 +176,19 @@ class LanguageGames:
         self.store = str(problem.folder / "store")
         self.curvature = CurvatureConfig(draws=4)
         corpus = CorpusConfig(files=[str(problem.corpus_file)], max_length=256)
-        self.corpus = prepare_corpus.fn(self.store, self.model, corpus)
-        self.queries = prepare_queries.fn(self.store, self.model, QueriesConfig(file=str(problem.queries_file)))
+        self.corpus = prepare_corpus(self.store, self.model, corpus)
+        self.queries = prepare_queries(self.store, self.model, QueriesConfig(file=str(problem.queries_file)))
         self.documents = CorpusStore.open(self.queries)
-        covariances = fit_covariances.fn(self.store, self.model, self.corpus, self.curvature, None)
-        self.bases = make_bases.fn(self.store, self.model, ProjectionConfig(kind="pca", rank=rank), covariances)
+        covariances = fit_covariances(self.store, self.model, self.corpus, self.curvature, None)
+        self.bases = make_bases(self.store, self.model, ProjectionConfig(kind="pca", rank=rank), covariances)
         self.play, self.plain = self._played(self.model), self._played(self.model.model_copy(update={"base": None}))
 
     def _played(self, model: ModelConfig) -> Play:
         store, bases, precise = self.store, self.bases, GradientsConfig(dtype="float32")
-        gradients = index_gradients.fn(store, model, self.corpus, bases, precise, "the corpus")
-        asked = index_gradients.fn(store, model, self.queries, bases, precise, "the queries")
-        factors = fit_query_factors.fn(store, model, self.queries, bases, self.curvature)
-        refs = fit_source_sums.fn(store, model, self.corpus, bases, gradients, self.curvature, None, n_groups=1)
+        gradients = index_gradients(store, model, self.corpus, bases, precise, "the corpus")
+        asked = index_gradients(store, model, self.queries, bases, precise, "the queries")
+        factors = fit_query_factors(store, model, self.queries, bases, self.curvature)
+        refs = fit_source_sums(store, model, self.corpus, bases, gradients, self.curvature, None, n_groups=1)
         sums = model_sums([refs[name] for name in language.SOURCES], bases, model, None, DampingConfig())
         base = None if model.base is None else query_losses(load(model, 1.0), self.documents)
         loaded = load(model)

@@ -24,13 +24,13 @@ from dataworth.storage.verification import verified
 from dataworth.storage.withdrawals import Withdrawals
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.parts import GameParts
-from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
-from dataworth.tasks.curvature.task import fit_query_factors, fit_source_sums
+from dataworth.tasks.curvature.steps import fit_query_factors, fit_source_sums
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.report.results.folder import read_results
 from dataworth.tasks.report.results.valuation import ValuationParts
-from dataworth.tasks.report.task import publish_valuation
+from dataworth.tasks.report.steps import publish_valuation
 from dataworth.what_if import valued
 from tests.harness.pipeline import Pipeline
 
@@ -96,7 +96,7 @@ class Valued:
     def outcome(self) -> str:
         """What every command says, as one text: the pipeline run again, then what reads the results."""
         with (
-            mock.patch("dataworth.tasks.scoring.task.dask_client", _here),
+            mock.patch("dataworth.tasks.scoring.steps.dask_client", _here),
             mock.patch("dataworth.storage.gradients.rows_per_shard", return_value=4),
         ):
             return repr(self._outcome())
@@ -112,18 +112,18 @@ class Valued:
             queries=run.queries,
             query_gradients=run.query_gradients,
             bases=run.bases,
-            sums=fit_source_sums.fn(run.store, run.model, run.corpus, run.bases, run.gradients, SAMPLED, 96),
-            factors=fit_query_factors.fn(run.store, run.model, run.queries, run.bases, SAMPLED),
+            sums=fit_source_sums(run.store, run.model, run.corpus, run.bases, run.gradients, SAMPLED, 96),
+            factors=fit_query_factors(run.store, run.model, run.queries, run.bases, SAMPLED),
             damping=DampingConfig(),
             corpus=run.corpus,
             gradients=run.gradients,
             curvature=SAMPLED,
         )
         sources = SourcesConfig(game="newton", utility="evaluated", fallback=False)
-        values = value_sources.fn(run.store, scores, sources, parts)
+        values = value_sources(run.store, scores, sources, parts)
         results = self.root / "results"
         if self.republishes or not results.exists():
-            publish_valuation.fn(str(results), self._valuation(run, scores, values), 0.95)
+            publish_valuation(str(results), self._valuation(run, scores, values), 0.95)
         kept, game = ScoreStore.open(scores), CoalitionStore.open(values)
         said = [table.to_pylist() for table in (kept.passages, kept.source_sums, kept.layer_scores, game.values)]
         said += [None if game.overlap is None else game.overlap.to_pylist(), kept.matrix.columns(np.arange(3)).tolist()]

@@ -10,7 +10,7 @@ from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.readers import read_documents, read_queries
-from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.visible import visible
 from tests.harness.hostile import Case, case
@@ -39,11 +39,11 @@ def outcome(given: Case, store: Path, model: ModelConfig) -> str:
     try:
         if given.kind == "queries":
             queries = QueriesConfig(file=name, max_new_tokens=2)
-            ref = prepare_queries.fn(str(store), model, queries)
+            ref = prepare_queries(str(store), model, queries)
             read = [(query.id, query.prompt, query.completion) for query in read_queries(queries)]
         else:
             corpus = CorpusConfig(files=[name], **given.options)
-            ref = prepare_corpus.fn(str(store), model, corpus)
+            ref = prepare_corpus(str(store), model, corpus)
             found = read_documents(corpus, labelled=given.kind == "classes")
             read = [(document.id, document.source, document.text) for document in found]
     except InputError as error:

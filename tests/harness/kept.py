@@ -23,7 +23,7 @@ import dataworth.index_corpus
 import dataworth.one_checkpoint
 import dataworth.problems
 import dataworth.tasks.counterfactual.trainings
-import dataworth.tasks.scoring.task
+import dataworth.tasks.scoring.steps
 import dataworth.value_corpus
 from dataworth.config import AuditRunConfig, CorpusRunConfig, SearchConfig, ValueConfig
 from dataworth.one_checkpoint import Checkpoint, Timings, valued_checkpoint
@@ -33,13 +33,13 @@ from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.ref import StoreRef
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.corpus.config import CorpusConfig
-from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.corpus.steps import prepare_corpus
 from dataworth.tasks.curvature.config import CurvatureConfig
-from dataworth.tasks.curvature.task import fit_covariances
+from dataworth.tasks.curvature.steps import fit_covariances
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
-from dataworth.tasks.projection.task import make_bases
+from dataworth.tasks.projection.steps import make_bases
 from dataworth.tasks.training.small_model import train_tokenizer
 from tests.reference.checkpoints import TEXTS
 
@@ -77,7 +77,7 @@ def bodies() -> Iterator[None]:
         def shared(*_: Any) -> Iterator[Any]:
             yield client
 
-        for module in (dataworth.tasks.scoring.task, dataworth.tasks.counterfactual.trainings):
+        for module in (dataworth.tasks.scoring.steps, dataworth.tasks.counterfactual.trainings):
             patched.setattr(module, "dask_client", shared)
         for module in MODULES:
             for name, value in list(vars(module).items()):
@@ -178,9 +178,9 @@ class Inputs:
     def _save_bases(self, number: int) -> None:
         """PCA bases of rank 2, by another seed of the labels the second time."""
         store, model = str(self.folder / "store"), ModelConfig(name=self["model"])
-        corpus = prepare_corpus.fn(store, model, CorpusConfig(files=[self["corpus.jsonl"]], max_length=MAX_LENGTH))
-        covariances = fit_covariances.fn(store, model, corpus, CurvatureConfig(seed=number), 64)
-        bases = make_bases.fn(store, model, ProjectionConfig(kind="pca", rank=2), covariances)
+        corpus = prepare_corpus(store, model, CorpusConfig(files=[self["corpus.jsonl"]], max_length=MAX_LENGTH))
+        covariances = fit_covariances(store, model, corpus, CurvatureConfig(seed=number), 64)
+        bases = make_bases(store, model, ProjectionConfig(kind="pca", rank=2), covariances)
         shutil.copytree(bases.location, self._kept / ("bases" if number == 0 else "other bases"))
 
 

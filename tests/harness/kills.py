@@ -17,12 +17,12 @@ import torch
 
 import dataworth.storage.gradients
 from dataworth.tasks.corpus.config import CorpusConfig
-from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.corpus.steps import prepare_corpus
 from dataworth.tasks.gradients.config import GradientsConfig
-from dataworth.tasks.gradients.task import index_gradients
+from dataworth.tasks.gradients.steps import index_gradients
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.projection.config import ProjectionConfig
-from dataworth.tasks.projection.task import make_bases
+from dataworth.tasks.projection.steps import make_bases
 from dataworth.tasks.training.small_model import train_tokenizer
 from tests.reference.checkpoints import TEXTS, save_checkpoint
 
@@ -62,11 +62,11 @@ def main(folder: Path, seed: int, n_kills: int) -> None:
     model = ModelConfig(name=str(folder / "model"))
 
     def prepared(store: Path):
-        corpus = prepare_corpus.fn(str(store), model, CorpusConfig(files=[str(corpus_file)], max_length=32))
-        return str(store), model, corpus, make_bases.fn(str(store), model, ProjectionConfig(rank=3))
+        corpus = prepare_corpus(str(store), model, CorpusConfig(files=[str(corpus_file)], max_length=32))
+        return str(store), model, corpus, make_bases(str(store), model, ProjectionConfig(rank=3))
 
     def indexed(arguments) -> None:
-        index_gradients.fn(*arguments, GradientsConfig(batch_tokens=128), "test")
+        index_gradients(*arguments, GradientsConfig(batch_tokens=128), "test")
 
     straight, disturbed = prepared(folder / "straight"), prepared(folder / "disturbed")
     indexed(straight)

@@ -8,15 +8,15 @@ from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
-from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
-from dataworth.tasks.curvature.task import fit_covariances, fit_matrices
+from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
+from dataworth.tasks.curvature.steps import fit_covariances, fit_matrices
 from dataworth.tasks.gradients.config import GradientsConfig
-from dataworth.tasks.gradients.task import index_gradients
+from dataworth.tasks.gradients.steps import index_gradients
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.projection.config import ProjectionConfig
-from dataworth.tasks.projection.task import make_bases
+from dataworth.tasks.projection.steps import make_bases
 from dataworth.tasks.scoring.config import ScoringConfig
-from dataworth.tasks.scoring.task import score_corpus
+from dataworth.tasks.scoring.steps import score_corpus
 
 __all__ = ["MAX_LENGTH", "PRECISE", "Pipeline", "assert_same_scores", "document_scores", "matrix_by_id", "tokens_of"]
 
@@ -33,18 +33,16 @@ class Pipeline:
         self.store, self.model = str(store), ModelConfig(name=str(checkpoint), exclude=projection.pop("exclude", []))
         corpus_config = CorpusConfig(files=[str(corpus_file)], max_length=MAX_LENGTH, fields=list(fields))
         self.curvature_config = curvature
-        self.corpus = prepare_corpus.fn(self.store, self.model, corpus_config)
-        self.queries = prepare_queries.fn(self.store, self.model, QueriesConfig(file=str(queries_file)))
+        self.corpus = prepare_corpus(self.store, self.model, corpus_config)
+        self.queries = prepare_queries(self.store, self.model, QueriesConfig(file=str(queries_file)))
         self.covariances = None
         factored = projection["kind"] == "identity" and curvature.kind in ("kfac", "ekfac")
         if projection["kind"] == "pca" or factored:
-            self.covariances = fit_covariances.fn(
-                self.store, self.model, self.corpus, curvature, gradients.batch_tokens
-            )
-        self.bases = make_bases.fn(self.store, self.model, ProjectionConfig(**projection), self.covariances)
+            self.covariances = fit_covariances(self.store, self.model, self.corpus, curvature, gradients.batch_tokens)
+        self.bases = make_bases(self.store, self.model, ProjectionConfig(**projection), self.covariances)
         self.curvature = None
         if curvature.kind != "none":
-            self.curvature = fit_matrices.fn(
+            self.curvature = fit_matrices(
                 self.store,
                 self.model,
                 self.corpus,
@@ -57,10 +55,10 @@ class Pipeline:
         self.query_gradients = self.indexed(self.queries, PRECISE)
 
     def indexed(self, corpus, gradients):
-        return index_gradients.fn(self.store, self.model, corpus, self.bases, gradients, "test")
+        return index_gradients(self.store, self.model, corpus, self.bases, gradients, "test")
 
     def scores(self, workers=1, grouping="source", **scoring):
-        return score_corpus.fn(
+        return score_corpus(
             self.store,
             self.corpus,
             self.gradients,

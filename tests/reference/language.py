@@ -18,7 +18,7 @@ from dataworth.tasks.coalitions.estimation.designs import all_coalitions
 from dataworth.tasks.corpus.config import QueriesConfig
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.corpus.stdlib import held_out, standard_library_documentation
-from dataworth.tasks.corpus.task import prepare_queries
+from dataworth.tasks.corpus.steps import prepare_queries
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.training.small_model import SmallModel, train_language_model, train_tokenizer
@@ -97,7 +97,7 @@ class Language:
     def losses(self, model: Path) -> np.ndarray:
         """(n_queries,) nats under a checkpoint."""
         config = ModelConfig(name=str(model), device="cpu")
-        queries = prepare_queries.fn(str(self.folder / "store"), config, QueriesConfig(file=str(self.queries_file)))
+        queries = prepare_queries(str(self.folder / "store"), config, QueriesConfig(file=str(self.queries_file)))
         return query_losses(load(config), CorpusStore.open(queries))
 
 

@@ -15,7 +15,7 @@ from dataworth.storage.gradients import GradientStore
 from dataworth.storage.locations import check_usable, check_writable, location_of
 from dataworth.storage.verification import verified
 from dataworth.tasks.corpus.config import CorpusConfig
-from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.corpus.steps import prepare_corpus
 from dataworth.tasks.model.config import ModelConfig
 from tests.harness.damage import Valued
 from tests.harness.pipeline import MAX_LENGTH
@@ -66,7 +66,7 @@ def test_what_is_finished_is_read_and_what_is_not_is_refused(tmp_path, checkpoin
         refused = CorpusConfig(files=[str(other)], max_length=MAX_LENGTH)
         other.write_text('{"id": "a", "source": "s", "text": "Another text than those that are there."}\n')
         with pytest.raises(StoreReadOnlyError, match=r"may not be written \(Read-only file system\)"):
-            prepare_corpus.fn(str(store), ModelConfig(name=str(checkpoints["llama"])), refused)
+            prepare_corpus(str(store), ModelConfig(name=str(checkpoints["llama"])), refused)
     assert not location_of(store).is_read_only()
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
-from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
 from dataworth.tasks.corpus.windows import class_number
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.model.config import ModelConfig
@@ -79,7 +79,7 @@ def test_documents_without_a_known_class_are_refused(tmp_path, checkpoints, labe
     model = ModelConfig(name=str(checkpoints["bert classifier"]))
 
     def prepared(**fields):
-        return prepare_corpus.fn(
+        return prepare_corpus(
             str(tmp_path / "store"), model, CorpusConfig(files=[str(corpus)], max_length=24, **fields)
         )
 
@@ -91,11 +91,11 @@ def test_documents_without_a_known_class_are_refused(tmp_path, checkpoints, labe
     folder.mkdir(parents=True)
     (folder / "a.txt").write_text("words")
     with pytest.raises(InputError, match="a folder of text says no classes"):
-        prepare_corpus.fn(str(tmp_path / "store"), model, CorpusConfig(files=[str(folder.parent)], max_length=24))
+        prepare_corpus(str(tmp_path / "store"), model, CorpusConfig(files=[str(folder.parent)], max_length=24))
     queries = tmp_path / "wrong.jsonl"
     queries.write_text('{"id": "q", "prompt": "words", "completion": "joy"}\n')
     with pytest.raises(InputError, match=r"field 'completion': the model has no class 'joy'"):
-        prepare_queries.fn(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
+        prepare_queries(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dataworth.tasks.attribution import rows as rows_of_examples
 from dataworth.tasks.attribution.logra import LoGra
 from dataworth.tasks.corpus.config import CorpusConfig
 from dataworth.tasks.corpus.examples import CorpusExamples, Part
-from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.corpus.steps import prepare_corpus
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.model.config import ModelConfig
@@ -59,7 +59,7 @@ def test_scores_in_memory_hardly_depend_on_what_is_beside(
     """Here every copy has a pass of its own, in a batch that is padded as its neighbours want."""
     monkeypatch.setattr(rows_of_examples, "BATCH_TOKENS", batch_tokens)
     config = ModelConfig(name=str(checkpoints["llama"]))
-    corpus = prepare_corpus.fn(str(tmp_path), config, CorpusConfig(files=[str(copied_file)], max_length=24))
+    corpus = prepare_corpus(str(tmp_path), config, CorpusConfig(files=[str(copied_file)], max_length=24))
     examples = CorpusExamples(CorpusStore.open(corpus))
     curvature = CurvatureConfig(kind=kind, draws=2)
     method = LoGra(ProjectionConfig(rank=5), curvature).fit([load(config)], examples)

@@ -23,7 +23,7 @@ from dataworth.storage.withdrawals import CHECKSUMS, FILE, Withdrawals
 from dataworth.tasks.corpus.config import CorpusConfig
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.training.small_model import SmallModel
-from dataworth.tasks.training.task import train_small_model
+from dataworth.tasks.training.steps import train_small_model
 from dataworth.training import Indexing
 from tests.harness.kept import TOLERANCE, Inputs, Tables, audited, bodies, differing, leaves, searched, valued
 from tests.harness.kept_settings import (
@@ -227,7 +227,7 @@ OF_A_SMALL_MODEL = {
 
 def _trained(folder: Path, corpus: str, settings: SmallModel, start: str | None) -> bytes:
     """The weights of the model that is there, or is trained now."""
-    train_small_model.fn(str(folder), CorpusConfig(files=[corpus]), settings, start)
+    train_small_model(str(folder), CorpusConfig(files=[corpus]), settings, start)
     return (folder / "model.safetensors").read_bytes()
 
 

@@ -15,18 +15,18 @@ from dataworth.storage.ref import StoreRef
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.capture.losses import drawn_labels
 from dataworth.tasks.coalitions.config import SourcesConfig
-from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.draws import label_uniforms
-from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
-from dataworth.tasks.curvature.task import fit_matrices
+from dataworth.tasks.curvature.steps import fit_matrices
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.layers import tracked_layers
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.logra import stored_projections
-from dataworth.tasks.projection.task import make_bases
+from dataworth.tasks.projection.steps import make_bases
 from tests.harness.pipeline import (
     MAX_LENGTH,
     Pipeline,
@@ -190,23 +190,23 @@ def test_a_killed_fit_goes_on_from_what_it_kept(tmp_path, checkpoints, corpus_fi
 
 def test_earlier_bases_are_used_as_they_are(tmp_path, checkpoints, corpus_file, queries_file, small):
     bases = StoreRef(**small.bases.model_dump()).location
-    again = make_bases.fn(str(tmp_path / "elsewhere"), small.model, ProjectionConfig(bases=bases))
+    again = make_bases(str(tmp_path / "elsewhere"), small.model, ProjectionConfig(bases=bases))
     assert again.fingerprint == small.bases.fingerprint
     other = ModelConfig(name=str(checkpoints["gpt2"]))
     with pytest.raises(InputError, match="made for other layers"):
-        make_bases.fn(small.store, other, ProjectionConfig(bases=bases))
+        make_bases(small.store, other, ProjectionConfig(bases=bases))
     with pytest.raises(InputError, match="no bases, but another kind"):
-        make_bases.fn(small.store, small.model, ProjectionConfig(bases=small.curvature.location))
+        make_bases(small.store, small.model, ProjectionConfig(bases=small.curvature.location))
     with pytest.raises(InputError, match="holds no finished bases"):
-        make_bases.fn(small.store, small.model, ProjectionConfig(bases=str(tmp_path)))
+        make_bases(small.store, small.model, ProjectionConfig(bases=str(tmp_path)))
 
 
 def test_exact_labels_and_factors_are_refused_where_they_are_not_defined(small):
     with pytest.raises(InputError, match="which a classifier has and a language model does not"):
-        fit_matrices.fn(small.store, small.model, small.corpus, small.bases, None, CurvatureConfig(labels="exact"), 96)
-    sketched = make_bases.fn(small.store, small.model, ProjectionConfig(kind="factgrass", rank=3))
+        fit_matrices(small.store, small.model, small.corpus, small.bases, None, CurvatureConfig(labels="exact"), 96)
+    sketched = make_bases(small.store, small.model, ProjectionConfig(kind="factgrass", rank=3))
     with pytest.raises(InputError, match="factgrass sketches together"):
-        fit_matrices.fn(small.store, small.model, small.corpus, sketched, None, CurvatureConfig(kind="ekfac"), 96)
+        fit_matrices(small.store, small.model, small.corpus, sketched, None, CurvatureConfig(kind="ekfac"), 96)
 
 
 def test_relative_and_cosine_scores_equal_their_formulas(tmp_path, checkpoints, corpus_file, queries_file):
@@ -271,7 +271,7 @@ def test_everything_left_is_consistent(small):
         document = documents[row.document_id]
         assert document["text"][row.window_start :].startswith(row.text)
         assert row.source == document["source"]
-    values = value_sources.fn(small.store, small.scores(top_k=4), SourcesConfig())
+    values = value_sources(small.store, small.scores(top_k=4), SourcesConfig())
     from dataworth.storage.coalitions import CoalitionStore
 
     table = CoalitionStore.open(values).values.to_pandas()
@@ -317,7 +317,7 @@ def test_indexing_again_computes_nothing_and_new_documents_alone(small, corpus_f
     with corpus_file.open("a") as file:
         file.write('{"id": "new", "source": "s9", "text": "Nothing like this was read before."}\n')
     config = CorpusConfig(files=[str(corpus_file)], max_length=MAX_LENGTH)
-    grown = prepare_corpus.fn(small.store, small.model, config)
+    grown = prepare_corpus(small.store, small.model, config)
     assert small.indexed(grown, GradientsConfig(batch_tokens=96)) == small.gradients
     assert counted == [1]
     after = GradientStore.open(small.gradients).rows_of(CorpusStore.open(small.corpus).contents)
@@ -368,23 +368,23 @@ def test_a_row_in_the_store_does_not_depend_on_its_neighbours(tmp_path, checkpoi
 def test_completions_are_written_by_the_model(tmp_path, checkpoints, small):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"id": "p", "prompt": "The river"}\n')
-    ref = prepare_queries.fn(small.store, small.model, QueriesConfig(file=str(path), max_new_tokens=5))
+    ref = prepare_queries(small.store, small.model, QueriesConfig(file=str(path), max_new_tokens=5))
     (row,) = CorpusStore.open(ref).documents()
     assert row["text"].startswith("The river")
     assert len(row["text"]) > row["n_prompt_characters"] == len("The river")
-    assert prepare_queries.fn(small.store, small.model, QueriesConfig(file=str(path), max_new_tokens=5)) == ref
+    assert prepare_queries(small.store, small.model, QueriesConfig(file=str(path), max_new_tokens=5)) == ref
 
 
 def test_refusals_in_one_sentence(tmp_path, small, corpus_file):
     with pytest.raises(InputError, match="the model reads at most 64 tokens; pass --corpus.max_length 64"):
-        prepare_corpus.fn(small.store, small.model, CorpusConfig(files=[str(corpus_file)], max_length=65))
+        prepare_corpus(small.store, small.model, CorpusConfig(files=[str(corpus_file)], max_length=65))
     prompt = tmp_path / "long.jsonl"
     prompt.write_text('{"id": "p", "prompt": "%s"}\n' % ("long " * 80))
     with pytest.raises(InputError, match="leaves the model no room"):
-        prepare_queries.fn(small.store, small.model, QueriesConfig(file=str(prompt)))
+        prepare_queries(small.store, small.model, QueriesConfig(file=str(prompt)))
     single = tmp_path / "single.jsonl"
     single.write_text('{"id": "d", "source": "s", "text": "fine words"}\n')
-    grown = prepare_corpus.fn(small.store, small.model, CorpusConfig(files=[str(single)], max_length=MAX_LENGTH))
+    grown = prepare_corpus(small.store, small.model, CorpusConfig(files=[str(single)], max_length=MAX_LENGTH))
     small.corpus = grown
     with pytest.raises(StoreIncompleteError, match="0 of 1 documents: run index-corpus first"):
         small.scores()

@@ -14,12 +14,12 @@ from dataworth.storage.scores import ScoreStore
 from dataworth.storage.verification import verified
 from dataworth.storage.withdrawals import Withdrawals
 from dataworth.tasks.coalitions.config import SourcesConfig
-from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.scoring.config import ScoringConfig
 from dataworth.tasks.scoring.ready import Pass
-from dataworth.tasks.scoring.task import average_scores
+from dataworth.tasks.scoring.steps import average_scores
 from tests.harness.pipeline import Pipeline, matrix_by_id
 
 HALF = GradientsConfig(batch_tokens=96)
@@ -47,7 +47,7 @@ def run(checkpoints, corpus_file, queries_file, monkeypatch):
             HALF,
         )
         scores = pipeline.scores(by_layer=True)
-        return pipeline, scores, value_sources.fn(pipeline.store, scores, SourcesConfig())
+        return pipeline, scores, value_sources(pipeline.store, scores, SourcesConfig())
 
     return everything
 
@@ -90,7 +90,7 @@ def test_scores_in_a_bucket_are_averaged(run, bucket, monkeypatch):
         for kind in ("dot", "relative")
     ]
     damping, scoring = pipeline.curvature_config.damping, ScoringConfig(save_matrix=True)
-    ref = average_scores.fn(pipeline.store, pipeline.corpus, pipeline.queries, passes, damping, scoring)
+    ref = average_scores(pipeline.store, pipeline.corpus, pipeline.queries, passes, damping, scoring)
     one, two = (matrix_by_id(each.scores, 3) for each in passes)
     for name, scores in matrix_by_id(ref, 3).items():
         np.testing.assert_allclose(scores, (one[name].astype(np.float64) + two[name]) / 2, rtol=1e-6)

@@ -22,13 +22,13 @@ from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, s
 from dataworth.tasks.coalitions.games.model_game import MeasuredLosses, model_sums
 from dataworth.tasks.coalitions.games.newton import NewtonSteps
 from dataworth.tasks.coalitions.parts import GameParts
-from dataworth.tasks.coalitions.task import average_values, value_sources
+from dataworth.tasks.coalitions.steps import average_values, value_sources
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.curvature import task as curvature_task
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.curvature.source_sums import SourceDocuments
-from dataworth.tasks.curvature.task import fit_query_factors, fit_source_sums
+from dataworth.tasks.curvature.steps import fit_query_factors, fit_source_sums
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.displacement import base_displacements
 from dataworth.tasks.model.loading import base_weights, load
@@ -62,13 +62,13 @@ def base(checkpoints, tmp_path):
 
 
 def sums_of(run, model=None, config=SAMPLED, n_groups=5):
-    return fit_source_sums.fn(
+    return fit_source_sums(
         run.store, model or run.model, run.corpus, run.bases, run.gradients, config, 96, n_groups=n_groups
     )
 
 
 def parts_of(run, model, n_groups=5):
-    factors = fit_query_factors.fn(run.store, model, run.queries, run.bases, SAMPLED)
+    factors = fit_query_factors(run.store, model, run.queries, run.bases, SAMPLED)
     return GameParts(
         model=model,
         queries=run.queries,
@@ -217,7 +217,7 @@ def test_values_of_games(made, base, game, with_base):
     model = run.model.model_copy(update={"base": base if with_base else None})
     parts, scores = parts_of(run, model), run.scores()
     config = SourcesConfig(game=game, fallback=False, pull=None if with_base else 1.0)
-    found = CoalitionStore.open(value_sources.fn(run.store, scores, config, parts))
+    found = CoalitionStore.open(value_sources(run.store, scores, config, parts))
     table = found.values.to_pandas()
     assert list(table["query_id"].drop_duplicates()) == ["q0", "q1", "*"]
     assert set(table["game"]) == {game}
@@ -235,7 +235,7 @@ def test_errors_are_there_by_their_cause_and_add_up_in_quadrature(made, base, ga
     run = made({"kind": "pca", "rank": 3})
     model, scores = run.model.model_copy(update={"base": base}), run.scores()
     config = SourcesConfig(game=game, fallback=False)
-    found = CoalitionStore.open(value_sources.fn(run.store, scores, config, parts_of(run, model)))
+    found = CoalitionStore.open(value_sources(run.store, scores, config, parts_of(run, model)))
     table = found.values.to_pandas()
     names = ["error_coalitions", "error_documents", "error_queries"]
     np.testing.assert_allclose(np.sqrt((table[names] ** 2).sum(axis=1)), table["standard_error"], rtol=1e-12)
@@ -244,7 +244,7 @@ def test_errors_are_there_by_their_cause_and_add_up_in_quadrature(made, base, ga
     assert ((table["low"] < table["value"]) & (table["value"] < table["high"])).all()
     assert "5 groups" in found.attributes["notes"]["errors"]
     one = SourcesConfig(game=game, fallback=False, document_groups=1)
-    plain = CoalitionStore.open(value_sources.fn(run.store, scores, one, parts_of(run, model, n_groups=1)))
+    plain = CoalitionStore.open(value_sources(run.store, scores, one, parts_of(run, model, n_groups=1)))
     without = plain.values.to_pandas()
     assert without["error_documents"].isna().all()
     if game == "newton":  # measured by float32 passes at steps that differ in their last digits
@@ -266,7 +266,7 @@ def test_no_coalition_is_evaluated_twice(made, base, monkeypatch):
     values = {}
     for semivalue in ("shapley", "banzhaf", "leave_one_out"):
         config = SourcesConfig(game="newton", semivalue=semivalue, fallback=False)
-        ref = value_sources.fn(run.store, scores, config, parts)
+        ref = value_sources(run.store, scores, config, parts)
         values[semivalue] = CoalitionStore.open(ref).values.to_pandas()["value"]
     assert sum(asked) == 8
     assert not values["shapley"].equals(values["banzhaf"])
@@ -280,8 +280,8 @@ def test_an_unreliable_game_falls_back_and_says_so(made, base):
     run = made({"kind": "random", "rank": 1})
     model = run.model.model_copy(update={"base": base})
     parts, scores = parts_of(run, model), run.scores()
-    found = CoalitionStore.open(value_sources.fn(run.store, scores, SourcesConfig(game="newton"), parts))
-    plain = CoalitionStore.open(value_sources.fn(run.store, scores, SourcesConfig()))
+    found = CoalitionStore.open(value_sources(run.store, scores, SourcesConfig(game="newton"), parts))
+    plain = CoalitionStore.open(value_sources(run.store, scores, SourcesConfig()))
     assert not found.attributes["notes"]["reliable"]
     assert "newton" in found.attributes["notes"]["fallback"]
     assert found.values.column("value") == plain.values.column("value")
@@ -306,7 +306,7 @@ def test_worth_measured_on_a_cluster_is_the_same(made, base):
         run = made({"kind": "pca", "rank": 3}, store=f"store of {n_workers}")
         model = run.model.model_copy(update={"base": base})
         parts = parts_of(run, model, n_groups=1)
-        found = value_sources.fn(run.store, run.scores(), config, parts, ClusterConfig(workers=n_workers))
+        found = value_sources(run.store, run.scores(), config, parts, ClusterConfig(workers=n_workers))
         values.append(CoalitionStore.open(found).values.to_pandas()["value"])
     np.testing.assert_allclose(values[1], values[0], rtol=1e-4)
 
@@ -315,7 +315,7 @@ def test_values_in_parameters_are_found_once_for_all_queries(made, base, monkeyp
     run = made({"kind": "pca", "rank": 3})
     model = run.model.model_copy(update={"base": base})
     linear = SourcesConfig(game="newton", utility="linear", fallback=False)
-    first = CoalitionStore.open(value_sources.fn(run.store, run.scores(), linear, parts_of(run, model)))
+    first = CoalitionStore.open(value_sources(run.store, run.scores(), linear, parts_of(run, model)))
     plays = []
     monkeypatch.setattr(stored_vectors, "vector_values", lambda *_: plays.append(1))
     rows = [
@@ -324,7 +324,7 @@ def test_values_in_parameters_are_found_once_for_all_queries(made, base, monkeyp
     ]
     queries_file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     later = made({"kind": "pca", "rank": 3})
-    found = CoalitionStore.open(value_sources.fn(later.store, later.scores(), linear, parts_of(later, model)))
+    found = CoalitionStore.open(value_sources(later.store, later.scores(), linear, parts_of(later, model)))
     assert not plays
     table, before = (store.values.to_pandas().set_index(["query_id", "source"]) for store in (found, first))
     np.testing.assert_allclose(table.loc["q0", "value"], before.loc["q0", "value"], rtol=1e-6)
@@ -349,7 +349,7 @@ def test_values_of_documents_along_the_path_add_up_to_their_sources(made, base, 
     run = made({"kind": "pca", "rank": 3})
     model = run.model.model_copy(update={"base": base if with_base else None})
     config = SourcesConfig(game="path", fallback=False, document_values=True, pull=None if with_base else 1.0)
-    found = CoalitionStore.open(value_sources.fn(run.store, run.scores(), config, parts_of(run, model)))
+    found = CoalitionStore.open(value_sources(run.store, run.scores(), config, parts_of(run, model)))
     documents, table = found.documents.to_pandas(), found.values.to_pandas()
     assert sorted(documents["document_id"]) == sorted(CorpusStore.open(run.corpus).column("document_id").to_pylist())
     assert documents["value"].is_monotonic_decreasing
@@ -372,10 +372,9 @@ def test_games_of_two_checkpoints_are_averaged_with_all_they_tell(
     second = Pipeline(tmp_path / "store", other, corpus_file, queries_file, {"kind": "random", "rank": 3}, SAMPLED)
     config = SourcesConfig(game="path", fallback=False, document_values=True, pull=1.0, document_groups=1)
     singles = [
-        value_sources.fn(run.store, run.scores(), config, parts_of(run, run.model, n_groups=1))
-        for run in (first, second)
+        value_sources(run.store, run.scores(), config, parts_of(run, run.model, n_groups=1)) for run in (first, second)
     ]
-    found = CoalitionStore.open(average_values.fn(first.store, singles, 0.95, "checkpoint", first.scores()))
+    found = CoalitionStore.open(average_values(first.store, singles, 0.95, "checkpoint", first.scores()))
     one, two = (CoalitionStore.open(ref) for ref in singles)
     table = found.values.to_pandas()
     values = [store.values.to_pandas()["value"] for store in (one, two)]
@@ -397,6 +396,6 @@ def test_checkpoints_valued_by_different_games_are_refused(made):
     first = made({"kind": "random", "rank": 3})
     games = (SourcesConfig(), SourcesConfig(game="path", fallback=False, pull=1.0, document_groups=1))
     parts = (None, parts_of(first, first.model, n_groups=1))
-    singles = [value_sources.fn(first.store, first.scores(), *each) for each in zip(games, parts, strict=True)]
+    singles = [value_sources(first.store, first.scores(), *each) for each in zip(games, parts, strict=True)]
     with pytest.raises(InputError, match="^--model: the checkpoints are not valued by one game, but by additive and "):
-        average_values.fn(first.store, singles, 0.95, "checkpoint", first.scores())
+        average_values(first.store, singles, 0.95, "checkpoint", first.scores())

@@ -10,12 +10,12 @@ from tokenizers import processors
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
-from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
-from dataworth.tasks.projection.task import make_bases
+from dataworth.tasks.projection.steps import make_bases
 from tests.conformance.tokenizers import MAKES
 from tests.harness.pipeline import Pipeline, assert_same_scores, document_scores, matrix_by_id
 from tests.reference.checkpoints import LLAMA, SIZE, TEXTS
@@ -174,7 +174,7 @@ def test_what_a_model_says_is_explained_by_the_ids_it_said(tmp_path):
     said = teach(model, tokenizer("A lamp")["input_ids"], lamp[:3])
     model.save_pretrained(folder)
     queries = lines(tmp_path / "q.jsonl", [{"id": "q", "prompt": "A lamp"}])
-    ref = prepare_queries.fn(
+    ref = prepare_queries(
         str(tmp_path / "store"), ModelConfig(name=str(folder)), QueriesConfig(file=str(queries), max_new_tokens=3)
     )
     store = CorpusStore.open(ref)
@@ -206,7 +206,7 @@ def test_settings_of_generation_that_a_checkpoint_brings_are_left_aside(tmp_path
         hf.GenerationConfig(**settings).save_pretrained(folder)
         loaded = ModelConfig(name=str(folder))
         config = QueriesConfig(file=str(queries), max_new_tokens=6)
-        return CorpusStore.open(prepare_queries.fn(str(tmp_path / store), loaded, config)).tokens(0).tolist()
+        return CorpusStore.open(prepare_queries(str(tmp_path / store), loaded, config)).tokens(0).tolist()
 
     plain = answer({}, "plain")
     assert len(plain) == len(tokenizer("The river")["input_ids"]) + 6
@@ -224,10 +224,10 @@ def test_a_tokenizer_may_know_more_than_the_model_as_long_as_no_text_needs_it(tm
     larger.save_pretrained(folder)
     config = {"files": [str(lines(tmp_path / "c.jsonl", [{"id": "d", "source": "s", "text": TEXTS[0]}]))]}
     model = ModelConfig(name=str(folder))
-    prepare_corpus.fn(str(tmp_path / "store"), model, CorpusConfig(max_length=24, **config))
+    prepare_corpus(str(tmp_path / "store"), model, CorpusConfig(max_length=24, **config))
     lines(tmp_path / "c.jsonl", [{"id": "d7", "source": "s", "text": f"{TEXTS[0]} <image>"}])
     with pytest.raises(InputError, match=r"'d7' of the documents needs token \d+ \('<image>'\), but the model embeds"):
-        prepare_corpus.fn(str(tmp_path / "store"), model, CorpusConfig(max_length=24, **config))
+        prepare_corpus(str(tmp_path / "store"), model, CorpusConfig(max_length=24, **config))
 
 
 def test_positions_that_begin_behind_the_padding_token_leave_fewer(tmp_path, tokenizer, caplog):
@@ -251,11 +251,11 @@ def test_positions_that_begin_behind_the_padding_token_leave_fewer(tmp_path, tok
     long = " ".join(TEXTS)
     corpus = lines(tmp_path / "c.jsonl", [{"id": "d", "source": "s", "text": long, "label": 0}])
     with pytest.raises(InputError, match="the model reads at most 31 tokens; pass --corpus.max_length 31 or less"):
-        prepare_corpus.fn(str(tmp_path / "store"), model, CorpusConfig(files=[str(corpus)], max_length=32))
-    prepare_corpus.fn(str(tmp_path / "store"), model, CorpusConfig(files=[str(corpus)], max_length=31))
+        prepare_corpus(str(tmp_path / "store"), model, CorpusConfig(files=[str(corpus)], max_length=32))
+    prepare_corpus(str(tmp_path / "store"), model, CorpusConfig(files=[str(corpus)], max_length=31))
     assert "1 of the documents have more tokens than the model reads" in caplog.text
     queries = lines(tmp_path / "q.jsonl", [{"id": "q", "prompt": long}])
-    ref = prepare_queries.fn(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
+    ref = prepare_queries(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
     assert "1 of the queries have more tokens than the model reads" in caplog.text
     assert len(CorpusStore.open(ref).tokens(0)) == 31
 
@@ -285,15 +285,15 @@ def test_an_encoder_decoder_is_refused_as_what_it_is(tmp_path, tokenizer):
 def test_white_space_is_something_to_say(tmp_path, checkpoints):
     queries = lines(tmp_path / "q.jsonl", [{"id": "q", "prompt": "The river", "completion": "\n\n"}])
     model = ModelConfig(name=str(checkpoints["llama"]))
-    ref = prepare_queries.fn(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
+    ref = prepare_queries(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
     store = CorpusStore.open(ref)
     assert 0 < int(store.windows["n_masked"][0]) < len(store.tokens(0))
     lines(tmp_path / "q.jsonl", [{"id": "q", "prompt": " ", "completion": "x"}])
     with pytest.raises(InputError, match="field 'prompt': nothing but white space"):
-        prepare_queries.fn(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
+        prepare_queries(str(tmp_path / "store"), model, QueriesConfig(file=str(queries)))
 
 
 def test_a_pattern_of_ranks_that_no_layer_matches_is_refused(tmp_path, checkpoints):
     model, projection = ModelConfig(name=str(checkpoints["llama"])), ProjectionConfig(ranks=["*.mlpp.*=4"])
     with pytest.raises(InputError, match=r"--projection.ranks \*.mlpp.\*=4: the pattern matches none of the 14"):
-        make_bases.fn(str(tmp_path), model, projection)
+        make_bases(str(tmp_path), model, projection)

@@ -21,14 +21,14 @@ from dataworth.storage.scores import ScoreStore
 from dataworth.storage.verification import verified
 from dataworth.storage.withdrawals import Withdrawals
 from dataworth.tasks.coalitions.config import SourcesConfig
-from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.config import CorpusConfig
-from dataworth.tasks.corpus.task import prepare_corpus
+from dataworth.tasks.corpus.steps import prepare_corpus
 from dataworth.tasks.counterfactual.config import AuditConfig
 from dataworth.tasks.counterfactual.parts import MethodRun
 from dataworth.tasks.counterfactual.problem import CheckpointProblem
-from dataworth.tasks.counterfactual.task import attribute, train_subsets
+from dataworth.tasks.counterfactual.steps import attribute, train_subsets
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.model.config import ModelConfig
@@ -53,7 +53,7 @@ def run(tmp_path, checkpoints, corpus_file, queries_file):
             CurvatureConfig(draws=2),
             HALF,
         )
-        value_sources.fn(pipeline.store, pipeline.scores(), SourcesConfig())
+        value_sources(pipeline.store, pipeline.scores(), SourcesConfig())
         return pipeline
 
     return again
@@ -248,8 +248,8 @@ def test_compacting_removes_what_an_audit_kept_of_a_withdrawn_document(run, tmp_
     problem = CheckpointProblem((model,), pipeline.corpus, pipeline.queries, TrainingConfig(epochs=1), "audited")
     audit = AuditConfig(subsets=3, seeds=1)
     store, cluster = str(tmp_path / "store"), ClusterConfig(workers=1)
-    subsets = train_subsets.fn(store, problem, audit, cluster)
-    scores = attribute.fn(store, problem, MethodRun(method="size", projection={}, curvature={}), cluster, 1)
+    subsets = train_subsets(store, problem, audit, cluster)
+    scores = attribute(store, problem, MethodRun(method="size", projection={}, curvature={}), cluster, 1)
     kept = {subsets.fingerprint, scores.fingerprint}
     assert kept <= names(tmp_path / "store" / "layers")
     outcomes = [path for path in (tmp_path / "store" / "games").iterdir() if list(path.glob("*.parquet"))]
@@ -266,7 +266,7 @@ def test_a_corpus_all_of_which_was_withdrawn_is_refused(tmp_path, run, corpus_fi
     pipeline = run()
     Withdrawals(tmp_path / "store").add(sources=["s0", "s1", "s2"])
     with pytest.raises(InputError, match="no document was not withdrawn and has the two tokens"):
-        prepare_corpus.fn(pipeline.store, pipeline.model, CorpusConfig(files=[str(corpus_file)], max_length=MAX_LENGTH))
+        prepare_corpus(pipeline.store, pipeline.model, CorpusConfig(files=[str(corpus_file)], max_length=MAX_LENGTH))
 
 
 def test_a_broken_list_of_withdrawals_stops_a_run(tmp_path):

@@ -15,12 +15,12 @@ from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.games.game import EvaluatedGame
 from dataworth.tasks.coalitions.games.portions import all_but, divided
 from dataworth.tasks.coalitions.parts import GameParts
-from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
-from dataworth.tasks.curvature.task import fit_query_factors, fit_source_sums
+from dataworth.tasks.curvature.steps import fit_query_factors, fit_source_sums
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.report.results.valuation import ValuationParts
-from dataworth.tasks.report.task import publish_valuation
+from dataworth.tasks.report.steps import publish_valuation
 from dataworth.what_if import valued
 from tests.harness.pipeline import Pipeline
 from tests.reference.checkpoints import TEXTS
@@ -64,8 +64,8 @@ def parts(run, checkpoints, tmp_path_factory):
         queries=run.queries,
         query_gradients=run.query_gradients,
         bases=run.bases,
-        sums=fit_source_sums.fn(run.store, config, run.corpus, run.bases, run.gradients, SAMPLED, 96),
-        factors=fit_query_factors.fn(run.store, config, run.queries, run.bases, SAMPLED),
+        sums=fit_source_sums(run.store, config, run.corpus, run.bases, run.gradients, SAMPLED, 96),
+        factors=fit_query_factors(run.store, config, run.queries, run.bases, SAMPLED),
         damping=DampingConfig(),
         corpus=run.corpus,
         gradients=run.gradients,
@@ -78,7 +78,7 @@ def published(run, scores, tmp_path_factory):
     """Values the sources, writes a results folder, and returns it."""
 
     def publish(parts=None, further=(), **sources):
-        values = value_sources.fn(run.store, scores, SourcesConfig(**sources), parts)
+        values = value_sources(run.store, scores, SourcesConfig(**sources), parts)
         made = ValuationParts(
             title="a test",
             parameters={},
@@ -98,7 +98,7 @@ def published(run, scores, tmp_path_factory):
             prefect_url=None,
         )
         folder = tmp_path_factory.mktemp("results")
-        publish_valuation.fn(str(folder), made, 0.95)
+        publish_valuation(str(folder), made, 0.95)
         return folder
 
     return publish
@@ -113,7 +113,7 @@ def played(published, parts):
 @pytest.fixture(scope="module")
 def added(published, run):
     """A valuation by the additive game, of sources and of those within publishers."""
-    nested = value_sources.fn(run.store, run.scores(grouping="publisher>source"), SourcesConfig())
+    nested = value_sources(run.store, run.scores(grouping="publisher>source"), SourcesConfig())
     return published(further=(nested,))
 
 

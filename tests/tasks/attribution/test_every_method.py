@@ -14,7 +14,7 @@ from dataworth.tasks.attribution.tracin import TracIn
 from dataworth.tasks.attribution.trak import TRAK
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.examples import CorpusExamples
-from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
@@ -48,8 +48,8 @@ METHODS = [
 def loaded(tmp_path, checkpoints, corpus_file, queries_file):
     """A model, its corpus and queries."""
     store, model = str(tmp_path / "store"), ModelConfig(name=str(checkpoints["gpt2"]), include=["*1.mlp.c_proj"])
-    corpus = prepare_corpus.fn(store, model, CorpusConfig(files=[str(corpus_file)], max_length=12))
-    queries = prepare_queries.fn(store, model, QueriesConfig(file=str(queries_file)))
+    corpus = prepare_corpus(store, model, CorpusConfig(files=[str(corpus_file)], max_length=12))
+    queries = prepare_queries(store, model, QueriesConfig(file=str(queries_file)))
     return load(model), *(CorpusExamples(CorpusStore.open(ref)) for ref in (corpus, queries))
 
 

@@ -12,11 +12,11 @@ from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.gradients import GradientStore
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.coalitions.config import SourcesConfig
-from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.report.results.query_losses import QueryLoss, mean_losses, query_losses
 from dataworth.tasks.report.results.valuation import CheckpointParts, ValuationParts
-from dataworth.tasks.report.task import publish_valuation
+from dataworth.tasks.report.steps import publish_valuation
 from tests.harness.pipeline import Pipeline, matrix_by_id, tokens_of
 
 
@@ -38,7 +38,7 @@ def parts_of(run):
         gradients=run.gradients,
         curvature=run.curvature,
         scores=scores,
-        values=value_sources.fn(run.store, scores, SourcesConfig()),
+        values=value_sources(run.store, scores, SourcesConfig()),
         model_name="m",
         model_fingerprint="f",
         query_gradients=run.query_gradients,
@@ -64,11 +64,11 @@ def test_losses_are_those_of_the_model_per_token(run, checkpoints):
 
 def test_figures_are_published_and_old_ones_removed(run, tmp_path):
     parts, out = parts_of(run), tmp_path / "out"
-    publish_valuation.fn(str(out), parts, 0.95)
+    publish_valuation(str(out), parts, 0.95)
     first = {path.name: path.read_bytes() for path in (out / "figures").iterdir()}
     assert first.keys() == {"shares.png", "values.png", "scores.png"}
     (out / "figures" / "overlap.png").write_bytes(b"of an earlier run")
-    publish_valuation.fn(str(out), parts, 0.95)
+    publish_valuation(str(out), parts, 0.95)
     assert {path.name: path.read_bytes() for path in (out / "figures").iterdir()} == first
     page = (out / "report.html").read_text()
     assert "nats per token over" in page
@@ -95,7 +95,7 @@ def test_each_checkpoint_is_recorded(run, tmp_path):
         CheckpointParts(model_name="m/1", model_fingerprint="f1", **own),
         CheckpointParts(model_name="m/2", model_fingerprint="f2", **{**own, "curvature": None}),
     )
-    publish_valuation.fn(str(out), parts.model_copy(update={"checkpoints": several}), 0.95)
+    publish_valuation(str(out), parts.model_copy(update={"checkpoints": several}), 0.95)
     made = json.loads((out / "valuation.json").read_text())
     assert [(each["model"], each["fingerprints"]["model"]) for each in made["checkpoints"]] == [
         ("m/1", "f1"),

@@ -11,13 +11,13 @@ from dataworth.storage.errors import InputError, StoreIncompleteError
 from dataworth.storage.scores import ScoreStore
 from dataworth.storage.withdrawals import Withdrawals
 from dataworth.tasks.coalitions.config import SourcesConfig
-from dataworth.tasks.coalitions.task import average_values, value_sources
+from dataworth.tasks.coalitions.steps import average_values, value_sources
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.scoring.averages import mean_blocks
 from dataworth.tasks.scoring.config import ScoringConfig
 from dataworth.tasks.scoring.ready import Pass
-from dataworth.tasks.scoring.task import average_scores, score_corpus
+from dataworth.tasks.scoring.steps import average_scores, score_corpus
 from tests.harness.pipeline import Pipeline, matrix_by_id
 from tests.reference.checkpoints import TEXTS, save_another
 
@@ -64,7 +64,7 @@ def averaged(pair, grouping="source", pass_scoring=None, **scoring):
     ]
     kept = ScoringConfig(**{"save_matrix": True, **scoring})
     damping = first.curvature_config.damping
-    return average_scores.fn(first.store, first.corpus, first.queries, passes, damping, kept, grouping)
+    return average_scores(first.store, first.corpus, first.queries, passes, damping, kept, grouping)
 
 
 def mean_by_id(pair, **scoring):
@@ -131,13 +131,13 @@ def test_values_of_the_mean_are_the_means_of_the_values(pair):
     """By the sums of the mean scores and by the mean of the values; the error is that of two checkpoints."""
     first, sources = pair[0], SourcesConfig()
     scores = averaged(pair)
-    singles = [value_sources.fn(first.store, each.scores(), sources) for each in pair]
-    ref = average_values.fn(first.store, singles, 0.95, "checkpoint", scores)
+    singles = [value_sources(first.store, each.scores(), sources) for each in pair]
+    ref = average_values(first.store, singles, 0.95, "checkpoint", scores)
     found = CoalitionStore.open(ref)
     table = found.values.to_pandas()
     one, two = (CoalitionStore.open(each).values.to_pandas() for each in singles)
     np.testing.assert_allclose(table["value"], (one["value"] + two["value"]) / 2, rtol=1e-12)
-    by_sums = CoalitionStore.open(value_sources.fn(first.store, scores, sources)).values.to_pandas()
+    by_sums = CoalitionStore.open(value_sources(first.store, scores, sources)).values.to_pandas()
     np.testing.assert_allclose(table["value"], by_sums["value"], rtol=1e-6)
     np.testing.assert_allclose(table["error_checkpoint"], np.abs(one["value"] - two["value"]) / 2)
     documents = np.sqrt((one["error_documents"] ** 2 + two["error_documents"] ** 2) / 2)
@@ -159,7 +159,7 @@ def test_another_grouping_is_tallied_from_the_same_matrices(pair):
 def test_a_pass_without_a_matrix_is_refused(pair):
     first = pair[0]
     bare = [
-        score_corpus.fn(
+        score_corpus(
             each.store,
             each.corpus,
             each.gradients,
@@ -178,7 +178,7 @@ def test_a_pass_without_a_matrix_is_refused(pair):
     ]
     damping = first.curvature_config.damping
     with pytest.raises(StoreIncompleteError, match="was made without --scoring.save_matrix"):
-        average_scores.fn(first.store, first.corpus, first.queries, passes, damping, ScoringConfig())
+        average_scores(first.store, first.corpus, first.queries, passes, damping, ScoringConfig())
 
 
 def test_parts_of_other_layers_are_refused(tmp_path, checkpoints, corpus_file, queries_file):
@@ -200,9 +200,9 @@ def test_means_go_with_what_was_withdrawn(tmp_path, checkpoints, corpus_file, qu
         Pass(gradients=run.gradients, query_gradients=run.query_gradients, curvature=None, scores=ref) for ref in refs
     ]
     damping = run.curvature_config.damping
-    scores = average_scores.fn(run.store, run.corpus, run.queries, passes, damping, ScoringConfig())
-    singles = [value_sources.fn(run.store, ref, SourcesConfig()) for ref in refs]
-    values = average_values.fn(run.store, singles, 0.95, "checkpoint", scores)
+    scores = average_scores(run.store, run.corpus, run.queries, passes, damping, ScoringConfig())
+    singles = [value_sources(run.store, ref, SourcesConfig()) for ref in refs]
+    values = average_values(run.store, singles, 0.95, "checkpoint", scores)
     Withdrawals(run.store).add(["s1"], [])
     compact(run.store)
     assert not scores.path.is_dir()

@@ -22,12 +22,12 @@ from dataworth.storage.layers import LayerStore
 from dataworth.storage.locations import StoreFolders
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.coalitions.config import SourcesConfig
-from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.scoring.config import ScoringConfig
-from dataworth.tasks.scoring.task import score_corpus
+from dataworth.tasks.scoring.steps import score_corpus
 from tests.harness.pipeline import Pipeline, assert_same_scores, matrix_by_id
 
 
@@ -48,7 +48,7 @@ def small(tmp_path, checkpoints, corpus_file, queries_file, monkeypatch):
 def fresh_scores(pipeline, cluster, **scoring):
     """Scores computed anew, whatever is stored."""
     shutil.rmtree(StoreFolders(pipeline.corpus.path.parents[1]).scores, ignore_errors=True)
-    return score_corpus.fn(
+    return score_corpus(
         pipeline.store,
         pipeline.corpus,
         pipeline.gradients,
@@ -113,7 +113,7 @@ def test_sources_by_pattern_are_scored_as_they_were(small):
         part = matrix_by_id(ref, 2)
         assert part.keys() == {name for name, source in sources.items() if source in kept}
         assert all(np.array_equal(part[name], whole[name]) for name in part)
-        values = CoalitionStore.open(value_sources.fn(small.store, ref, SourcesConfig())).values.to_pandas()
+        values = CoalitionStore.open(value_sources(small.store, ref, SourcesConfig())).values.to_pandas()
         assert set(values["source"]) == kept
     with pytest.raises(InputError, match="the pattern 'nobody' matches none of the corpus' 3 sources"):
         fresh_scores(small, ClusterConfig(workers=1), sources=["nobody"])
@@ -132,7 +132,7 @@ def test_groups_of_any_kind_add_up_level_by_level(tmp_path, checkpoints, corpus_
     ref = pipeline.scores(grouping="publisher>year", sources=["s[01]"])
     by_id = matrix_by_id(ref, 3)
     assert by_id.keys() == {row["id"] for row in rows if row["source"] != "s2"}
-    values = CoalitionStore.open(value_sources.fn(pipeline.store, ref, SourcesConfig())).values.to_pandas()
+    values = CoalitionStore.open(value_sources(pipeline.store, ref, SourcesConfig())).values.to_pandas()
     assert set(values["grouping"]) == {"publisher>year"}
     assert set(values[values["level"] == 1]["source"]) == {"p", "q"}
     for row in values.itertuples():

@@ -11,7 +11,7 @@ from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
 from dataworth.tasks.coalitions.parts import GameParts
-from dataworth.tasks.coalitions.task import value_sources
+from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.counterfactual import retraining
@@ -96,7 +96,7 @@ def test_values_are_the_exact_semivalues_of_the_trainings_and_nothing_is_trained
     worth = -retrained(run)(masks)
     monkeypatch.setattr(retraining, "train", counted)
     config = SourcesConfig(game="retrain")
-    found = CoalitionStore.open(value_sources.fn(run.store, run.scores(), config, parts_of(run)))
+    found = CoalitionStore.open(value_sources(run.store, run.scores(), config, parts_of(run)))
     assert len(trained) == trained.total() == 8
     by_query = found.values.to_pandas().pivot(index="query_id", columns="source", values="value")
     expected = exact_semivalues(masks, worth, size_weights(3, "shapley"))
@@ -107,7 +107,7 @@ def test_values_are_the_exact_semivalues_of_the_trainings_and_nothing_is_trained
     assert notes["reach"] == pytest.approx(1, abs=1e-3)
     assert by_query.loc["*"].sum() == pytest.approx(notes["v(all)"] - notes["v(none)"])
     banzhaf = config.model_copy(update={"semivalue": "banzhaf"})
-    other = CoalitionStore.open(value_sources.fn(run.store, run.scores(), banzhaf, parts_of(run)))
+    other = CoalitionStore.open(value_sources(run.store, run.scores(), banzhaf, parts_of(run)))
     assert other.values.column("value") != found.values.column("value")
     assert trained.total() == 8
 
@@ -125,15 +125,15 @@ def test_a_stopped_run_goes_on_after_the_last_training(run, monkeypatch):
     config, scores = SourcesConfig(game="retrain"), run.scores()
     monkeypatch.setattr(retraining, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
-        value_sources.fn(run.store, scores, config, parts_of(run))
+        value_sources(run.store, scores, config, parts_of(run))
     monkeypatch.setattr(retraining, "train", lambda *arguments: done.append(1) or train(*arguments))
-    value_sources.fn(run.store, scores, config, parts_of(run))
+    value_sources(run.store, scores, config, parts_of(run))
     assert len(done) == 8
 
 
 def test_workers_of_a_cluster_come_to_the_same(run):
     config, scores = SourcesConfig(game="retrain"), run.scores()
-    two = value_sources.fn(run.store, scores, config, parts_of(run), ClusterConfig(workers=2))
+    two = value_sources(run.store, scores, config, parts_of(run), ClusterConfig(workers=2))
     found = CoalitionStore.open(two).values.to_pandas().pivot(index="query_id", columns="source", values="value")
     masks = all_coalitions(3)
     expected = exact_semivalues(masks, -retrained(run)(masks), size_weights(3, "shapley"))
@@ -143,7 +143,7 @@ def test_workers_of_a_cluster_come_to_the_same(run):
 def test_training_that_leads_elsewhere_falls_back_and_says_so(run, caplog):
     slow = TRAINING.model_copy(update={"learning_rate": 1e-6})
     found = CoalitionStore.open(
-        value_sources.fn(run.store, run.scores(), SourcesConfig(game="retrain"), parts_of(run, slow))
+        value_sources(run.store, run.scores(), SourcesConfig(game="retrain"), parts_of(run, slow))
     )
     notes = found.attributes["notes"]
     assert not notes["reliable"]

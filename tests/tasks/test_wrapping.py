@@ -6,7 +6,7 @@ import pytest
 from prefect.states import Failed
 
 from dataworth.storage.errors import DataworthError, InputError, StoreBusyError, StoreUnreachableError, WorkersLostError
-from dataworth.tasks.retries import may_help
+from dataworth.tasks.wrapping import may_help
 
 
 def caused(error, cause):

@@ -1,0 +1,282 @@
+"""Steps that score every document for every query: one that holds a Dask client, and one that averages."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError, StoreIncompleteError
+from dataworth.storage.gradients import GradientStore
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.schema import ALL_QUERIES
+from dataworth.storage.scores import ScoreStore, ScoreWriter
+from dataworth.tasks.cluster import MOST_LOSSES, dask_client, named_losses
+from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.corpus.groups import SOURCE
+from dataworth.tasks.curvature.config import DampingConfig
+from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.scoring.averages import mean_blocks
+from dataworth.tasks.scoring.blocks import Preconditioned
+from dataworth.tasks.scoring.combination import Combination
+from dataworth.tasks.scoring.config import ScoringConfig
+from dataworth.tasks.scoring.passages import passages, source_sums
+from dataworth.tasks.scoring.plan import ShardWork, corpus_places, shard_works
+from dataworth.tasks.scoring.players import Players
+from dataworth.tasks.scoring.ready import Pass, ReadyPass, counted_layers, ready_players
+from dataworth.tasks.scoring.shards import ShardScores, score_shard
+from dataworth.tasks.scoring.tally import Tally
+
+__all__ = ["average_scores", "score_corpus"]
+
+ALGORITHM = 1
+AVERAGES = 1
+SHARDS_AHEAD = 4
+
+
+def score_corpus(
+    store: str,
+    corpus: StoreRef,
+    gradients: StoreRef,
+    queries: StoreRef,
+    query_gradients: StoreRef,
+    curvature: StoreRef | None,
+    damping_config: DampingConfig,
+    scoring: ScoringConfig,
+    cluster: ClusterConfig,
+    grouping: str = SOURCE,
+) -> StoreRef:
+    """One pass over the gradient store for all queries: top k, bottom k and sums by source, and the matrix on request.
+
+    With another `grouping` ("publisher>section") the sums are those of its groups, by the same column `source`.
+
+    Raises:
+        StoreDamagedError, StoreIncompleteError: a shard cannot be read.
+        InputError: the curvature of a layer is zero under relative damping; the corpus keeps no such field to group by.
+        DataworthError: the cluster lost its workers or cannot be reached.
+    """
+    parts = {
+        "scores": ALGORITHM,
+        "corpus": corpus.fingerprint,
+        "gradients": gradients.fingerprint,
+        "queries": queries.fingerprint,
+        "query_gradients": query_gradients.fingerprint,
+        "curvature": curvature.fingerprint if curvature else None,
+        "damping": damping_config.model_dump() if curvature else None,
+        **scoring.model_dump(),
+        **({} if grouping == SOURCE else {"grouping": grouping}),
+    }
+    root, name = StoreFolders(store).scores, fingerprint(parts)
+    ref = StoreRef(kind="scores", location=str(root / name), fingerprint=name)
+    if ScoreStore.exists(root, name):
+        run_logger().info("scores %s are there already", name)
+        return ref
+    documents, query_store = CorpusStore.open(corpus), CorpusStore.open(queries)
+    scored = ready_players(documents, scoring, grouping)
+    ready = ReadyPass.of(documents, scored, gradients, query_store, query_gradients, curvature, damping_config, scoring)
+    query_ids = [*query_store.column("document_id").to_pylist(), ALL_QUERIES]
+    with ScoreStore.writing(root, name) as target:
+        tally = _tally(ready, scoring, cluster, query_ids, target.matrix_path)
+        table, by_layer = passages(tally, documents, scored, [ready], query_ids, by_layer=scoring.by_layer)
+        target.write(table, source_sums(tally, scored, query_ids), parts, by_layer)
+    return ref
+
+
+def average_scores(
+    store: str,
+    corpus: StoreRef,
+    queries: StoreRef,
+    passes: list[Pass],
+    damping_config: DampingConfig,
+    scoring: ScoringConfig,
+    grouping: str = SOURCE,
+) -> StoreRef:
+    """The mean of the scores of several checkpoints, kept as those of one pass are: top k, bottom k, sums, matrix.
+
+    Matrices are read a chunk at a time. A passage is the first checkpoint's telling window.
+
+    Args:
+        store: root of the stores.
+        corpus, queries: of all passes.
+        passes: one a checkpoint, each with the matrix of all its scores.
+        damping_config: of all passes.
+        scoring: of all passes, and what is kept of the mean.
+        grouping: of the documents, whatever that of the passes was.
+
+    Raises:
+        StoreIncompleteError: a pass kept no matrix.
+        InputError: `by_layer`, and the checkpoints' layers differ.
+        ValueError: the passes are not of the same documents.
+    """
+    parts = {
+        "mean scores": AVERAGES,
+        "corpus": corpus.fingerprint,
+        "queries": queries.fingerprint,
+        "passes": [each.scores.fingerprint for each in passes],
+        **scoring.model_dump(),
+        **({} if grouping == SOURCE else {"grouping": grouping}),
+    }
+    root, name = StoreFolders(store).scores, fingerprint(parts)
+    ref = StoreRef(kind="scores", location=str(root / name), fingerprint=name)
+    if ScoreStore.exists(root, name):
+        run_logger().info("scores %s are there already", name)
+        return ref
+    if scoring.by_layer:
+        _refuse_other_layers(passes, scoring)
+    documents, query_store = CorpusStore.open(corpus), CorpusStore.open(queries)
+    scored = ready_players(documents, scoring, grouping)
+    ready = (
+        ReadyPass.of(
+            documents,
+            scored,
+            each.gradients,
+            query_store,
+            each.query_gradients,
+            each.curvature,
+            damping_config,
+            scoring,
+        )
+        for each in passes
+    )
+    query_ids = [*query_store.column("document_id").to_pylist(), ALL_QUERIES]
+    with ScoreStore.writing(root, name) as target:
+        tally = _mean_tally(documents, scored, passes, scoring, query_ids, target.matrix_path)
+        table, by_layer = passages(tally, documents, scored, ready, query_ids, by_layer=scoring.by_layer)
+        target.write(table, source_sums(tally, scored, query_ids), parts, by_layer)
+    return ref
+
+
+def _refuse_other_layers(passes: Sequence[Pass], scoring: ScoringConfig) -> None:
+    names = {tuple(name for name, _ in counted_layers(GradientStore.open(each.gradients), scoring)) for each in passes}
+    if len(names) > 1:
+        raise InputError("--scoring.by_layer: the checkpoints have other layers; leave --scoring.by_layer out")
+
+
+def _shard_results(
+    client: Any,
+    works: Sequence[ShardWork],
+    preconditioned: Preconditioned,
+    players: Players,
+    scoring: ScoringConfig,
+    combination: Combination,
+) -> Iterator[tuple[ShardWork, ShardScores]]:
+    """Results in the order of the shards, a few shards ahead of the reader, so that memory stays bounded.
+
+    A worker that dies takes its copy of the queries with it; where it held the last one, they are handed out again.
+    """
+    from distributed import CancelledError
+
+    n_ahead = SHARDS_AHEAD * max(1, len(client.scheduler_info()["workers"]))
+    waiting: deque[tuple[ShardWork, Any]] = deque()
+    todo = deque(works)
+    shared: list[Any] = []
+    n_lost = 0
+    with named_losses("scoring", client):
+        while todo or waiting:
+            if not shared:
+                shared = [
+                    client.scatter(item, broadcast=True, hash=False) for item in (preconditioned, players.sources)
+                ]
+            while todo and len(waiting) < n_ahead:
+                work = todo.popleft()
+                future = client.submit(
+                    score_shard,
+                    work,
+                    *shared,
+                    len(players.names),
+                    scoring.top_k,
+                    keep_block=scoring.save_matrix,
+                    floors=combination.reached,
+                    pure=False,
+                )
+                waiting.append((work, future))
+            work, future = waiting[0]
+            try:
+                result = future.result()
+            except CancelledError:
+                n_lost += 1
+                if n_lost > MOST_LOSSES or client.status != "running":
+                    raise
+                run_logger().warning("a Dask worker died with what it held: handing its shards out again")
+                todo.extendleft(work for work, _ in reversed(waiting))
+                waiting.clear()
+                shared = []
+                continue
+            waiting.popleft()
+            yield work, result
+
+
+def _tally(
+    ready: ReadyPass, scoring: ScoringConfig, cluster: ClusterConfig, query_ids: list[str], matrix_path: Path
+) -> Tally:
+    """Stream all shards through the cluster and merge what they give, in the order of the shards."""
+    corpus, players = ready.corpus, ready.players
+    scored = _scored(corpus, players)
+    places = corpus_places(corpus.contents[scored], players.numbers[scored])
+    works: list[ShardWork] = []
+    for segment in ready.gradients.segments():
+        usable = np.where(segment.content_done(), segment.contents, b"")
+        works += shard_works(str(segment.path), usable, segment.first_rows, segment.rows_per_shard, places)
+    with _combination(corpus, players, scoring, query_ids, matrix_path) as combination:
+        with (
+            dask_client(cluster, len(works)) as client,
+            progress("scores", len(works), "shard") as bar,
+        ):
+            for work, result in _shard_results(client, works, ready.queries, players, scoring, combination):
+                combination.add(work, result.tally, result.partial, result.block, result.documents)
+                bar.advance()
+        n_scored = int(combination.tally.counts.sum())
+        if n_scored != int(scored.sum()):
+            raise StoreIncompleteError(
+                f"the store holds gradients of {n_scored} of {int(scored.sum())} documents: run index-corpus first"
+            )
+    return combination.tally
+
+
+def _mean_tally(
+    corpus: CorpusStore,
+    players: Players,
+    passes: Sequence[Pass],
+    scoring: ScoringConfig,
+    query_ids: list[str],
+    matrix_path: Path,
+) -> Tally:
+    """Stream the passes' matrices and merge the blocks of their mean, in the order of the first."""
+    matrices = [ScoreStore.open(each.scores).matrix for each in passes]
+    ids = corpus.column("document_id").to_pylist()
+    numbers = {ids[row]: number for number, row in enumerate(players.rows)}
+    with (
+        _combination(corpus, players, scoring, query_ids, matrix_path) as combination,
+        progress("mean scores", int(_scored(corpus, players).sum()), "document") as bar,
+    ):
+        for block, names in mean_blocks(matrices):
+            combination.add_whole(block, np.fromiter((numbers[name] for name in names), np.int64, len(names)))
+            bar.advance(len(names))
+    return combination.tally
+
+
+def _scored(corpus: CorpusStore, players: Players) -> np.ndarray:
+    """(n_corpus,) bool: the document has a score."""
+    scored: np.ndarray = (corpus.column("n_windows").to_numpy() > 0) & players.chosen
+    return scored
+
+
+@contextmanager
+def _combination(
+    corpus: CorpusStore, players: Players, scoring: ScoringConfig, query_ids: list[str], matrix_path: Path
+) -> Iterator[Combination]:
+    """What blocks of scores are added to; the matrix of all of them is whole when the block ends, if it is kept."""
+    ids = corpus.column("document_id").to_pylist()
+    writer = ScoreWriter(matrix_path, query_ids, int(_scored(corpus, players).sum())) if scoring.save_matrix else None
+
+    def keep(block: np.ndarray, documents: np.ndarray) -> None:
+        if writer is not None:
+            writer.add(block, [ids[players.rows[number]] for number in documents])
+
+    yield Combination(players.sources, len(players.names), len(query_ids), scoring.top_k, keep)
+    if writer is not None:
+        writer.close()
