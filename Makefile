@@ -4,23 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench ui lint lock clean
+.PHONY: demo test bench ui lint links lock clean
 
-demo: $(READY)
+demo: links
 	$(BIN)/dataworth demo
 
 # Whole systems also wait: two tests of each core at once.
-test: $(READY)
+test: links
 	$(BIN)/python -m pytest -m "not gpu and not long" --numprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-bench: $(READY)
+bench: links
 	$(BIN)/python -m pytest -m "long and not gpu" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m tests.bench
 
-ui: $(READY)
+ui: links
 	$(BIN)/dataworth ui
 
-lint: $(READY)
+lint: links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -30,8 +30,12 @@ lint: $(READY)
 $(READY): infra/requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r infra/requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
+
+# What is installed is one package, whose modules link to the files here: new files need new links.
+links: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	    --config-settings editable_mode=strict --editable .
 
 # The lock is what a fresh environment resolves to; run it on a machine with nothing installed.
 lock:
@@ -41,7 +45,7 @@ lock:
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	# A reference of the tests. It asks for torchvision, which it does not use and which would replace torch.
 	$(BIN)/python -m pip install --quiet --no-deps kronfluence==1.0.1 einconv==0.1.0 opt_einsum==3.4.0
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > infra/requirements.lock
+	$(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//' > infra/requirements.lock
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

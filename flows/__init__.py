@@ -1,11 +1,25 @@
-"""Prefect flows and the command line.
+"""What each document, and each source of documents, is worth to a language model.
 
-Importing it silences telemetry, gives the embedded server time to start and keeps loopback away from proxies.
+In a notebook: `index` and `value` (dataworth.notebook); around a training loop: `Indexing` (dataworth.training).
+Importing this silences telemetry, gives the embedded server time to start and keeps loopback away from proxies.
 """
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from dataworth.serving.proxies import spare_loopback
+
+if TYPE_CHECKING:
+    from dataworth.notebook import Rows, Scores, Valuation, index, value
+    from dataworth.training import Indexing
+
+__all__ = ["Indexing", "Rows", "Scores", "Valuation", "index", "value"]
+
+# Imported when they are first asked for.
+MODULES = {"Indexing": "dataworth.training"} | dict.fromkeys(
+    ("Rows", "Scores", "Valuation", "index", "value"), "dataworth.notebook"
+)
 
 # Nothing leaves the machine; the embedded Prefect server takes 11-24 s to start on two cores, its default limit is 20.
 ENVIRONMENT = {
@@ -23,6 +37,16 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-for name, value in ENVIRONMENT.items():
-    os.environ.setdefault(name, value)
+for _name, _setting in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _setting)
 spare_loopback()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module 'dataworth' has no attribute {name!r}")
+    return getattr(import_module(MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

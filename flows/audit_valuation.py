@@ -38,9 +38,9 @@ from dataworth.tasks.counterfactual.task import (
 from dataworth.tasks.model.loading import fingerprint_of
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.report.markdown import inert, markdown_table
+from dataworth.tasks.report.mlflow.steps import NotLoggedError
 from dataworth.tasks.report.page.audit import Audit, audit_table
 from dataworth.tasks.report.results.valuation import versions
-from dataworth.tasks.report.steps import NotLoggedError
 from dataworth.tasks.report.task import log_audit, publish_audit
 
 __all__ = ["audit_valuation"]

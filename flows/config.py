@@ -1,5 +1,7 @@
 """The configuration of a run, composed of the rooms' own. One for every door: files, command line, form, MLflow."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -27,6 +29,7 @@ __all__ = [
     "PublishConfig",
     "SearchConfig",
     "ValueConfig",
+    "run_title",
 ]
 
 STORE = (
@@ -200,3 +203,10 @@ class DoctorConfig(Configuration):
         if self.corpus is not None and self.model is None:
             raise ValueError("--corpus is looked at as a model reads it: pass --model, too")
         return self
+
+
+def run_title(models: Sequence[str], files: Sequence[str]) -> str:
+    """Model and corpus, as a person names them; of several checkpoints, how many."""
+    named = ", ".join(Path(name).name for name in models)
+    model = named if len(models) == 1 else f"{len(models)} checkpoints ({named})"
+    return f"{model} on {', '.join(Path(name).name for name in files)}"

@@ -6,13 +6,13 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from dataworth.config import CorpusRunConfig
-from dataworth.fit_curvature import Prepared, prepared_stores, store_folder
 from dataworth.lifecycle.cancelling import unless_cancelled
 from dataworth.lifecycle.permissions import check_permitted
 from dataworth.lifecycle.runs import announce, run_name
 from dataworth.lifecycle.turns import each_in_turn
+from dataworth.preparing import Prepared, indexed, prepared_stores, store_folder
 from dataworth.storage.ref import StoreRef
-from dataworth.tasks.gradients.task import index_gradients
+from dataworth.tasked import TASKED
 from dataworth.tasks.model.alike import refuse_other_tokenizers
 
 __all__ = ["index_corpus"]
@@ -36,13 +36,12 @@ def index_corpus(config: CorpusRunConfig, prepared: Prepared | None = None) -> l
     """
     announce(config)
     check_permitted(config, prepared)
+    if prepared:
+        return [indexed(config, prepared, TASKED)]
     store = store_folder(config)
 
     def work(one: CorpusRunConfig) -> StoreRef:
-        stores = prepared or prepared_stores(one)
-        return index_gradients(store, one.model.only, stores.corpus, stores.bases, one.gradients, what="the corpus")
+        return indexed(one, prepared_stores(one, TASKED), TASKED)
 
-    if prepared:
-        return [work(config)]
     refuse_other_tokenizers(config.model.checkpoints)
     return unless_cancelled(lambda: each_in_turn(store, config, work))

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from prefect import task
 
-from dataworth.config import AuditRunConfig
-from dataworth.lifecycle.runs import run_title
+from dataworth.config import AuditRunConfig, run_title
 from dataworth.storage.durable import replace_file
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.stdlib import held_out, standard_library_documentation

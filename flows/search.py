@@ -15,19 +15,18 @@ from typing import Any
 import numpy as np
 
 from dataworth.config import SearchConfig
-from dataworth.fit_curvature import needs_covariances, store_folder
+from dataworth.preparing import PLAIN, prepared_stores, store_folder
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
 from dataworth.storage.locations import location_of
 from dataworth.storage.segments import Segment
 from dataworth.tasks.corpus.config import QueriesConfig
-from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
-from dataworth.tasks.curvature.steps import fit_covariances, fit_matrices
+from dataworth.tasks.corpus.steps import prepare_queries
+from dataworth.tasks.curvature.steps import fit_matrices
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.gradients.steps import gradient_store, index_gradients
 from dataworth.tasks.model.alike import refuse_other_tokenizers
-from dataworth.tasks.projection.steps import make_bases
 from dataworth.tasks.scoring.blocks import Preconditioned, window_scores
 from dataworth.tasks.scoring.queries import layer_columns, preconditioned
 from dataworth.tasks.scoring.ready import damped_inverses
@@ -120,19 +119,15 @@ def _indexed(config: SearchConfig, own: str, queries: CorpusStore | None) -> _In
         InputError: the corpus is not indexed.
     """
     store, model, tokens = store_folder(config), config.model.only, config.gradients.batch_tokens
-    corpus_ref = prepare_corpus(store, model, config.corpus)
-    covariances = None
-    if needs_covariances(config):
-        covariances = fit_covariances(store, model, corpus_ref, config.curvature, tokens)
-    bases = make_bases(store, model, config.projection, covariances)
-    corpus = CorpusStore.open(corpus_ref)
+    stores = prepared_stores(config, PLAIN)
+    bases, corpus = stores.bases, CorpusStore.open(stores.corpus)
     gradients = gradient_store(store, model, corpus, bases, config.gradients)
     n_missing = int((~np.isin(corpus.contents[corpus.column("n_windows").to_numpy() > 0], gradients.stored())).sum())
     if n_missing:
         raise InputError(f"{n_missing} of {corpus.n_documents} documents are not indexed: run `dataworth index` first")
     curvature = None
     if config.curvature.kind != "none":
-        curvature = fit_matrices(store, model, corpus_ref, bases, covariances, config.curvature, tokens)
+        curvature = fit_matrices(store, model, stores.corpus, bases, stores.covariances, config.curvature, tokens)
     queries = queries or _query(config, own)
     precise = GradientsConfig(dtype="float32", batch_tokens=tokens)
     ref = index_gradients(own, model, queries.ref, bases, precise, "the query")

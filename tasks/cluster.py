@@ -57,19 +57,19 @@ def dask_client(config: ClusterConfig, n_parts: int) -> Iterator[Any]:
             show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard")
             yield client
         return
-    n_workers = config.workers or max(1, min(n_parts, os.cpu_count() or 1))
+    n_workers = config.workers or (max(1, min(n_parts, os.cpu_count() or 1)) if config.processes else 1)
+    local: dict[str, Any] = {"dashboard_address": None}
+    if config.processes:
+        # The environment as it is now: the process that workers are forked from may be of an earlier one.
+        local = {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "env": dict(os.environ)}
     with _forked_workers():
         with _interrupts_held():
             started = LocalCluster(
-                n_workers=n_workers,
-                threads_per_worker=config.threads or 1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                env=dict(os.environ),  # as it is now, which the process they are forked from has not seen
+                n_workers=n_workers, threads_per_worker=config.threads or 1, processes=config.processes, **local
             )
         with started as cluster, Client(cluster, set_as_default=False) as client:
-            show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard, while the cluster works")
+            if config.processes:
+                show_link("dask-dashboard", client.dashboard_link, "The Dask dashboard, while the cluster works")
             yield client
 
 

@@ -45,6 +45,10 @@ class ClusterConfig(Configuration):
     tls_key: Annotated[str | None, Names.FILE] = Field(None, description="PEM file of this client's key.")
     workers: int | None = Field(None, ge=1, le=1024, description="Worker processes of a local cluster; default: cores.")
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of a local worker; default: 1.")
+    processes: bool = Field(
+        True,
+        description="Local workers are processes; without, one thread of this process, from a notebook the default.",
+    )
 
     @field_validator("address")
     @classmethod

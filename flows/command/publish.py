@@ -8,10 +8,10 @@ from dataworth.command.options import validated
 from dataworth.config import PublishConfig
 from dataworth.storage.errors import InputError
 from dataworth.tasks.report.config import TrackingConfig
-from dataworth.tasks.report.mlflow.tracking import LoggedRun
+from dataworth.tasks.report.mlflow.steps import log_audited, log_results
 from dataworth.tasks.report.page.audit import read_audit
 from dataworth.tasks.report.results.folder import read_results
-from dataworth.tasks.report.steps import log_audited, log_results
+from dataworth.tasks.report.runs import LoggedRun
 
 __all__ = ["publish"]
 

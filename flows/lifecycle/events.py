@@ -10,8 +10,8 @@ from prefect.events import emit_event
 from dataworth.storage.errors import InputError
 from dataworth.storage.schema import ALL_QUERIES
 from dataworth.tasks.progress import run_logger
-from dataworth.tasks.report.mlflow.tracking import LoggedRun
 from dataworth.tasks.report.results.folder import read_sources
+from dataworth.tasks.report.runs import LoggedRun
 from dataworth.tasks.visible import visible
 
 __all__ = ["FINISHED", "MOVED", "Shares", "emit_finished", "emit_moved", "published_shares"]

@@ -3,7 +3,7 @@
 from prefect.artifacts import create_markdown_artifact
 
 from dataworth.tasks.report.markdown import inert
-from dataworth.tasks.report.mlflow.tracking import LoggedRun
+from dataworth.tasks.report.runs import LoggedRun
 
 __all__ = ["show_headline"]
 

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,18 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Crashed
 
 from dataworth.command.terminal import sentences_for_known_errors
-from dataworth.config import CorpusRunConfig
+from dataworth.config import CorpusRunConfig, run_title
 from dataworth.serving.embedded import close_embedded_server
 from dataworth.storage.processes import is_alive, process_space
 from dataworth.tasks.progress import run_logger
 
-__all__ = ["announce", "run_name", "run_title"]
+__all__ = ["announce", "run_name"]
 
 # Before any flow begins, and with it such a server.
 close_embedded_server()
 
 FLOWS = ["audit-valuation", "value-corpus", "index-corpus", "fit-curvature", "demo"]
 NODE, SPACE, PROCESS = "dataworth.node", "dataworth.processes", "dataworth.process"
-
-
-def run_title(models: Sequence[str], files: Sequence[str]) -> str:
-    """Model and corpus, as a person names them; of several checkpoints, how many."""
-    named = ", ".join(Path(name).name for name in models)
-    model = named if len(models) == 1 else f"{len(models)} checkpoints ({named})"
-    return f"{model} on {', '.join(Path(name).name for name in files)}"
 
 
 def run_name() -> str:

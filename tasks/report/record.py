@@ -10,10 +10,10 @@ from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.gradients import GradientStore
 from dataworth.storage.ref import StoreRef, fingerprint
 from dataworth.storage.schema import CAUSES
-from dataworth.tasks.report.mlflow.tracking import LoggedRun
 from dataworth.tasks.report.results.parameters import of_the_valuation
 from dataworth.tasks.report.results.summary import Summary
 from dataworth.tasks.report.results.valuation import CheckpointParts, ValuationParts, game_notes, versions
+from dataworth.tasks.report.runs import LoggedRun
 
 __all__ = ["mlflow_record", "record", "valuation_fingerprint", "with_run"]
 
@@ -61,7 +61,7 @@ def record(parts: ValuationParts, gathered: Summary) -> dict[str, Any]:
 
 
 def valuation_fingerprint(
-    fingerprints: Mapping[str, str | None], parameters: Mapping[str, Any], prefect_run: str
+    fingerprints: Mapping[str, str | None], parameters: Mapping[str, Any], prefect_run: str | None
 ) -> str:
     """Of one valuation: the same in a copy of its folder and after a retry of its flow run, another next week."""
     kept = of_the_valuation(parameters)

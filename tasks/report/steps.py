@@ -1,8 +1,6 @@
-"""Steps that publish a valuation: the results folder, then the MLflow run."""
+"""Steps that publish a valuation or an audit: the results folder."""
 
-import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,42 +8,23 @@ import yaml
 
 from dataworth.storage.coalitions import CoalitionStore
 from dataworth.storage.durable import move_into_place
-from dataworth.storage.errors import DataworthError
 from dataworth.storage.manifest import staging_folder
 from dataworth.storage.schema import VALUES
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.progress import run_logger
-from dataworth.tasks.report.config import TrackingConfig
-from dataworth.tasks.report.mlflow.tracked import tracked_valuation
-from dataworth.tasks.report.mlflow.tracking import LoggedRun, log_run
 from dataworth.tasks.report.numbers import percent
-from dataworth.tasks.report.page.audit import Audit, audit_figure, audit_html, read_audit, tracked_audit, write_audit
+from dataworth.tasks.report.page.audit import Audit, audit_figure, audit_html, write_audit
 from dataworth.tasks.report.page.figures import drawn_figures
 from dataworth.tasks.report.page.html import report_html
 from dataworth.tasks.report.page.tables import safe_csv
-from dataworth.tasks.report.record import mlflow_record, record, with_run
-from dataworth.tasks.report.results.folder import read_results, write_record
+from dataworth.tasks.report.record import record
+from dataworth.tasks.report.results.folder import write_record
 from dataworth.tasks.report.results.valuation import ValuationParts, published_values, valuation_summary
 
-__all__ = [
-    "NotLoggedError",
-    "log_audit",
-    "log_audited",
-    "log_results",
-    "log_valuation",
-    "publish_audit",
-    "publish_valuation",
-]
+__all__ = ["publish_audit", "publish_valuation"]
 
 REPLACED_FOLDERS = ("scores.zarr", "figures")
 REPLACED_FILES = ("layers.parquet", "overlap.parquet", "document_values.parquet", "machine.csv")
-
-# Seconds; a server that takes requests and answers none would hold the run for good.
-LONGEST_LOGGING = 1800
-
-
-class NotLoggedError(DataworthError):
-    """MLflow did not take a valuation, which is whole all the same; the message names the command that logs it."""
 
 
 def publish_valuation(results: str, parts: ValuationParts, confidence: float) -> None:
@@ -97,34 +76,6 @@ def _draw(folder: Path, values: pd.DataFrame, scores: ScoreStore, overlap: pd.Da
         (folder / name).write_bytes(image)
 
 
-def log_valuation(results: str, tracking: TrackingConfig) -> LoggedRun:
-    """Log a published valuation to MLflow: see `log_results`."""
-    logged = log_results(results, tracking)
-    run_logger().info("MLflow run %s", logged.url or f"{logged.run_id} in {logged.tracking_uri}")
-    return logged
-
-
-def log_results(results: str, tracking: TrackingConfig) -> LoggedRun:
-    """Log a results folder to MLflow, and write the run's id into its `valuation.json`.
-
-    A valuation that MLflow holds already gets no second run: what is missing of its run is added.
-
-    Raises:
-        InputError: no finished valuation, or one of an older version.
-        NotLoggedError: MLflow did not take it; the results folder is whole all the same.
-    """
-    found = read_results(results)
-    tracked = tracked_valuation(found, tracking.series)
-    folder = Path(results).absolute()
-    try:
-        logged = log_run(tracking.uri, tracking.experiment, tracked)
-        write_record(folder, with_run(found.record, logged))
-    except (DataworthError, OSError) as error:
-        command = f"dataworth publish --results {shlex.quote(str(folder))}"
-        raise NotLoggedError(f"{error}; the valuation is kept, and `{command}` logs it later") from error
-    return logged
-
-
 def publish_audit(results: str, audit: Audit) -> None:
     """Write everything an audit leaves; `audit.json`, which declares it whole, comes last."""
     folder = Path(results)
@@ -142,28 +93,3 @@ def publish_audit(results: str, audit: Audit) -> None:
         for path in sorted(staging.iterdir()):
             move_into_place(path, folder / path.name)
     write_audit(folder, audit)
-
-
-def log_audit(results: str, tracking: TrackingConfig) -> LoggedRun:
-    """Log a published audit to MLflow: see `log_audited`."""
-    logged = log_audited(results, tracking)
-    run_logger().info("MLflow run %s", logged.url or f"{logged.run_id} in {logged.tracking_uri}")
-    return logged
-
-
-def log_audited(results: str, tracking: TrackingConfig) -> LoggedRun:
-    """Log the audit of a results folder to MLflow, once, and write the run's id into its `audit.json`.
-
-    Raises:
-        InputError: no finished audit, or a damaged one.
-        NotLoggedError: MLflow did not take it; the results folder is whole all the same.
-    """
-    folder = Path(results).absolute()
-    audit = read_audit(folder)
-    try:
-        logged = log_run(tracking.uri, tracking.experiment, tracked_audit(audit, folder, tracking.series))
-        write_audit(folder, replace(audit, mlflow=mlflow_record(logged)))
-    except (DataworthError, OSError) as error:
-        command = f"dataworth publish --results {shlex.quote(str(folder))}"
-        raise NotLoggedError(f"{error}; the audit is kept, and `{command}` logs it later") from error
-    return logged

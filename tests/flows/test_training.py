@@ -117,7 +117,7 @@ def test_wrong_uses_are_told(tmp_path, model):
         Indexing(model, tmp_path, ProjectionConfig(kind="pca"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_is_captured_like_the_plain_one(tmp_path, model):
     model.requires_grad_(False).eval()

@@ -1,12 +1,20 @@
 """What tests ask a Prefect server, that of `dataworth ui` among them, and how they wait."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
 
-__all__ = ["SECONDS", "Api", "Served", "served", "wait_until"]
+from dataworth.serving.servers import child, free_port, wait_for
+
+__all__ = ["SECONDS", "Api", "Served", "lasting_prefect_server", "prefect_server_process", "served", "wait_until"]
 
 
 # How long tests wait for what is to come: far beyond what a slow and busy machine needs.
@@ -154,3 +162,36 @@ class Api:
         self._asked("DELETE", f"{path}/{schedule}")
         for run in self.runs(flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}}):
             self.set_state(run["id"], "CANCELLED")
+
+
+def _server(port: int) -> list[str]:
+    return [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+
+
+QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true"}
+
+
+@contextmanager
+def prefect_server_process(home: object = None, port: int | None = None) -> Iterator[tuple[object, str]]:
+    """A Prefect server on SQLite while the block lasts: its process, and the address of its API."""
+    port = port or free_port()
+    with child(_server(port), QUIET if home is None else {**QUIET, "PREFECT_HOME": str(home)}) as process:
+        wait_for(process, f"http://127.0.0.1:{port}/api/health", "the Prefect server")
+        yield process, f"http://127.0.0.1:{port}/api"
+
+
+def lasting_prefect_server(user: int, home: object) -> str:
+    """The address of the API of a Prefect server that ends after a process, whoever else uses it."""
+    port = free_port()
+    lasting = f"{shlex.join(_server(port))} & while kill -0 {user} 2> /dev/null; do sleep 1; done; kill $!"
+    environment = {**os.environ, **QUIET, "PREFECT_HOME": str(home)}
+    process = subprocess.Popen(
+        ["bash", "-c", lasting],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(process, f"http://127.0.0.1:{port}/api/health", "the Prefect server")
+    return f"http://127.0.0.1:{port}/api"

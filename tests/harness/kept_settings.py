@@ -183,7 +183,7 @@ VALUE_NOTHING = {
     "sources.payout.minimum_documents": "payouts are made of the values each time they are published",
     **{f"tracking.{name}": ELSEWHERE for name in ("uri", "experiment", "series")},
     **{f"cluster.{name}": WHERE_COMPUTED for name in ("address", "tls_ca", "tls_certificate", "tls_key")},
-    **{f"cluster.{name}": WHERE_COMPUTED for name in ("workers", "threads")},
+    **{f"cluster.{name}": WHERE_COMPUTED for name in ("workers", "threads", "processes")},
 }
 
 AUDIT: dict[str, tuple[str, Any]] = {

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
-from dataworth.serving.servers import child, free_port, wait_for
+from tests.harness.api import lasting_prefect_server
 from tests.harness.forks import Forked, Forks, forks
 
 SCRIPT = Path(sys.executable).with_name("dataworth")
@@ -29,13 +30,15 @@ BROWSER_MILLISECONDS = 60_000
 
 
 @pytest.fixture(scope="session")
-def prefect_server():
-    """Address of the API of a Prefect server on SQLite."""
-    port = free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with child(command, {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true"}) as process:
-        wait_for(process, f"http://127.0.0.1:{port}/api/health", "the Prefect server")
-        yield f"http://127.0.0.1:{port}/api"
+def prefect_server(tmp_path_factory):
+    """Address of the API of a Prefect server on SQLite: one for all processes of the tests."""
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    folder = tmp_path_factory.getbasetemp()
+    kept = (folder.parent if shared else folder) / "prefect server"
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            kept.write_text(lasting_prefect_server(os.getppid() if shared else os.getpid(), f"{kept} home"))
+    return kept.read_text()
 
 
 @pytest.fixture(scope="session")

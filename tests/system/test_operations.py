@@ -17,7 +17,7 @@ from dataworth.serving.deployments import apply_deployments, worker_command
 from dataworth.serving.servers import child
 from dataworth.storage.locations import StoreFolders
 from dataworth.storage.manifest import writer_lock
-from tests.harness.api import Api, wait_until
+from tests.harness.api import Api, prefect_server_process, wait_until
 from tests.reference.checkpoints import TEXTS
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.xdist_group("deployments")]  # one worker of a pool
@@ -46,6 +46,13 @@ def done_at_once():
 
 done_at_once(return_state=True)
 """
+
+
+@pytest.fixture(scope="module")
+def prefect_server(tmp_path_factory):
+    """One of its own: work pools and deployments have the same names everywhere."""
+    with prefect_server_process(tmp_path_factory.mktemp("prefect")) as (_, address):
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from dataworth.serving.deployments import apply_deployments, worker_command
 from dataworth.serving.servers import child, free_port, mlflow_command, wait_for
-from tests.harness.api import Api, wait_until
+from tests.harness.api import Api, prefect_server_process, wait_until
 from tests.harness.kills import stored_files
 from tests.reference.checkpoints import TEXTS
 
@@ -83,7 +83,15 @@ def worker(server):
     return child(worker_command(), {"PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "2"})
 
 
-def test_a_killed_worker_and_its_run(prefect_server, given, straight, tmp_path):
+@pytest.fixture
+def another_prefect_server(tmp_path):
+    """Not the one that other tests use: work pools and deployments have the same names everywhere."""
+    with prefect_server_process(tmp_path / "another home") as (_, address):
+        yield address
+
+
+def test_a_killed_worker_and_its_run(another_prefect_server, given, straight, tmp_path):
+    prefect_server = another_prefect_server
     options = dict(zip(given[::2], map(str, given[1::2]), strict=True))
     config = {
         "model": {"name": options["--model"]},
@@ -114,19 +122,11 @@ def test_a_killed_worker_and_its_run(prefect_server, given, straight, tmp_path):
     assert resumed.items() <= expected.items()  # there, gradients of the queries are, too
 
 
-@contextmanager
-def prefect_server_of_its_own(port, home):
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with child(command, {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}) as process:
-        wait_for(process, f"http://127.0.0.1:{port}/api/health", "the Prefect server")
-        yield process
-
-
 def test_a_killed_prefect_server(started_dataworth, dataworth, given, straight, tmp_path):
     port, words = free_port(), ("value", *given, *in_folder(tmp_path))
     address = f"http://127.0.0.1:{port}/api"
     there = {**FEW_RETRIES, "PREFECT_API_URL": address}
-    with prefect_server_of_its_own(port, tmp_path / "prefect") as server:
+    with prefect_server_process(tmp_path / "prefect", port) as (server, _):
         process, log, left = started_dataworth(*words, environment=there)
         until_said(process, log, INDEXING)
         kill(server)
@@ -139,7 +139,7 @@ def test_a_killed_prefect_server(started_dataworth, dataworth, given, straight, 
     assert away.returncode == 1
     assert "Traceback" not in away.stderr
     assert away.stderr.startswith(f"dataworth: the Prefect server at {address} does not answer"), away.stderr
-    with prefect_server_of_its_own(port, tmp_path / "prefect"):
+    with prefect_server_process(tmp_path / "prefect", port):
         again = dataworth(*words, environment=there)
     assert again.returncode == 0, again.stderr
     assert f"is marked Crashed: its process {process.pid} on" in again.stderr

@@ -94,6 +94,7 @@ def _check_record(tmp_path, pair):
     assert run.info.run_name == both["title"]
 
 
+@pytest.mark.long
 def test_a_game_of_each_checkpoint(dataworth, pair, given, tmp_path):
     """Newton without a base, and what-if by the games of both."""
     game = ("--game", "newton", "--no-sources.fallback", "--sources.document_groups", "1")

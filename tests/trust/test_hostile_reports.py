@@ -16,7 +16,6 @@ from dataworth.storage.errors import InputError
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.report.config import TrackingConfig
 from dataworth.tasks.report.markdown import inert, markdown_sources
-from dataworth.tasks.report.mlflow.runs import TrackedValuation
 from dataworth.tasks.report.mlflow.tracked import NOTE_ROWS
 from dataworth.tasks.report.mlflow.tracking import log_run
 from dataworth.tasks.report.page.comparison import compared
@@ -24,6 +23,7 @@ from dataworth.tasks.report.page.html import comparison_html, report_html
 from dataworth.tasks.report.page.tables import safe_csv
 from dataworth.tasks.report.results.folder import Results
 from dataworth.tasks.report.results.summary import QuerySummary, Summary
+from dataworth.tasks.report.runs import TrackedValuation
 from dataworth.tasks.visible import visible, without_password
 from tests.harness.hostile import NAMES
 

@@ -12,9 +12,9 @@ from pydantic import AwareDatetime, BaseModel, ValidationError
 from dataworth.storage.errors import InputError
 from dataworth.storage.schema import ALL_QUERIES
 from dataworth.tasks.report.markdown import markdown_sources
-from dataworth.tasks.report.mlflow.runs import MachineSample, TrackedStep, TrackedValuation, metric_name
 from dataworth.tasks.report.results.folder import Results, whole_values
 from dataworth.tasks.report.results.parameters import flat, of_the_valuation
+from dataworth.tasks.report.runs import MachineSample, TrackedStep, TrackedValuation, metric_name
 
 __all__ = ["NOTE_ROWS", "tracked_valuation"]
 

@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow.data.meta_dataset import MetaDataset
@@ -22,11 +21,11 @@ from mlflow.tracking import MlflowClient
 from dataworth.storage.errors import DataworthError
 from dataworth.storage.locations import home
 from dataworth.storage.ref import fingerprint
-from dataworth.tasks.report.mlflow.runs import TrackedStep, TrackedValuation, metric_name
 from dataworth.tasks.report.mlflow.single_runs import BATCH, SingleRuns
+from dataworth.tasks.report.runs import LoggedRun, TrackedStep, TrackedValuation, metric_name, run_page
 from dataworth.tasks.visible import without_password
 
-__all__ = ["LoggedRun", "log_run", "tracking_uri"]
+__all__ = ["log_run", "tracking_uri"]
 
 # A server that does not answer is given up after about a minute; MLflow's own patience is 16.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
@@ -43,27 +42,6 @@ Run by run: {name}
 Under *Model metrics* every `share/…` and `value/…`, or of audits `lds/…`, is a chart over time. Its steps are days
 since 1970; choose *Time (wall)* as the x-axis to read dates.
 """
-
-
-@dataclass(frozen=True)
-class LoggedRun:
-    """Where the run is: ids, and its page where a server shows it."""
-
-    run_id: str
-    experiment_id: str
-    tracking_uri: str
-    series_run_id: str | None = None
-
-    @property
-    def url(self) -> str | None:
-        if not self.tracking_uri.startswith(("http://", "https://")):
-            return None
-        return f"{self.tracking_uri.rstrip('/')}/{run_page(self.experiment_id, self.run_id)}"
-
-
-def run_page(experiment_id: str, run_id: str) -> str:
-    """Of a server: without the workflow type MLflow opens its empty GenAI side."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def tracking_uri(uri: str | None) -> str:

@@ -12,10 +12,10 @@ from dataworth.storage.checksums import is_sealed, sealed, unsealed
 from dataworth.storage.durable import replace_file
 from dataworth.storage.errors import InputError
 from dataworth.storage.ref import fingerprint
-from dataworth.tasks.report.mlflow.runs import TrackedStep, TrackedValuation, metric_name
 from dataworth.tasks.report.page.figures import GOOD, INK, UNKNOWN, drawing, empty_figure, label, png
 from dataworth.tasks.report.page.html import audit_page
 from dataworth.tasks.report.results.parameters import flat
+from dataworth.tasks.report.runs import TrackedStep, TrackedValuation, metric_name
 
 __all__ = [
     "Audit",

@@ -67,7 +67,7 @@ class ValuationParts(BaseModel):
         timings: step → seconds.
         started: step → when, in seconds since 1970.
         machine: what the machine did meanwhile, rows of `MachineSamples`.
-        prefect_run: id of the flow run.
+        prefect_run: id of the flow run; None where no flow made it.
         prefect_url: its page, where a server shows it.
     """
 
@@ -91,8 +91,8 @@ class ValuationParts(BaseModel):
     timings: dict[str, float]
     started: dict[str, float] = {}
     machine: tuple[dict[str, float], ...] = ()
-    prefect_run: str
-    prefect_url: str | None
+    prefect_run: str | None = None
+    prefect_url: str | None = None
 
 
 def valuation_summary(parts: ValuationParts) -> Summary:
@@ -105,7 +105,7 @@ def valuation_summary(parts: ValuationParts) -> Summary:
         "corpus": f"{corpus.n_documents:,} documents, {corpus.n_examples:,} windows, {corpus.n_tokens:,} tokens "
         f"({parts.corpus.fingerprint})",
         "store": ", ".join(each.location for each in stores),
-        "Prefect flow run": parts.prefect_run,
+        **({"Prefect flow run": parts.prefect_run} if parts.prefect_run else {}),
         **{key: value for key, value in settings.items() if not key.startswith(("model.name", "store"))},
         **{f"game: {name}": _said(value) for name, value in game_notes(parts).items()},
         **{f"seconds: {step}": f"{seconds:.1f}" for step, seconds in parts.timings.items()},

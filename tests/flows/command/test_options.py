@@ -7,8 +7,7 @@ from click.testing import CliRunner
 
 from dataworth.command.cli import cli
 from dataworth.command.options import ConfiguredCommand, command_line, configuration, options
-from dataworth.config import ValueConfig
-from dataworth.lifecycle.runs import run_title
+from dataworth.config import ValueConfig, run_title
 from dataworth.storage.errors import InputError
 from dataworth.tasks.model.config import ModelConfig
 

@@ -86,6 +86,7 @@ def test_a_single_draw_is_not_enough(by_draws):
     assert lowest(by_draws[4], by_draws[1]) > 0
 
 
+@pytest.mark.long
 def test_ekfac_of_a_language_model_wants_less_damping_than_a_dense_fisher():
     """Measured 0.476 and 0.465 at a hundredth and a tenth of the mean eigenvalue, of the dense 0.425 and 0.445."""
     model, documents, queries, masks, outcomes = character_lesson()

@@ -22,8 +22,8 @@ from tests.reference.digits import (
 DECAY, STEPS = 1.0, 250
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_newton_is_near_the_truth_where_additive_is_not(seed):
     problem, network = digits(seed), Network()
     start = network.start(seed)

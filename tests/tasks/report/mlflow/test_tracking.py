@@ -20,10 +20,9 @@ from mlflow.tracking import MlflowClient
 
 from dataworth.storage.errors import InputError
 from dataworth.tasks.report.config import TrackingConfig
-from dataworth.tasks.report.mlflow.runs import metric_name
-from dataworth.tasks.report.mlflow.tracking import LoggedRun
+from dataworth.tasks.report.mlflow.steps import NotLoggedError, log_results
 from dataworth.tasks.report.results.machine import MOST_SAMPLES, SECONDS_BETWEEN_SAMPLES, MachineSamples
-from dataworth.tasks.report.steps import NotLoggedError, log_results
+from dataworth.tasks.report.runs import LoggedRun, metric_name
 from tests.harness.results import results_folder
 
 EVIL = "<script>alert(1)</script> \"&' | [x](http://x) `y` {{ 7 * 7 }}"
@@ -202,7 +201,7 @@ def test_processes_at_once_leave_one_run(uri, tmp_path):
     folders += [shutil.copytree(folders[0], tmp_path / "two")]
     MlflowClient(uri)  # the database is there
     script = (
-        "import sys; from dataworth.tasks.report.steps import log_results; "
+        "import sys; from dataworth.tasks.report.mlflow.steps import log_results; "
         "from dataworth.tasks.report.config import TrackingConfig; "
         "print(log_results(sys.argv[1], TrackingConfig(uri=sys.argv[2])).run_id)"
     )

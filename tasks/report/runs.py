@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MachineSample", "TrackedStep", "TrackedValuation", "metric_name"]
+__all__ = ["LoggedRun", "MachineSample", "TrackedStep", "TrackedValuation", "metric_name"]
 
 # A name that looks as if it had been marked is marked, too: no source can take the name of another.
 MARKED = re.compile(r"_[0-9a-f]{12}$")
@@ -85,3 +85,24 @@ def metric_name(text: str) -> str:
     if name == text and not MARKED.search(text):
         return name
     return f"{name}_{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:12]}"
+
+
+def run_page(experiment_id: str, run_id: str) -> str:
+    """Of a server: without the workflow type MLflow opens its empty GenAI side."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """Where the run is: ids, and its page where a server shows it."""
+
+    run_id: str
+    experiment_id: str
+    tracking_uri: str
+    series_run_id: str | None = None
+
+    @property
+    def url(self) -> str | None:
+        if not self.tracking_uri.startswith(("http://", "https://")):
+            return None
+        return f"{self.tracking_uri.rstrip('/')}/{run_page(self.experiment_id, self.run_id)}"

@@ -1,0 +1,29 @@
+"""The steps of a valuation as Prefect's tasks."""
+
+from typing import Any
+
+from dataworth.preparing import Steps
+from dataworth.tasks.coalitions.task import average_values, value_sources
+from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.curvature.task import fit_covariances, fit_matrices, fit_query_factors, fit_source_sums
+from dataworth.tasks.gradients.task import index_gradients
+from dataworth.tasks.projection.task import make_bases
+from dataworth.tasks.scoring.task import average_scores, score_corpus
+
+__all__ = ["TASKED", "TASKS"]
+
+TASKS: dict[str, Any] = {
+    "prepare_corpus": prepare_corpus,
+    "prepare_queries": prepare_queries,
+    "fit_covariances": fit_covariances,
+    "make_bases": make_bases,
+    "fit_matrices": fit_matrices,
+    "fit_source_sums": fit_source_sums,
+    "fit_query_factors": fit_query_factors,
+    "index_gradients": index_gradients,
+    "score_corpus": score_corpus,
+    "average_scores": average_scores,
+    "value_sources": value_sources,
+    "average_values": average_values,
+}
+TASKED = Steps(**TASKS)
