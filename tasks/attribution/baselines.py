@@ -8,7 +8,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import bm25s
 import numpy as np
@@ -119,7 +119,7 @@ class ModelFreeBaseline(Attributor):
     def __init__(self) -> None:
         self._examples: Examples | None = None
 
-    def fit(self, models: Sequence[Model], examples: Examples) -> Self:
+    def fit(self, models: Sequence[Model], examples: Examples) -> "ModelFreeBaseline":
         """Remember the examples."""
         self._examples = examples
         return self

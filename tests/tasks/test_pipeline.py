@@ -302,7 +302,7 @@ def test_results_do_not_depend_on_the_number_of_workers(small, monkeypatch, tmp_
 
 def test_indexing_again_computes_nothing_and_new_documents_alone(small, corpus_file, monkeypatch):
     counted = []
-    from dataworth.tasks.gradients import task as module
+    from dataworth.tasks.gradients import steps as module
 
     real = module.gradient_rows
 
@@ -325,7 +325,7 @@ def test_indexing_again_computes_nothing_and_new_documents_alone(small, corpus_f
 
 
 def test_out_of_memory_goes_on_with_smaller_batches(small, tmp_path, monkeypatch, caplog):
-    from dataworth.tasks.gradients import task as module
+    from dataworth.tasks.gradients import steps as module
 
     real, most = module.gradient_rows, 2
 

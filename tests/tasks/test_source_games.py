@@ -25,7 +25,7 @@ from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.steps import average_values, value_sources
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.measured_losses import query_losses
-from dataworth.tasks.curvature import task as curvature_task
+from dataworth.tasks.curvature import steps as curvature_task
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.curvature.source_sums import SourceDocuments
 from dataworth.tasks.curvature.steps import fit_query_factors, fit_source_sums

@@ -281,7 +281,7 @@ def test_one_flipped_byte_in_any_shard_is_named_and_repaired_alone(run, tmp_path
     paths = shards_of(pipeline)
     assert len(paths) >= 4
     whole = {path: path.read_bytes() for path in paths}
-    from dataworth.tasks.gradients import task as module
+    from dataworth.tasks.gradients import steps as module
 
     counted, real = [], module.gradient_rows
 

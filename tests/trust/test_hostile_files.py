@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataworth import cli
+from dataworth.command import cli
 from dataworth.storage.errors import InputError
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.readers import read_documents, read_queries

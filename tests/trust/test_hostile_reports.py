@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from dataworth import cli
+from dataworth.command import cli
 from dataworth.command.terminal import say
 from dataworth.storage.errors import InputError
 from dataworth.tasks.configuration import ClusterConfig

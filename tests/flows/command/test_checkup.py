@@ -6,7 +6,7 @@ import sys
 import pytest
 import transformers as hf
 
-from dataworth import checkup as module
+from dataworth.command import checkup as module
 from dataworth.command.checkup import checkup
 from dataworth.command.cli import main
 from dataworth.tasks.corpus.config import CorpusConfig

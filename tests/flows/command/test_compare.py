@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dataworth import cli
-from tests.tasks.report.test_comparison import FIRST, SECOND
+from dataworth.command import cli
+from tests.tasks.report.page.test_comparison import FIRST, SECOND
 
 
 def written(folder, results):

@@ -24,7 +24,7 @@ def test_servers_that_do_not_answer_and_folders_that_cannot_be_written(monkeypat
 
 def test_versions_that_do_not_work_together_are_told(monkeypatch):
     real = {"fastapi": "0.165.0", "sqlalchemy": "2.1.9"}
-    from dataworth import doctor
+    from dataworth.command import doctor
 
     original = doctor.version
     monkeypatch.setattr(doctor, "version", lambda name: real.get(name) or original(name))

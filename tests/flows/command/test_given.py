@@ -89,7 +89,8 @@ def test_the_doctor_says_it(homeless):
 def test_a_command_is_refused_before_anything_heavy_is_imported(homeless, tmp_path):
     (tmp_path / "c.jsonl").write_text("{}")
     program = (
-        "import sys; from flows import cli; sys.argv = ['dataworth', 'index', '--model', 'm', '--corpus', sys.argv[1]];"
+        "import sys; from dataworth.command import cli;"
+        "sys.argv = ['dataworth', 'index', '--model', 'm', '--corpus', sys.argv[1]];"
         "code = cli._exit_code(); assert not {'prefect', 'torch'} & set(sys.modules); sys.exit(code)"
     )
     done = subprocess.run(

@@ -100,7 +100,7 @@ def test_help_that_nobody_reads(words):
 
 def test_a_connection_that_breaks_is_told(monkeypatch, capsys, tmp_path):
     """Click takes it for a closed output, and would end without a word."""
-    from dataworth import cli
+    from dataworth.command import cli
 
     (tmp_path / "c.jsonl").write_text("{}")
 

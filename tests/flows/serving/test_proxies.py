@@ -14,7 +14,7 @@ import requests
 from websockets.proxy import get_proxy
 from websockets.uri import parse_uri
 
-from dataworth import doctor
+from dataworth.command import doctor
 from dataworth.serving.proxies import LOOPBACK, proxies, spare_loopback
 
 ROOT = Path(__file__).parents[3]

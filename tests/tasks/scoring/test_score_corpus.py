@@ -153,7 +153,7 @@ def test_groups_of_any_kind_add_up_level_by_level(tmp_path, checkpoints, corpus_
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_does_not_change_the_results(small, monkeypatch, workers):
     expected = everything(fresh_scores(small, ClusterConfig(workers=1)))
-    from dataworth.tasks.scoring import task as module
+    from dataworth.tasks.scoring import steps as module
 
     killed = []
     real = module.Combination.add
@@ -226,7 +226,7 @@ def test_a_scheduler_elsewhere_with_tls_gives_the_same_results(small, tmp_path):
 
 @pytest.mark.slow
 def test_a_scheduler_that_goes_away_is_one_sentence(small, tmp_path, monkeypatch):
-    from dataworth.tasks.scoring import task as module
+    from dataworth.tasks.scoring import steps as module
 
     monkeypatch.setattr(module, "SHARDS_AHEAD", 1)
     real = module.Combination.add

@@ -14,9 +14,9 @@ from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.measured_losses import query_losses
-from dataworth.tasks.counterfactual import retraining
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.model.loading import load
+from dataworth.tasks.training import retraining
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.retraining import Retrained
 from dataworth.tasks.training.small_model import SmallModel, train_language_model
