@@ -18,15 +18,12 @@ from prefect import Flow, Task
 from pydantic import BaseModel
 
 import dataworth.audit_valuation
-import dataworth.fit_curvature
-import dataworth.index_corpus
-import dataworth.one_checkpoint
 import dataworth.problems
 import dataworth.tasks.counterfactual.trainings
 import dataworth.tasks.scoring.steps
-import dataworth.value_corpus
+import dataworth.valuing
 from dataworth.config import AuditRunConfig, CorpusRunConfig, SearchConfig, ValueConfig
-from dataworth.one_checkpoint import Checkpoint, Timings, valued_checkpoint
+from dataworth.preparing import PLAIN, prepared_stores, store_folder
 from dataworth.search import search
 from dataworth.storage.coalitions import CoalitionStore
 from dataworth.storage.corpus import CorpusStore
@@ -41,6 +38,7 @@ from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.steps import make_bases
 from dataworth.tasks.training.small_model import train_tokenizer
+from dataworth.valuing import Checkpoint, Timings, refuse_unlike, valued_checkpoint
 from tests.reference.checkpoints import TEXTS
 
 __all__ = ["TOLERANCE", "Inputs", "Tables", "audited", "bodies", "differing", "leaves", "searched", "valued"]
@@ -49,11 +47,7 @@ Tables = dict[str, pd.DataFrame]
 
 MODULES = (
     dataworth.audit_valuation,
-    dataworth.fit_curvature,
-    dataworth.index_corpus,
-    dataworth.one_checkpoint,
     dataworth.problems,
-    dataworth.value_corpus,
 )
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "max_position_embeddings": 48}
@@ -212,16 +206,15 @@ def _moved(model: torch.nn.Module, seed: int, size: float) -> None:
 def valued(given: Mapping[str, Any], store: Path) -> Tables:
     """What `dataworth value` makes: corpus and queries, scores and values of every grouping."""
     config = ValueConfig.model_validate({**given, "store": str(store), "results": str(store)})
-    dataworth.value_corpus._refuse_unlike(config)
+    refuse_unlike(config)
     config = config.settled(load(config.model.checkpoints[0]).n_classes is not None)
     found: list[Checkpoint] = []
-    for one in dataworth.value_corpus._by_checkpoint(config):
-        made = valued_checkpoint(one, str(store), found[0].queries if found else None, Timings())
-        assert isinstance(made, Checkpoint)
+    for one in dataworth.valuing._by_checkpoint(config):
+        made = valued_checkpoint(one, store_folder(config), found[0].queries if found else None, Timings(), PLAIN)
         found.append(made)
     scores, values = found[0].scores, found[0].values
     if len(found) > 1:
-        scores, values = dataworth.value_corpus._averaged(config, str(store), found)
+        scores, values = dataworth.valuing._averaged(config, store_folder(config), found, PLAIN)
     tables = {"corpus": _documents(found[0].corpus), "queries": _documents(found[0].queries)}
     for number, (scored, valuation) in enumerate(zip(scores, values, strict=True)):
         tables |= {f"{name} {number}": table for name, table in (*_scores(scored), *_values(valuation))}
@@ -277,7 +270,7 @@ def searched(given: Mapping[str, Any], store: Path) -> Tables:
     config = SearchConfig.model_validate({**given, "store": str(store)})
     narrowed = CorpusRunConfig.model_validate(config.model_dump(include=set(CorpusRunConfig.model_fields)))
     for one in narrowed.by_checkpoint:
-        dataworth.index_corpus.index_corpus(one)
+        PLAIN.index(one, prepared_stores(one, PLAIN))
     found = search(config)
     return {"text": pd.DataFrame([{"text": found.text}]), "documents": pd.DataFrame(found.documents)}
 

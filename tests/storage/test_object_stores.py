@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataworth.storage import leases
 from dataworth.storage.compaction import compact
 from dataworth.storage.errors import InputError, StoreBusyError, StoreError, StoreUnreachableError
 from dataworth.storage.gradients import GradientStore
@@ -21,6 +20,7 @@ from dataworth.storage.layers import LayerStore
 from dataworth.storage.locations import check_writable, location_of
 from dataworth.storage.manifest import new_store, write_manifest, writer_lock
 from dataworth.storage.partial import PartialSums
+from dataworth.storage.s3 import leases
 from dataworth.storage.verification import verified
 from dataworth.storage.withdrawals import Withdrawals
 from tests.harness.object_writer import N_SHARDS, filled
@@ -290,7 +290,7 @@ def test_what_is_wrong_with_a_bucket_is_a_sentence(bucket, s3_server, monkeypatc
 
 
 def test_a_server_that_goes_away_is_a_sentence(monkeypatch):
-    monkeypatch.setattr("dataworth.storage.s3.objects.RETRIES", 2)
+    monkeypatch.setattr("dataworth.storage.s3.client.RETRIES", 2)
     with object_server() as address:
         for name, value in environment(address).items():
             monkeypatch.setenv(name, value)
