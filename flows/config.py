@@ -114,7 +114,7 @@ class ValueConfig(CorpusRunConfig):
 
         Args:
             classifies: the model is a classifier. On those newton was nearer to the truth than adding up scores, on
-                language models it was not (README).
+                language models it was not (infra/docs/truth.md).
         """
         named = [name for grouping in self.sources.by for name in grouping_fields(grouping) if name != SOURCE]
         fields = list(dict.fromkeys([*self.corpus.fields, *named]))

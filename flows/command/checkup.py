@@ -95,9 +95,12 @@ def _of_corpus(loaded: LoadedModel, documents: Sequence[Document], corpus: Corpu
     if loaded.n_embedded is not None and beyond >= loaded.n_embedded:
         remedy = f"a document needs token {beyond}, the model embeds ids up to {loaded.n_embedded - 1}"
         yield Check("ids", f"up to {beyond}", False, remedy)
-    if loaded.max_positions is not None and corpus.max_length > loaded.max_positions:
-        remedy = f"pass --corpus.max_length {loaded.max_positions} or less"
-        yield Check("windows", f"{corpus.max_length} tokens", False, remedy)
+    try:
+        yield Check("windows", f"of {corpus.window(loaded.max_positions)} tokens")
+    except InputError:
+        yield Check(
+            "windows", f"{corpus.max_length} tokens", False, f"pass --corpus.max_length {loaded.max_positions} or less"
+        )
 
 
 def _tokens(loaded: LoadedModel) -> Check:

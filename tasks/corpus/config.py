@@ -4,9 +4,13 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from dataworth.storage.errors import InputError
 from dataworth.tasks.configuration import Configuration, Names
 
 __all__ = ["CorpusConfig", "QueriesConfig"]
+
+# Tokens of a window where nobody says another number.
+USUAL_WINDOW = 512
 
 
 class CorpusConfig(Configuration):
@@ -26,12 +30,30 @@ class CorpusConfig(Configuration):
         default_factory=list,
         description="Further fields to keep, to group documents by (text, numbers, booleans); see --sources.by.",
     )
-    max_length: int = Field(
-        512,
+    max_length: int | None = Field(
+        None,
         ge=2,
         le=1_048_576,
-        description="Tokens of a window; longer documents are cut, for a classifier after the first window.",
+        description="Tokens of a window; longer documents are cut, for a classifier after the first window; default: "
+        f"{USUAL_WINDOW}, or all that the model reads where that is less.",
     )
+
+    def window(self, max_positions: int | None) -> int:
+        """Tokens of a window.
+
+        Args:
+            max_positions: most tokens the model reads; None if it states none.
+
+        Raises:
+            InputError: more are asked for.
+        """
+        most = max_positions or self.max_length or USUAL_WINDOW
+        if self.max_length is not None and self.max_length > most:
+            raise InputError(
+                f"--corpus.max_length {self.max_length}: the model reads at most {most} tokens; "
+                f"pass --corpus.max_length {most} or less"
+            )
+        return self.max_length or min(USUAL_WINDOW, most)
 
     @field_validator("fields")
     @classmethod

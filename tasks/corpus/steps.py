@@ -38,17 +38,13 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
         InputError: a document, a file or the window length cannot be used; nothing is left behind.
     """
     loaded = load(model)
-    if loaded.max_positions is not None and corpus.max_length > loaded.max_positions:
-        raise InputError(
-            f"--corpus.max_length {corpus.max_length}: the model reads at most {loaded.max_positions} tokens; "
-            f"pass --corpus.max_length {loaded.max_positions} or less"
-        )
+    length = corpus.window(loaded.max_positions)
 
     def tokenised(document: Document) -> TokenisedDocument:
         if loaded.labels is None:
-            return tokenised_document(loaded.tokenizer, document, corpus.max_length)
+            return tokenised_document(loaded.tokenizer, document, length)
         label = class_number(document.label or "", loaded.labels, f"{document.where}, field {corpus.label!r}")
-        text = classified_text(loaded.tokenizer, document.id, document.source, document.text, label, corpus.max_length)
+        text = classified_text(loaded.tokenizer, document.id, document.source, document.text, label, length)
         return replace(text, fields=document.fields)
 
     withdrawn, left_out = Withdrawals(store), []
@@ -61,7 +57,7 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
 
     checked = _Checked(loaded, "documents")
     documents = checked.all(map(tokenised, filter(kept, read_documents(corpus, labelled=loaded.labels is not None))))
-    attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": corpus.max_length}
+    attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": length}
     ref = CorpusStore.write(StoreFolders(store).corpora, documents, attributes, corpus.fields)
     written = CorpusStore.open(ref)
     if left_out:

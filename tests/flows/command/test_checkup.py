@@ -73,7 +73,10 @@ def test_the_command(checkpoints, corpus_file, monkeypatch, capsys):
     code, said, _ = run("--model", checkpoints["llama"], "--corpus", corpus_file, "--corpus.max_length", 64)
     assert code == 0
     assert "differ from autograd's" in said
-    code, said, complaint = run("--model", checkpoints["llama"], "--corpus", corpus_file)
+    code, said, _ = run("--model", checkpoints["llama"], "--corpus", corpus_file)
+    assert code == 0
+    assert "of 64 tokens" in said
+    code, said, complaint = run("--model", checkpoints["llama"], "--corpus", corpus_file, "--corpus.max_length", 65)
     assert code == 1
     assert "windows: pass --corpus.max_length 64 or less" in complaint
     assert "gradients" in said
