@@ -4,32 +4,22 @@ Sources: Choe et al. 2024 (arXiv 2405.13954); EK-FAC influence, Grosse et al. 20
 l-RelatIF and theta-RelatIF, Barshan et al. 2020 (arXiv 2003.11630), equations 5 and 6.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from dataworth.tasks.attribution.attributor import Scorer, SingleModelAttributor
-from dataworth.tasks.attribution.rows import BATCH_TOKENS, all_rows, example_rows, labelled_rows, whole_space
-from dataworth.tasks.capture.factors import FactorCapture
-from dataworth.tasks.corpus.batches import batches_by_length
+from dataworth.tasks.attribution.rows import all_rows, example_rows, whole_space
 from dataworth.tasks.corpus.examples import Examples
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
-from dataworth.tasks.curvature.fitting import curvature_passes
-from dataworth.tasks.curvature.lowrank import LowRankSum
+from dataworth.tasks.curvature.fitting import fit, fit_covariances_in_memory
 from dataworth.tasks.curvature.matrices import (
     Matrices,
-    both_eigenvectors,
-    covariance_matrices,
-    eigenvectors,
-    fisher_matrices,
-    projected_covariances,
 )
 from dataworth.tasks.curvature.precondition import Preconditioner, damped_inverse
-from dataworth.tasks.curvature.sums import EigenvalueSum, FisherSum, RowSum
 from dataworth.tasks.model.plain import Model
 from dataworth.tasks.projection.bases import projections_of
 from dataworth.tasks.projection.config import ProjectionConfig
@@ -38,9 +28,6 @@ from dataworth.tasks.projection.logra import LayerProjection, layer_table
 __all__ = ["LoGra", "ScoreKind", "scores_by_damping"]
 
 ScoreKind = Literal["dot", "relative", "theta_relative", "cosine"]
-# Columns of a layer whose Fisher is kept dense: 512 MB in float64. Beyond, it is low-rank plus diagonal.
-MOST_DENSE = 8192
-
 # A layer's columns, and its damped inverse; None where the curvature is the identity.
 Inverses = Sequence[tuple[slice, Preconditioner | None]]
 
@@ -124,15 +111,13 @@ def fitted(
     """
     whole = None
     if projection.kind == "pca" or (projection.kind == "identity" and curvature.kind in ("kfac", "ekfac")):
-        whole = _covariances(model, whole_space(model), examples, curvature)
+        whole = fit_covariances_in_memory(model, examples, whole_space(model), curvature)
     projections = _projections(model, projection, whole)
     table = layer_table(projections)
     columns = [slice(row["first_column"], row["first_column"] + row["n_columns"]) for row in table]
     if curvature.kind == "none":
         return projections, columns, None
-    if curvature.kind == "fisher":
-        return projections, columns, _fisher(model, projections, examples, curvature)
-    return projections, columns, _kronecker(model, projections, examples, curvature, whole)
+    return projections, columns, fit(model, examples, projections, curvature, whole)
 
 
 def _inverses(columns: Sequence[slice], matrices: Matrices | None, damping: DampingConfig) -> Inverses:
@@ -150,68 +135,6 @@ def _projections(model: Model, projection: ProjectionConfig, whole: Matrices | N
     precise = projections_of(model.layers, projection, found)
     dtype = next(model.model.parameters()).dtype
     return [entry.to(torch.device("cpu"), dtype) for entry in precise]
-
-
-def _covariances(
-    model: Model, projections: Sequence[LayerProjection], examples: Examples, curvature: CurvatureConfig
-) -> Matrices:
-    dtype = next(model.model.parameters()).dtype
-    moved = [projection.to(model.device, dtype) for projection in projections]
-    with FactorCapture([layer.modules for layer in model.layers], moved) as capture:
-        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching):
-            for _ in curvature_passes(model, capture, examples, numbers, curvature):
-                pass
-        return covariance_matrices(projections, capture.sums)
-
-
-def _summed(
-    model: Model,
-    projections: Sequence[LayerProjection],
-    examples: Examples,
-    curvature: CurvatureConfig,
-    sums: Sequence[RowSum],
-) -> dict[str, np.ndarray]:
-    """Means over the examples."""
-    for _, rows in labelled_rows(model, projections, examples, curvature):
-        for entry in sums:
-            entry.add(rows)
-    totals: dict[str, Tensor] = {name: total for entry in sums for name, total in entry.sums.items()}
-    return {name: total.cpu().numpy() / examples.n_examples for name, total in totals.items()}
-
-
-def _fisher(
-    model: Model, projections: Sequence[LayerProjection], examples: Examples, curvature: CurvatureConfig
-) -> Matrices:
-    table = dict(enumerate(layer_table(projections)))
-    wide = {number: layer for number, layer in table.items() if layer["n_columns"] > MOST_DENSE}
-    narrow = {number: layer for number, layer in table.items() if number not in wide}
-    sums: list[RowSum] = [FisherSum(narrow), LowRankSum(wide, curvature.low_rank, curvature.seed)]
-    means = _summed(model, projections, examples, curvature, sums)
-    return [fisher_matrices(number, layer, means, curvature) for number, layer in table.items()]
-
-
-def _kronecker(
-    model: Model,
-    projections: Sequence[LayerProjection],
-    examples: Examples,
-    curvature: CurvatureConfig,
-    whole: Matrices | None,
-) -> Matrices:
-    if whole is None:
-        factors = _covariances(model, projections, examples, curvature)
-    else:
-        by_name: Mapping[str, dict[str, np.ndarray]] = dict(
-            zip((projection.name for projection in projections), whole, strict=True)
-        )
-        factors = projected_covariances(projections, lambda layer, name: by_name[layer][name])
-    matrices = [eigenvectors(entry) for entry in factors]
-    if curvature.kind == "ekfac":
-        inputs, outputs = zip(*(both_eigenvectors(entry) for entry in matrices), strict=True)
-        sums = EigenvalueSum(layer_table(projections), inputs, outputs)
-        means = _summed(model, projections, examples, curvature, [sums])
-        for number, entry in enumerate(matrices):
-            entry["eigenvalues"] = means[str(number)]
-    return matrices
 
 
 def _solved(rows: np.ndarray, inverses: Inverses) -> np.ndarray:

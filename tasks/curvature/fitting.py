@@ -30,6 +30,7 @@ from dataworth.tasks.corpus.batches import batches_by_length
 from dataworth.tasks.corpus.examples import CorpusExamples, Examples
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.curvature.lowrank import LowRankSum
+from dataworth.tasks.curvature.matrices import Matrices, covariance_matrices, fitted_matrices
 from dataworth.tasks.curvature.sums import MOST_COLUMNS, EigenvalueSum, FisherSum, GroupedFisherSum, RowSum
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import LoadedModel, load
@@ -40,9 +41,20 @@ from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.logra import LayerProjection, layer_table, stored_projections
 from dataworth.tasks.torchrun import processes
 
-__all__ = ["ACTIONS", "curvature_passes", "label_passes", "label_rows", "ordered_sums", "wide"]
+__all__ = [
+    "ACTIONS",
+    "curvature_passes",
+    "fit",
+    "fit_covariances_in_memory",
+    "label_passes",
+    "label_rows",
+    "ordered_sums",
+    "wide",
+]
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
+# Of a pass over examples in memory.
+BATCH_TOKENS = 4096
 
 
 def wide(layer: dict[str, Any]) -> bool:
@@ -109,6 +121,61 @@ def _sums(
     return totals
 
 
+def fit(
+    model: Model,
+    examples: Examples,
+    projections: Sequence[LayerProjection],
+    curvature: CurvatureConfig,
+    whole: Matrices | None = None,
+) -> Matrices:
+    """The curvature of every layer, fitted on all of the examples, in memory.
+
+    Args:
+        model: the checkpoint.
+        examples: those that it was trained on.
+        projections: one a layer.
+        curvature: kind, labels, draws, low rank and seed.
+        whole: covariances of the whole layers, as `fit_covariances` makes them.
+    """
+
+    def sums(what: str, eigenvectors: list[tuple[np.ndarray, np.ndarray]] | None) -> dict[str, Tensor]:
+        return _sums_in_memory(model, examples, projections, curvature, what, eigenvectors)
+
+    names = [projection.name for projection in projections]
+    by_name = None if whole is None else dict(zip(names, whole, strict=True))
+    covariance = None if by_name is None else lambda layer, side: by_name[layer][side]
+    return fitted_matrices(projections, curvature, examples.n_examples, sums, covariance)
+
+
+def fit_covariances_in_memory(
+    model: Model, examples: Examples, projections: Sequence[LayerProjection], curvature: CurvatureConfig
+) -> Matrices:
+    """KFAC's two covariances of every layer, from all of the examples."""
+    return covariance_matrices(
+        projections, _sums_in_memory(model, examples, projections, curvature, "covariances", None)
+    )
+
+
+def _sums_in_memory(
+    model: Model,
+    examples: Examples,
+    projections: Sequence[LayerProjection],
+    curvature: CurvatureConfig,
+    what: str,
+    eigenvectors: list[tuple[np.ndarray, np.ndarray]] | None,
+) -> dict[str, Tensor]:
+    """As `_sums`, of examples in memory; rows have the weights' precision, so that a float64 model stays one."""
+    dtype = next(model.model.parameters()).dtype
+    moved = [projection.to(model.device, dtype) for projection in projections]
+    exact = torch.promote_types(dtype, torch.float32)
+    adding = _Adding.of(what, model, moved, curvature, eigenvectors, dtype=exact)
+    with adding.capture:
+        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching):
+            for _ in curvature_passes(model, adding.capture, examples, numbers, curvature):
+                adding.add(numbers)
+    return adding.sums
+
+
 @dataclass(frozen=True)
 class _Adding:
     """What passes over windows add up: what the capture itself sums, or sums of the rows that it hands out."""
@@ -121,16 +188,17 @@ class _Adding:
     def of(
         cls,
         what: str,
-        loaded: LoadedModel,
-        projections: list[LayerProjection],
+        loaded: Model,
+        projections: Sequence[LayerProjection],
         curvature: CurvatureConfig,
         eigenvectors: list[tuple[np.ndarray, np.ndarray]] | None,
-        groups: tuple[np.ndarray, int] | None,
+        groups: tuple[np.ndarray, int] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> "_Adding":
-        """As `_sums` is asked for."""
+        """As `_sums` is asked for, from rows of a data type."""
         if what == "covariances":
             return cls(FactorCapture([layer.modules for layer in loaded.layers], projections))
-        capture, table = gradient_capture(loaded, projections), layer_table(projections)
+        capture, table = gradient_capture(loaded, projections, dtype), layer_table(projections)
         if groups is None:
             return cls(capture, row_sums=_row_sums(table, curvature, eigenvectors))
         return cls(capture, by_group=[GroupedFisherSum(table, *groups)])

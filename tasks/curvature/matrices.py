@@ -11,24 +11,59 @@ from dataworth.tasks.capture.factors import FactorCapture
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.curvature.lowrank import gaussian_matrix, low_rank_plus_diagonal
 from dataworth.tasks.curvature.precondition import eigendecomposition
-from dataworth.tasks.projection.logra import LayerProjection
+from dataworth.tasks.projection.logra import LayerProjection, layer_table
 
 __all__ = [
     "Covariance",
     "Matrices",
+    "Sums",
     "both_eigenvectors",
     "covariance_matrices",
     "eigenvectors",
-    "fisher_matrices",
+    "fitted_matrices",
     "projected_covariances",
 ]
 
 Matrices = list[dict[str, np.ndarray]]
 # From a layer's name and "input_covariance" or "output_covariance" to the whole matrix.
 Covariance = Callable[[str, str], np.ndarray]
+# Passes over the examples and what they add up to: of "fisher", "covariances", or, in the basis of both eigenvectors of
+# every layer, "eigenvalues".
+Sums = Callable[[str, "list[tuple[np.ndarray, np.ndarray]] | None"], Mapping[str, Tensor]]
 
 
-def fisher_matrices(
+def fitted_matrices(
+    projections: Sequence[LayerProjection],
+    curvature: CurvatureConfig,
+    n_examples: int,
+    sums: Sums,
+    whole: Covariance | None = None,
+) -> Matrices:
+    """The curvature of every layer in its projected space, wherever its examples are summed.
+
+    Args:
+        projections: one a layer.
+        curvature: kind, low rank and seed.
+        n_examples: that are summed.
+        sums: makes the passes.
+        whole: covariances of the whole layers, where they are there: KFAC and EK-FAC then need no pass for theirs.
+    """
+    if curvature.kind == "fisher":
+        means = {name: total.cpu().numpy() / n_examples for name, total in sums("fisher", None).items()}
+        return [_fisher(number, layer, means, curvature) for number, layer in enumerate(layer_table(projections))]
+    if whole is None:
+        factors = covariance_matrices(projections, sums("covariances", None))
+    else:
+        factors = projected_covariances(projections, whole)
+    matrices = [eigenvectors(entry) for entry in factors]
+    if curvature.kind == "ekfac":
+        totals = sums("eigenvalues", [both_eigenvectors(entry) for entry in matrices])
+        for number, entry in enumerate(matrices):
+            entry["eigenvalues"] = totals[str(number)].cpu().numpy() / n_examples
+    return matrices
+
+
+def _fisher(
     number: int, layer: Mapping[str, Any], means: Mapping[str, np.ndarray], curvature: CurvatureConfig
 ) -> dict[str, np.ndarray]:
     """The Fisher of one layer: dense, or of a layer that was sketched low-rank plus diagonal.
@@ -46,11 +81,11 @@ def fisher_matrices(
     return {"low_rank": low_rank, "residual": residual}
 
 
-def covariance_matrices(projections: Sequence[LayerProjection], sums: dict[str, Tensor]) -> Matrices:
+def covariance_matrices(projections: Sequence[LayerProjection], sums: Mapping[str, Tensor]) -> Matrices:
     """KFAC's two covariances of each layer, means over tokens."""
     return [
         {"input_covariance": inputs.cpu().numpy(), "output_covariance": outputs.cpu().numpy()}
-        for inputs, outputs in FactorCapture([()] * len(projections), projections).covariances(sums)
+        for inputs, outputs in FactorCapture([()] * len(projections), projections).covariances(dict(sums))
     ]
 
 

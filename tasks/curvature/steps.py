@@ -17,14 +17,7 @@ from dataworth.storage.schema import SOURCE_SUMS_KIND
 from dataworth.tasks.corpus.groups import SOURCE, document_groups
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.curvature.fitting import label_rows, ordered_sums, wide
-from dataworth.tasks.curvature.matrices import (
-    Matrices,
-    both_eigenvectors,
-    covariance_matrices,
-    eigenvectors,
-    fisher_matrices,
-    projected_covariances,
-)
+from dataworth.tasks.curvature.matrices import Matrices, covariance_matrices, fitted_matrices
 from dataworth.tasks.curvature.source_sums import (
     SourceDocuments,
     chosen_share,
@@ -104,27 +97,14 @@ def fit_matrices(
     if curvature.kind == "fisher" and any(wide(layer) for layer in basis_store.layers):
         parts["low_rank"] = curvature.low_rank
 
-    def sums(what: str, windows: np.ndarray, eigenvectors: Any = None) -> dict[str, Tensor]:
-        return ordered_sums(
-            store, model, corpus, bases, curvature, batch_tokens, windows, what, fingerprint(parts), eigenvectors
-        )
-
     def fitted(windows: np.ndarray) -> Matrices:
-        n_examples = len(windows)
-        if curvature.kind == "fisher":
-            means = {name: total.numpy() / n_examples for name, total in sums("fisher", windows).items()}
-            return [fisher_matrices(number, layer, means, curvature) for number, layer in enumerate(basis_store.layers)]
-        projections = stored_projections(basis_store)
-        if covariances is None:
-            factors = covariance_matrices(projections, sums("covariances", windows))
-        else:
-            factors = projected_covariances(projections, LayerStore.open(covariances).matrix)
-        matrices = [eigenvectors(entry) for entry in factors]
-        if curvature.kind == "ekfac":
-            totals = sums("eigenvalues", windows, [both_eigenvectors(entry) for entry in matrices])
-            for number, entry in enumerate(matrices):
-                entry["eigenvalues"] = totals[str(number)].numpy() / n_examples
-        return matrices
+        def sums(what: str, eigenvectors: list[tuple[np.ndarray, np.ndarray]] | None) -> dict[str, Tensor]:
+            return ordered_sums(
+                store, model, corpus, bases, curvature, batch_tokens, windows, what, fingerprint(parts), eigenvectors
+            )
+
+        whole = LayerStore.open(covariances).matrix if covariances else None
+        return fitted_matrices(stored_projections(basis_store), curvature, len(windows), sums, whole)
 
     return _stored(store, parts, basis_store.layers, documents, curvature, fitted)
 
