@@ -27,7 +27,7 @@ DIGITS = "dataworth.tasks.counterfactual.digits:digits"
 GENERAL = 800
 PACKAGES = ("email", "http", "logging", "unittest", "xml")
 PER_PACKAGE, QUERIES_PER_PACKAGE = 40, 5
-MOST_TOKENS = 256
+MAX_TOKENS = 256
 # A query with more characters may have more tokens than the model reads.
 QUERY_CHARACTERS = 500
 EPOCHS, RATE, DECAY = 3, 1e-3, 0.0
@@ -80,7 +80,7 @@ def documentation_problem(
     """
     write_audited_corpus(str(folder), seed, packages)
     general, corpus = (
-        CorpusConfig(files=[str(folder / name)], max_length=MOST_TOKENS) for name in ("general.jsonl", "corpus.jsonl")
+        CorpusConfig(files=[str(folder / name)], max_length=MAX_TOKENS) for name in ("general.jsonl", "corpus.jsonl")
     )
     settings = SmallModel(seed=seed)
     base = train_small_model(str(folder / "base"), general, settings)

@@ -21,11 +21,11 @@ from dataworth.storage.schema import ALL_QUERIES
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.estimators import Estimate
-from dataworth.tasks.coalitions.estimation.sampling import MOST_ENUMERATED
+from dataworth.tasks.coalitions.estimation.sampling import MAX_ENUMERATED
 from dataworth.tasks.coalitions.games.portions import all_but, divided
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.payout.what_if import mean_estimate, shares_without, split_gain
-from dataworth.tasks.coalitions.play import MOST_EVALUATED, Play
+from dataworth.tasks.coalitions.play import MAX_EVALUATED, Play
 from dataworth.tasks.coalitions.steps import game_fingerprint, play_of
 from dataworth.tasks.corpus.groups import grouping_fields
 from dataworth.tasks.model.loading import load
@@ -117,7 +117,7 @@ class Valued:
             values = (portions @ self.sums)[None]
             return Estimate(values, np.zeros_like(values), values, values, 0, "closed form")
         play = replace(self._play, portions=portions)
-        if play.n_players <= MOST_ENUMERATED and (not play.evaluates(game) or play.n_sources <= MOST_EVALUATED):
+        if play.n_players <= MAX_ENUMERATED and (not play.evaluates(game) or play.n_sources <= MAX_EVALUATED):
             game = game.model_copy(update={"budget": max(game.budget, 2**play.n_players)})
         return play.estimate(game, self._known(game))
 

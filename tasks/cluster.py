@@ -14,10 +14,10 @@ from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.progress import show_link
 from dataworth.tasks.visible import without_password
 
-__all__ = ["MOST_LOSSES", "cluster_address", "dask_client", "named_losses"]
+__all__ = ["MAX_LOSSES", "cluster_address", "dask_client", "named_losses"]
 
 # Workers that may die in one pass, each with what it held, before the pass is given up.
-MOST_LOSSES = 3
+MAX_LOSSES = 3
 SECONDS_TO_CONNECT = 20
 IMPORTED_ONCE = ["distributed.nanny", "distributed.worker", "numcodecs", "dataworth.tasks.scoring.shards"]
 

@@ -12,7 +12,7 @@ from dataworth.tasks.report.results.folder import read_results
 
 __all__ = ["compare"]
 
-MOST_CHARACTERS = 60
+MAX_CHARACTERS = 60
 
 
 def compare(first: str, second: str, html: str | None) -> str:
@@ -38,7 +38,7 @@ def compare(first: str, second: str, html: str | None) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"
+    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
 
 
 def _text(comparison: Comparison) -> str:

@@ -9,13 +9,13 @@ __all__ = ["CPU_BATCH_TOKENS", "measured_batch_tokens", "tokens_that_fit"]
 # On a CPU larger batches bring no speed: measured flat from 2048 tokens on.
 CPU_BATCH_TOKENS = 4096
 # On a GPU neither, beyond what keeps it busy; a bound keeps the pinned copies of rows small.
-MOST_TOKENS = 65_536
+MAX_TOKENS = 65_536
 # Share of the device's memory to fill: the allocator needs slack for fragments.
 FILLED = 0.85
 
 
 def tokens_that_fit(capacity: float, one: float, two: float, n_tokens: int) -> int:
-    """Tokens of a pass that fills the capacity, a power of two times the tokens of an example, MOST_TOKENS at most.
+    """Tokens of a pass that fills the capacity, a power of two times the tokens of an example, MAX_TOKENS at most.
 
     Args:
         capacity: bytes a pass may take.
@@ -27,7 +27,7 @@ def tokens_that_fit(capacity: float, one: float, two: float, n_tokens: int) -> i
     """
     a_row = max(two - one, 1.0)
     n_rows = 1
-    while one + (2 * n_rows - 1) * a_row <= capacity and 2 * n_rows * n_tokens <= MOST_TOKENS:
+    while one + (2 * n_rows - 1) * a_row <= capacity and 2 * n_rows * n_tokens <= MAX_TOKENS:
         n_rows *= 2
     return n_rows * n_tokens
 

@@ -23,8 +23,8 @@ from dataworth.tasks.coalitions.player_values import Outcome, WorthKeeper, asked
 __all__ = ["Play", "Sums"]
 
 # Up to 2^8 coalitions a forward pass of the queries each is affordable.
-MOST_EVALUATED = 8
-MOST_CHECKED = 6
+MAX_EVALUATED = 8
+MAX_CHECKED = 6
 # Forward passes after which their worth is kept.
 KEPT_AT_ONCE = 64
 
@@ -87,7 +87,7 @@ class Play:
     def checked(self) -> Check:
         """Measure what the game predicts for nobody and for everybody but one."""
         nobody = np.zeros((1, self.n_sources), bool)
-        steps = self._steps(np.concatenate([nobody, leave_one_out(self.n_sources)[1 : 1 + MOST_CHECKED]]))
+        steps = self._steps(np.concatenate([nobody, leave_one_out(self.n_sources)[1 : 1 + MAX_CHECKED]]))
         measured = self.losses_at(steps).sum(axis=1)
         here = float(self.expansion.losses.sum())
         predicted, found = self.expansion.after(steps[1:]).sum(axis=1) - here, measured[1:] - here
@@ -131,7 +131,7 @@ class Play:
 
     def evaluates(self, sources: SourcesConfig) -> bool:
         """Worth is measured by forward passes."""
-        few = sources.utility == "auto" and self.n_sources <= MOST_EVALUATED
+        few = sources.utility == "auto" and self.n_sources <= MAX_EVALUATED
         return sources.game == "newton" and (sources.utility == "evaluated" or few)
 
     def values(self, sources: SourcesConfig, kept: WorthKeeper) -> Outcome:

@@ -17,7 +17,7 @@ from dataworth.tasks.coalitions.games.newton import NewtonSteps
 from dataworth.tasks.coalitions.games.vectors import VectorDesign, VectorValues, vector_design, vector_values
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.play import Sums
-from dataworth.tasks.coalitions.uncertainty.document_errors import MOST_REPLAYED
+from dataworth.tasks.coalitions.uncertainty.document_errors import MAX_REPLAYED
 from dataworth.tasks.progress import run_logger
 
 __all__ = ["stored_vectors"]
@@ -105,4 +105,4 @@ def _found(sums: Sums, sources: SourcesConfig) -> VectorValues:
 
 
 def _too_many(design: VectorDesign, n_groups: int) -> bool:
-    return n_groups * design.n_coalitions > MOST_REPLAYED
+    return n_groups * design.n_coalitions > MAX_REPLAYED

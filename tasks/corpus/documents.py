@@ -26,7 +26,7 @@ __all__ = [
 # Of one text. A tokenizer and what is kept of its tokens take 150 to 300 bytes of memory for each (measured: 280 with a
 # vocabulary of 300): 10 GB at most.
 MAX_TEXT_BYTES = 2**25
-MOST_ID_CHARACTERS = 10_000
+MAX_ID_CHARACTERS = 10_000
 LARGEST_INTEGER = 2**63 - 1
 
 # Two fields that are trained on as one text: what is asked, what is said.
@@ -223,8 +223,8 @@ def _name(row: Mapping[str, Any], field: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     name = _text(row, field, where)
-    if len(name) > MOST_ID_CHARACTERS:
-        raise InputError(f"{where}, field {field!r}: {len(name)} characters long, at most {MOST_ID_CHARACTERS} allowed")
+    if len(name) > MAX_ID_CHARACTERS:
+        raise InputError(f"{where}, field {field!r}: {len(name)} characters long, at most {MAX_ID_CHARACTERS} allowed")
     return name
 
 

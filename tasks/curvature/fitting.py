@@ -31,7 +31,7 @@ from dataworth.tasks.corpus.examples import CorpusExamples, Examples
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.curvature.lowrank import LowRankSum
 from dataworth.tasks.curvature.matrices import Matrices, covariance_matrices, fitted_matrices
-from dataworth.tasks.curvature.sums import MOST_COLUMNS, EigenvalueSum, FisherSum, GroupedFisherSum, RowSum
+from dataworth.tasks.curvature.sums import MAX_COLUMNS, EigenvalueSum, FisherSum, GroupedFisherSum, RowSum
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.model.plain import Model, gradient_capture
@@ -59,7 +59,7 @@ BATCH_TOKENS = 4096
 
 def wide(layer: dict[str, Any]) -> bool:
     """A dense Fisher of this layer would be too large."""
-    return int(layer["n_columns"]) > MOST_COLUMNS
+    return int(layer["n_columns"]) > MAX_COLUMNS
 
 
 def ordered_sums(*arguments: Any) -> dict[str, Tensor]:

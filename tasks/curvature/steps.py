@@ -25,7 +25,7 @@ from dataworth.tasks.curvature.source_sums import (
     source_documents,
     towards_base,
 )
-from dataworth.tasks.curvature.sums import MOST_COLUMNS
+from dataworth.tasks.curvature.sums import MAX_COLUMNS
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.progress import run_logger
@@ -149,7 +149,7 @@ def fit_source_sums(
     documents, basis_store = CorpusStore.open(corpus), LayerStore.open(bases)
     if any(wide(layer) for layer in basis_store.layers):
         raise InputError(
-            f"a layer keeps more than {MOST_COLUMNS} columns, too many for a curvature of every source: lower "
+            f"a layer keeps more than {MAX_COLUMNS} columns, too many for a curvature of every source: lower "
             "--projection.rank, or pass --game additive"
         )
     halfway = towards_base(model)

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["MOST_COLUMNS", "EigenvalueSum", "FisherSum", "GroupedFisherSum", "RowSum"]
+__all__ = ["MAX_COLUMNS", "EigenvalueSum", "FisherSum", "GroupedFisherSum", "RowSum"]
 
 # Beyond this a dense block costs more to store and factorise than it tells: 4096 columns are 128 MB in float64.
-MOST_COLUMNS = 4096
+MAX_COLUMNS = 4096
 
 
 @runtime_checkable

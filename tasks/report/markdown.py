@@ -11,7 +11,7 @@ from dataworth.tasks.visible import visible
 __all__ = ["inert", "markdown_sources", "markdown_table"]
 
 # 25 rows of a table must fit into the 8,000 characters of an MLflow description.
-MOST_CELL_CHARACTERS = 160
+MAX_CELL_CHARACTERS = 160
 
 ENTITIES = {"&": "&amp;", "<": "&lt;"}
 
@@ -51,7 +51,7 @@ def markdown_sources(sources: list[dict[str, Any]], most: int) -> str:
     """
     rows = [
         [
-            inert(row["source"], MOST_CELL_CHARACTERS),
+            inert(row["source"], MAX_CELL_CHARACTERS),
             percent(row["share"]),
             number(row["value"]),
             interval(row["low"], row["high"]),

@@ -15,7 +15,7 @@ from dataworth.storage.locations import StoreFolders
 from dataworth.storage.ref import StoreRef, fingerprint
 from dataworth.storage.schema import ALL_QUERIES
 from dataworth.storage.scores import ScoreStore, ScoreWriter
-from dataworth.tasks.cluster import MOST_LOSSES, dask_client, named_losses
+from dataworth.tasks.cluster import MAX_LOSSES, dask_client, named_losses
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.groups import SOURCE
 from dataworth.tasks.curvature.config import DampingConfig
@@ -199,7 +199,7 @@ def _shard_results(
                 result = future.result()
             except CancelledError:
                 n_lost += 1
-                if n_lost > MOST_LOSSES or client.status != "running":
+                if n_lost > MAX_LOSSES or client.status != "running":
                     raise
                 run_logger().warning("a Dask worker died with what it held: handing its shards out again")
                 todo.extendleft(work for work, _ in reversed(waiting))

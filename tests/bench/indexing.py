@@ -33,7 +33,7 @@ VOCABULARY = 8192
 TOKENS = 512
 BATCH = 8
 ROUNDS = 11
-MOST_CALLS = 64
+MAX_CALLS = 64
 
 
 def model_of(hidden: int, layers: int) -> LlamaForCausalLM:
@@ -93,7 +93,7 @@ class Indexer:
         self.projections = [entry.to(batch[0].device, model.dtype) for entry in projections]
         store = GradientStore.create(folder, f"{config.kind}-{config.rank}", table, "float16", {})
         n_rows = len(batch[0])
-        names = np.asarray([b"%d" % row for row in range(MOST_CALLS * n_rows)], "S32")
+        names = np.asarray([b"%d" % row for row in range(MAX_CALLS * n_rows)], "S32")
         with patch("dataworth.storage.gradients.rows_per_shard", lambda *_: n_rows):
             (self.segment,) = store.plan(names, np.ones(len(names), np.int64))
         self.shard = 0

@@ -86,7 +86,7 @@ class Api:
 
         def answered():
             answer = httpx.request(
-                method, f"{self.address}{path}", json=content, timeout=60, auth=self._auth, headers=self._headers
+                method, f"{self.address}{path}", json=content, timeout=SECONDS, auth=self._auth, headers=self._headers
             )
             return None if answer.status_code == 503 else answer
 
@@ -185,13 +185,14 @@ def lasting_prefect_server(user: int, home: object) -> str:
     port = free_port()
     lasting = f"{shlex.join(_server(port))} & while kill -0 {user} 2> /dev/null; do sleep 1; done; kill $!"
     environment = {**os.environ, **QUIET, "PREFECT_HOME": str(home)}
-    process = subprocess.Popen(
-        ["bash", "-c", lasting],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    wait_for(process, f"http://127.0.0.1:{port}/api/health", "the Prefect server")
+    beginning = f"setsid bash -c {shlex.quote(lasting)} < /dev/null > /dev/null 2>&1 &"
+    subprocess.run(["bash", "-c", beginning], env=environment, check=True)
+    wait_until(lambda: _is_well(port), "the Prefect server of the tests does not start")
     return f"http://127.0.0.1:{port}/api"
+
+
+def _is_well(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=5).is_success
+    except httpx.HTTPError:
+        return False

@@ -19,7 +19,7 @@ __all__ = [
     "AUDIT_NOTHING",
     "CHANGES",
     "FAMILIES",
-    "MOST_COLUMNS",
+    "MAX_COLUMNS",
     "SEARCH",
     "SEARCH_NOTHING",
     "VALUE",
@@ -106,7 +106,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "search, completed": {"query": "The river runs", "max_new_tokens": 4, "count": 3, "sketch": 16},
 }
 # Columns beyond which a layer's Fisher is of low rank, so that a small layer has such a one.
-MOST_COLUMNS = {"low rank": 70}
+MAX_COLUMNS = {"low rank": 70}
 
 # What can be set in `value`, another value of it, and a family whose results that decides.
 VALUE: dict[str, tuple[str, Any]] = {

@@ -218,7 +218,7 @@ def test_a_run_names_what_its_worker_permits_and_no_command(stack, prefect, conf
     assert state["type"] == "FAILED"
     assert f"corpus.files /etc/passwd: not permitted here; DATAWORTH_INPUTS permits {inputs}" in state["message"]
     pool = prefect.get("/work_pools/dataworth").json()["base_job_template"]
-    assert pool == json.loads((CODE / "flows" / "job-template.json").read_text())
+    assert pool == json.loads((CODE / "flows" / "serving" / "job-template.json").read_text())
 
 
 def test_nobody_gets_in_without_the_secrets(stack):

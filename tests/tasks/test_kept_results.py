@@ -32,7 +32,7 @@ from tests.harness.kept_settings import (
     CHANGES,
     COMMON,
     FAMILIES,
-    MOST_COLUMNS,
+    MAX_COLUMNS,
     SEARCH,
     SEARCH_NOTHING,
     VALUE,
@@ -68,8 +68,8 @@ class Walk:
         if kind == "audit":
             given = {name: part for name, part in given.items() if name not in of_value}
         with pytest.MonkeyPatch.context() as patched:
-            if family in MOST_COLUMNS:
-                patched.setattr(dataworth.tasks.curvature.fitting, "MOST_COLUMNS", MOST_COLUMNS[family])
+            if family in MAX_COLUMNS:
+                patched.setattr(dataworth.tasks.curvature.fitting, "MAX_COLUMNS", MAX_COLUMNS[family])
             return {"search": searched, "audit": audited}.get(kind, valued)(given, store)
 
     def first(self, family: str) -> Tables:

@@ -394,7 +394,7 @@ def test_layers_too_wide_for_a_dense_fisher_get_one_of_low_rank(
     tmp_path, checkpoints, corpus_file, queries_file, monkeypatch
 ):
     """At a rank that holds the whole Fisher: the scores of the dense computation; interrupted, it goes on."""
-    monkeypatch.setattr("dataworth.tasks.curvature.fitting.MOST_COLUMNS", 8)
+    monkeypatch.setattr("dataworth.tasks.curvature.fitting.MAX_COLUMNS", 8)
     curvature = CurvatureConfig(labels="empirical", low_rank=25, damping=DampingConfig(rule="absolute", value=0.5))
     projection = {"kind": "random", "rank": 5}
     pipeline = Pipeline(tmp_path, checkpoints["llama"], corpus_file, queries_file, projection, curvature)

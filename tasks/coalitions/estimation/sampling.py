@@ -29,7 +29,7 @@ from dataworth.tasks.coalitions.estimation.utilities import Utility, Worths
 __all__ = ["ESTIMATORS", "EstimatorName", "Sampled", "enumerated", "sampled", "widest_interval"]
 
 EstimatorName = Literal["auto", "permutation", "regression", "sample_reuse", "adjusted_reuse"]
-MOST_ENUMERATED = 16
+MAX_ENUMERATED = 16
 # Fewer pairs of orders do not tell their spread; ten coalitions a player are enough for adjusted_reuse to fit.
 PILOT_PAIRS, PILOT_MOST = 4, 10
 # A standard error this much larger over a pilot is as good.
@@ -192,7 +192,7 @@ def enumerated(weights: np.ndarray, budget: int) -> np.ndarray | None:
     n = len(weights)
     if not needed_sizes(weights)[: n - 1].any() and n + 1 <= budget:
         return leave_one_out(n)
-    return all_coalitions(n) if n <= MOST_ENUMERATED and 2**n <= budget else None
+    return all_coalitions(n) if n <= MAX_ENUMERATED and 2**n <= budget else None
 
 
 def sampled(

@@ -24,7 +24,7 @@ from dataworth.tasks.coalitions.estimation.designs import Coalitions
 __all__ = ["LayerSums", "NewtonSteps", "endpoint_matched", "estimated_damping"]
 
 # Entries of the curvatures held at a time: 2^24 in float64 are 128 MB.
-MOST_ENTRIES = 2**24
+MAX_ENTRIES = 2**24
 # An addition costs about ten times what one term of a matrix product does.
 FEW_CHANGES = 0.05
 # Pulls that are tried, as parts of the largest eigenvalue.
@@ -141,7 +141,7 @@ class NewtonSteps:
         flat = torch.from_numpy(layer.curvatures.reshape(n_sources, k * k))
         kept = torch.from_numpy(masks.astype(np.float64))
         steps = torch.empty(len(masks), k, dtype=torch.float64)
-        at_once = max(1, MOST_ENTRIES // (k * k))
+        at_once = max(1, MAX_ENTRIES // (k * k))
         for first in range(0, len(masks), at_once):
             part = slice(first, first + at_once)
             matrices = _summed(masks[part], kept[part], flat).view(-1, k, k)

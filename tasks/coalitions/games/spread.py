@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from dataworth.tasks.cluster import MOST_LOSSES, named_losses
+from dataworth.tasks.cluster import MAX_LOSSES, named_losses
 from dataworth.tasks.coalitions.estimation.designs import Coalitions
 from dataworth.tasks.coalitions.games.game import ExpandedGame, QueryExpansion
 from dataworth.tasks.coalitions.games.newton import NewtonSteps
@@ -88,7 +88,7 @@ class SpreadGame:
             except CancelledError:
                 self._held = []
                 n_lost += 1
-                if n_lost > MOST_LOSSES or self._client.status != "running":
+                if n_lost > MAX_LOSSES or self._client.status != "running":
                     raise
 
     def _handed_out(self) -> list[Any]:
@@ -108,7 +108,7 @@ class SpreadGame:
 class SpreadRows:
     """A function of rows, computed row by row on the workers of a cluster: losses of steps, or after trainings.
 
-    A worker that dies is one of at most `MOST_LOSSES` a row may take with it; its rows are computed elsewhere.
+    A worker that dies is one of at most `MAX_LOSSES` a row may take with it; its rows are computed elsewhere.
 
     Args:
         work: from (1, k) rows to (1, q); sent with every row, so small.

@@ -8,7 +8,7 @@ __all__ = ["Check", "RetrainedCheck"]
 # A check fails where the way back to the base is covered to less than half, or half as far again, and where the
 # expansion misses the measured changes of loss by more than half of their size.
 REACH = (0.5, 1.5)
-MOST_MISSED = 0.5
+MAX_MISSED = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Check:
                 f"the projected parameters cover {self.reach:.0%} of the way back to the base: track more layers or "
                 "raise --projection.rank"
             )
-        if not self.missed <= MOST_MISSED:
+        if not self.missed <= MAX_MISSED:
             return f"predicted changes of loss miss the measured ones by {self.missed:.0%}"
         return ""
 

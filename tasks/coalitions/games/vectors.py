@@ -20,7 +20,7 @@ from dataworth.tasks.coalitions.games.newton import NewtonSteps
 __all__ = ["VectorDesign", "VectorValues", "vector_design", "vector_values"]
 
 # Samples that tell the error, each of as many pairs of orders as the budget allows.
-MOST_SAMPLES = 16
+MAX_SAMPLES = 16
 STEPS_AT_ONCE = 256
 
 
@@ -96,7 +96,7 @@ def vector_design(
     if pairs < 2:
         least = 4 * (n_players - 1)
         raise ValueError(f"{n_players} sources need a budget of {least} coalitions at least, got {budget}")
-    n_samples = min(pairs, MOST_SAMPLES)
+    n_samples = min(pairs, MAX_SAMPLES)
     factors = n_players * size_chances(weights)
     samples = [
         _sample(antithetic_permutations(n_players, pairs // n_samples, generator), factors) for _ in range(n_samples)

@@ -24,10 +24,10 @@ from dataworth.tasks.coalitions.play import Play
 from dataworth.tasks.coalitions.player_values import Outcome
 from dataworth.tasks.coalitions.uncertainty.quadrature import in_quadrature
 
-__all__ = ["MOST_REPLAYED", "with_document_errors"]
+__all__ = ["MAX_REPLAYED", "with_document_errors"]
 
 # Coalitions of all replicates together. At 31 a second (200 sources, rank 16, 24 layers) they take 9 minutes.
-MOST_REPLAYED = 2**14
+MAX_REPLAYED = 2**14
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def _why_not(groups: SourceGroups | None, n_coalitions: int) -> str:
     """Why documents have no errors, to be put behind a sentence; empty where they have."""
     if groups is None or groups.n_groups < 2:
         return " (--sources.document_groups 1)"
-    if groups.n_groups * n_coalitions > MOST_REPLAYED:
+    if groups.n_groups * n_coalitions > MAX_REPLAYED:
         return (
-            f", as {groups.n_groups} times {n_coalitions:,} coalitions are more than {MOST_REPLAYED:,}: "
+            f", as {groups.n_groups} times {n_coalitions:,} coalitions are more than {MAX_REPLAYED:,}: "
             "lower --sources.budget or --sources.document_groups"
         )
     return ""

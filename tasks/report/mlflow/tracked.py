@@ -21,7 +21,7 @@ __all__ = ["NOTE_ROWS", "tracked_valuation"]
 # MLflow holds 8,000 characters of a description: the largest sources, each at most 200.
 NOTE_ROWS = 25
 
-MOST_TITLE_CHARACTERS = 250
+MAX_TITLE_CHARACTERS = 250
 
 # Steps with runs of their own: the parameters they have, and what they counted.
 STEPS = {
@@ -67,8 +67,8 @@ def tracked_valuation(results: Results, series: str | None) -> TrackedValuation:
     values = _of_sources(sources)
     return TrackedValuation(
         fingerprint=known.fingerprint,
-        name=known.title[:MOST_TITLE_CHARACTERS],
-        series=(series or known.title)[:MOST_TITLE_CHARACTERS],
+        name=known.title[:MAX_TITLE_CHARACTERS],
+        series=(series or known.title)[:MAX_TITLE_CHARACTERS],
         made=_milliseconds(known.made),
         started=min(map(_milliseconds, known.started.values()), default=_milliseconds(known.made)),
         params=flat(of_the_valuation(known.parameters)),

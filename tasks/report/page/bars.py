@@ -7,12 +7,12 @@ from typing import Any
 
 from dataworth.tasks.report.numbers import number, percent
 
-__all__ = ["MOST_BARS", "Bar", "Chart", "chart", "positive_total"]
+__all__ = ["MAX_BARS", "Bar", "Chart", "chart", "positive_total"]
 
-MOST_BARS = 30
+MAX_BARS = 30
 
 # Of the bars' own span: an interval of two documents would otherwise leave of every bar a line.
-MOST_BEYOND = 1.0
+MAX_BEYOND = 1.0
 
 # Of a total far smaller than the values themselves, shares tell nothing, and may be larger than any number.
 LEAST_UNIT = 1e-9
@@ -130,7 +130,7 @@ def chart(rows: Sequence[dict[str, Any]], most: int | None = None) -> Chart:
 def _axis(bars: Sequence[Bar]) -> tuple[float, float]:
     values = [0.0, *(bar.value for bar in bars)]
     lowest, highest = min(values), max(values)
-    reach = (highest - lowest) * MOST_BEYOND
+    reach = (highest - lowest) * MAX_BEYOND
     if reach == 0:
         return 0.0, 1.0
     ends = [end for bar in bars for end in (bar.low, bar.high) if end is not None]

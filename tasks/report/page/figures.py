@@ -17,12 +17,12 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from dataworth.storage.schema import ALL_QUERIES
-from dataworth.tasks.report.page.bars import MOST_BARS, chart
+from dataworth.tasks.report.page.bars import MAX_BARS, chart
 
 __all__ = [
     "GOOD",
     "INK",
-    "MOST_CELLS",
+    "MAX_CELLS",
     "UNKNOWN",
     "drawing",
     "drawn_figures",
@@ -35,8 +35,8 @@ __all__ = [
     "value_figure",
 ]
 
-MOST_CELLS = 40
-MOST_LABEL = 36
+MAX_CELLS = 40
+MAX_LABEL = 36
 DOTS_PER_INCH = 120
 GOOD, BAD, INK, UNKNOWN = "#2868b0", "#b4552d", "#1b1f24", "#c9ced3"
 
@@ -62,7 +62,7 @@ def _has_glyph(letter: str) -> bool:
     return any(font.get_char_index(ord(letter)) for font in fonts)
 
 
-def label(name: str, most: int = MOST_LABEL) -> str:
+def label(name: str, most: int = MAX_LABEL) -> str:
     """A name on one line of at most `most` characters, its middle left out; a letter no font has is its number."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split()) or "(no name)"
     drawable = "".join(letter if _has_glyph(letter) else f"\\u{ord(letter):04x}" for letter in line)
@@ -94,7 +94,7 @@ def share_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     Args:
         rows: rows of VALUES of all queries together, largest value first.
     """
-    drawn = chart(rows, MOST_BARS)
+    drawn = chart(rows, MAX_BARS)
     places = np.arange(len(drawn.bars))
     figure, axes = empty_figure(8.0, 1.2 + 0.27 * len(places))
     colours = [GOOD if bar.value >= 0 else BAD for bar in drawn.bars]
@@ -145,9 +145,9 @@ def value_figure(values: pd.DataFrame) -> Figure | None:
     table = single.pivot_table(index="source", columns="query_id", values="value", aggfunc="sum", sort=False)
     n_sources, n_queries = table.shape
     whole = values[values["query_id"] == ALL_QUERIES].groupby("source", sort=False)["value"].sum()
-    order = whole.reindex(table.index).abs().sort_values(ascending=False, kind="stable").index[:MOST_CELLS]
+    order = whole.reindex(table.index).abs().sort_values(ascending=False, kind="stable").index[:MAX_CELLS]
     kept = whole.reindex(order).sort_values(ascending=False, kind="stable").index
-    table = table.loc[kept].iloc[:, :MOST_CELLS]
+    table = table.loc[kept].iloc[:, :MAX_CELLS]
     title = f"value of {len(table)} of {n_sources:,} sources for {table.shape[1]} of {n_queries:,} queries"
     return _heat_map(table.to_numpy(np.float64), list(table.index), list(table.columns), None, title)
 
@@ -177,10 +177,10 @@ def overlap_figure(overlap: pd.DataFrame, sources: Sequence[str]) -> Figure | No
 
     Args:
         overlap: rows of OVERLAP.
-        sources: those to show, in this order, at most MOST_CELLS of them.
+        sources: those to show, in this order, at most MAX_CELLS of them.
     """
     known = set(overlap["source"]) | set(overlap["other"])
-    names = [name for name in dict.fromkeys(sources) if name in known][:MOST_CELLS]
+    names = [name for name in dict.fromkeys(sources) if name in known][:MAX_CELLS]
     if len(names) < 2:
         return None
     places = {name: place for place, name in enumerate(names)}

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dataworth.tasks.report.numbers import interval, number, percent, points
-from dataworth.tasks.report.page.bars import MOST_BARS, Bar, chart
+from dataworth.tasks.report.page.bars import MAX_BARS, Bar, chart
 from dataworth.tasks.report.page.certainty import certainty
 from dataworth.tasks.report.page.comparison import Comparison
 from dataworth.tasks.report.page.words import Vocabulary
@@ -16,8 +16,8 @@ from dataworth.tasks.visible import visible
 __all__ = ["audit_page", "comparison_html", "likeness", "report_html"]
 
 # Of sources that are only in one of two valuations.
-MOST_NAMES = 8
-MOST_LETTERS = 60
+MAX_NAMES = 8
+MAX_LETTERS = 60
 
 
 def _differs(sources: list[dict[str, Any]]) -> bool:
@@ -33,7 +33,7 @@ def _environment() -> Environment:
     environment.filters.update(
         number=number, percent=percent, points=points, chart=chart, differs=_differs, visible=visible
     )
-    environment.globals.update(interval=interval, most_bars=MOST_BARS)
+    environment.globals.update(interval=interval, most_bars=MAX_BARS)
     return environment
 
 
@@ -73,10 +73,8 @@ def likeness(comparison: Comparison) -> list[tuple[str, str]]:
     ]
     for run, names in (("A", comparison.only_first), ("B", comparison.only_second)):
         if names:
-            more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
-            rows.append(
-                (f"sources only in {run}", ", ".join(name[:MOST_LETTERS] for name in names[:MOST_NAMES]) + more)
-            )
+            more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+            rows.append((f"sources only in {run}", ", ".join(name[:MAX_LETTERS] for name in names[:MAX_NAMES]) + more))
     return rows
 
 

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["MOST_SHARED", "Shared", "Vocabulary"]
+__all__ = ["MAX_SHARED", "Shared", "Vocabulary"]
 
-MOST_SHARED = 8
+MAX_SHARED = 8
 
 # Scripts without spaces between words: there each sign counts as one.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -58,14 +58,14 @@ class Vocabulary:
         return self._known[text]
 
     def shared(self, passage: str, query: str) -> Shared:
-        """The words of both, at most MOST_SHARED, those in the fewest passages first, then the longer ones.
+        """The words of both, at most MAX_SHARED, those in the fewest passages first, then the longer ones.
 
         Words in more than half of the passages tell nothing and are left out, unless there are few passages.
         """
         common = self._words_of(passage) & self._words_of(query)
         if self._n_passages >= FEW_PASSAGES:
             common = {word for word in common if self._counts[word] <= self._n_passages / 2}
-        chosen = sorted(common, key=lambda word: (self._counts[word], -len(word), word))[:MOST_SHARED]
+        chosen = sorted(common, key=lambda word: (self._counts[word], -len(word), word))[:MAX_SHARED]
         return Shared(tuple(chosen), tuple(_pieces(passage, set(chosen))))
 
 

@@ -15,7 +15,7 @@ __all__ = ["MachineSamples"]
 SECONDS_BETWEEN_SAMPLES = 2.0
 
 # Beyond it every second sample is dropped, and the time between samples doubles.
-MOST_SAMPLES = 240
+MAX_SAMPLES = 240
 
 
 class MachineSamples:
@@ -64,7 +64,7 @@ class MachineSamples:
             monitor.clear_metrics()
         if len(row) > 1:
             self.rows.append(row)
-        if len(self.rows) > MOST_SAMPLES:
+        if len(self.rows) > MAX_SAMPLES:
             del self.rows[1::2]
             self._seconds *= 2
 

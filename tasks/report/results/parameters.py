@@ -6,7 +6,7 @@ from typing import Any
 __all__ = ["flat", "of_the_valuation"]
 
 # What MLflow holds.
-MOST_PARAM_CHARACTERS = 6000
+MAX_PARAM_CHARACTERS = 6000
 
 
 def flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -17,7 +17,7 @@ def flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             items |= flat(value, f"{prefix}{key}.")
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            items[f"{prefix}{key}"] = text[:MOST_PARAM_CHARACTERS]
+            items[f"{prefix}{key}"] = text[:MAX_PARAM_CHARACTERS]
     return items
 
 

@@ -24,7 +24,7 @@ __all__ = ["CheckpointParts", "ValuationParts", "game_notes", "published_values"
 
 PACKAGES = ("dataworth", "torch", "transformers", "numpy", "zarr", "dask", "prefect", "mlflow")
 
-MOST_PAIRS = 10
+MAX_PAIRS = 10
 
 
 class CheckpointParts(BaseModel):
@@ -117,7 +117,7 @@ def valuation_summary(parts: ValuationParts) -> Summary:
     found = summary(queries, ScoreStore.open(parts.scores), published_values(parts), facts, losses)
     overlap = CoalitionStore.open(parts.values).overlap
     names = [row["source"] for row in found.sources]
-    pairs = None if overlap is None else strongest_overlaps(overlap.to_pandas(), names, MOST_PAIRS)
+    pairs = None if overlap is None else strongest_overlaps(overlap.to_pandas(), names, MAX_PAIRS)
     return replace(found, notes=game_notes(parts), overlaps=pairs, command=parts.command)
 
 

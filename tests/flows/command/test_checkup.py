@@ -39,7 +39,7 @@ def test_other_models(checkpoints, name):
 
 
 def test_what_would_fail_is_said(checkpoints, corpus_file, tmp_path, tokenizer, monkeypatch):
-    checks = found(checkpoints["llama"], corpus_file)
+    checks = found(checkpoints["llama"], corpus_file, max_length=65)
     assert checks["windows"].remedy == "pass --corpus.max_length 64 or less"
     assert "no such file" in found(checkpoints["llama"], tmp_path / "none.jsonl")["corpus"].remedy
     larger = hf.AutoTokenizer.from_pretrained(checkpoints["llama"])

@@ -31,7 +31,7 @@ SETTINGS = [
 @pytest.fixture
 def few_columns(monkeypatch):
     """Every layer is too wide for a dense Fisher, which is then of low rank."""
-    monkeypatch.setattr("dataworth.tasks.curvature.fitting.MOST_COLUMNS", 8)
+    monkeypatch.setattr("dataworth.tasks.curvature.fitting.MAX_COLUMNS", 8)
 
 
 @pytest.mark.parametrize(("projection", "curvature"), SETTINGS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dataworth.tasks.capture.memory import CPU_BATCH_TOKENS, MOST_TOKENS, measured_batch_tokens, tokens_that_fit
+from dataworth.tasks.capture.memory import CPU_BATCH_TOKENS, MAX_TOKENS, measured_batch_tokens, tokens_that_fit
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from dataworth.tasks.capture.memory import CPU_BATCH_TOKENS, MOST_TOKENS, measur
         (1000, 100, 150, 16 * 512),  # 100 + 15 * 50 = 850 fits, 100 + 31 * 50 does not
         (849, 100, 150, 8 * 512),
         (10, 100, 150, 512),  # a single example is tried anyway
-        (1e12, 100, 100, MOST_TOKENS),
+        (1e12, 100, 100, MAX_TOKENS),
     ],
 )
 def test_tokens_that_fit(capacity, one, two, expected):

@@ -6,7 +6,7 @@ import pytest
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.games.additive import standard_errors
 from dataworth.tasks.coalitions.games.jackknife import degrees_of_freedom, jackknife_errors, replicate_scales
-from dataworth.tasks.coalitions.uncertainty.document_errors import MOST_REPLAYED, with_document_errors
+from dataworth.tasks.coalitions.uncertainty.document_errors import MAX_REPLAYED, with_document_errors
 from tests.reference.drawn_sources import DrawnSources, KeptNothing
 
 GAMES = ["path", "interaction", "newton"]
@@ -120,12 +120,12 @@ def test_errors_of_documents_that_would_take_too_long_are_left_out_and_it_is_sai
     generator = np.random.default_rng(7)
     drawn = DrawnSources(generator, n_documents=10)
     play = drawn.of_documents(drawn.documents(generator), 5)
-    monkeypatch.setattr("dataworth.tasks.coalitions.uncertainty.document_errors.MOST_REPLAYED", 39)
+    monkeypatch.setattr("dataworth.tasks.coalitions.uncertainty.document_errors.MAX_REPLAYED", 39)
     found = valued(play, game="newton")
     assert "documents" not in found.causes
     assert "5 times 8 coalitions" in found.facts["errors"]
     assert np.isfinite(valued(play, game="path").causes["documents"]).all()
-    assert MOST_REPLAYED >= 5 * 2000
+    assert MAX_REPLAYED >= 5 * 2000
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from dataworth.storage.errors import InputError
 from dataworth.tasks.report.config import TrackingConfig
 from dataworth.tasks.report.mlflow.steps import NotLoggedError, log_results
-from dataworth.tasks.report.results.machine import MOST_SAMPLES, SECONDS_BETWEEN_SAMPLES, MachineSamples
+from dataworth.tasks.report.results.machine import MAX_SAMPLES, SECONDS_BETWEEN_SAMPLES, MachineSamples
 from dataworth.tasks.report.runs import LoggedRun, metric_name
 from tests.harness.results import results_folder
 
@@ -383,7 +383,7 @@ def test_samples_of_the_machine(monkeypatch):
     with samples.watching():
         time.sleep(0.1)
     assert samples.missing == ""
-    assert 3 <= len(samples.rows) <= MOST_SAMPLES
+    assert 3 <= len(samples.rows) <= MAX_SAMPLES
     assert all(0 <= row["cpu_utilization_percentage"] <= 100 for row in samples.rows)
     times = [row["time"] for row in samples.rows]
     assert times == sorted(times)
@@ -399,7 +399,7 @@ def test_samples_of_the_machine(monkeypatch):
 def test_samples_stay_few():
     samples = MachineSamples()
     samples._monitors = samples._monitors[:1]
-    for _ in range(2 * MOST_SAMPLES):
+    for _ in range(2 * MAX_SAMPLES):
         samples._take()
-    assert MOST_SAMPLES // 2 <= len(samples.rows) <= MOST_SAMPLES
+    assert MAX_SAMPLES // 2 <= len(samples.rows) <= MAX_SAMPLES
     assert samples._seconds == 4 * SECONDS_BETWEEN_SAMPLES

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from dataworth.tasks.report.page.bars import MOST_BARS
+from dataworth.tasks.report.page.bars import MAX_BARS
 from dataworth.tasks.report.page.figures import (
     BAD,
     GOOD,
-    MOST_CELLS,
-    MOST_LABEL,
+    MAX_CELLS,
+    MAX_LABEL,
     drawn_figures,
     label,
     overlap_figure,
@@ -93,14 +93,14 @@ def test_bars_have_the_lengths_of_the_shares():
 
 def test_the_largest_are_shown_and_the_others_counted():
     (axes,) = share_figure(total_rows(values(200, 2))).axes
-    assert len(axes.patches) == MOST_BARS + 1
+    assert len(axes.patches) == MAX_BARS + 1
     assert axes.get_yticklabels()[-1].get_text() == "170 others"
 
 
 def test_the_heat_map_is_centred_and_cut():
     figure = value_figure(values(200, 105))
     image = figure.axes[0].images[0]
-    assert image.get_array().shape == (MOST_CELLS, MOST_CELLS)
+    assert image.get_array().shape == (MAX_CELLS, MAX_CELLS)
     assert image.norm.vmin == -image.norm.vmax
     assert figure.axes[0].get_title(loc="left") == "value of 40 of 200 sources for 40 of 105 queries"
 
@@ -115,7 +115,7 @@ def test_overlaps_are_symmetric_and_unknown_ones_are_grey():
 @pytest.mark.parametrize("name", HOSTILE)
 def test_labels_are_one_short_line(name):
     found = label(name)
-    assert 0 < len(found) <= MOST_LABEL
+    assert 0 < len(found) <= MAX_LABEL
     assert found.isprintable()
     assert label("$x^2$") == "$x^2$"
     assert label("a" * 50 + "b" * 50) == "a" * 23 + "…" + "b" * 12

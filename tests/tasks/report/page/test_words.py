@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataworth.tasks.report.page.words import MOST_SHARED, Vocabulary
+from dataworth.tasks.report.page.words import MAX_SHARED, Vocabulary
 
 
 def test_rarer_words_come_first():
@@ -32,5 +32,5 @@ def test_numbers_and_single_letters_are_no_words():
 def test_pieces_are_the_text(passages, passage, query):
     found = Vocabulary([*passages, passage]).shared(passage, query)
     assert "".join(text for text, _ in found.parts) == passage
-    assert len(found.words) <= MOST_SHARED
+    assert len(found.words) <= MAX_SHARED
     assert {text.casefold() for text, marked in found.parts if marked} <= set(found.words)
