@@ -1,7 +1,7 @@
 """What each document, and each source of documents, is worth to a language model.
 
 In a notebook: `index` and `value` (dataworth.notebook); around a training loop: `Indexing` (dataworth.training).
-Importing this silences telemetry, gives the embedded server time to start and keeps loopback away from proxies.
+Importing this silences telemetry, gives servers time to start and keeps loopback away from proxies.
 """
 
 import os
@@ -21,7 +21,7 @@ MODULES = {"Indexing": "dataworth.training"} | dict.fromkeys(
     ("Rows", "Scores", "Valuation", "index", "value"), "dataworth.notebook"
 )
 
-# Nothing leaves the machine; the embedded Prefect server takes 11-24 s to start on two cores, its default limit is 20.
+# Nothing leaves the machine; a Prefect server that a flow starts takes 11-24 s on two cores, its usual limit is 20.
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",

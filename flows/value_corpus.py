@@ -125,5 +125,5 @@ def _logged(results: str, parts: ValuationParts, tracking: TrackingConfig) -> di
 
 
 def _page(url: str | None) -> str | None:
-    """The flow run's page; the embedded server has none, and Prefect then gives "None/…"."""
+    """The flow run's page; a server that a flow starts for itself has none, and Prefect then gives "None/…"."""
     return without_password(url) if url and url.startswith("http") and has_pages() else None

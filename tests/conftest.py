@@ -12,6 +12,10 @@ collection.enter_context(many_imports())
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DATAWORTH_HOME"] = tempfile.mkdtemp(prefix="dataworth-home-")
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="dataworth-prefect-")
+# What all processes of these tests share: made by the first, which starts the others, and removed by it.
+FIRST = "DATAWORTH_TESTS" not in os.environ
+if FIRST:
+    os.environ["DATAWORTH_TESTS"] = tempfile.mkdtemp(prefix="dataworth-tests-")
 for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "DATAWORTH_DASK"):
     os.environ.pop(name, None)
 # Side by side, two processes with two threads each fight over two cores: small products take ten times as long.
@@ -181,3 +185,8 @@ def _clean_homes():
     yield
     for name in ("DATAWORTH_HOME", "PREFECT_HOME"):
         shutil.rmtree(os.environ[name], ignore_errors=True)
+
+
+def pytest_unconfigure() -> None:
+    if FIRST:
+        shutil.rmtree(os.environ["DATAWORTH_TESTS"], ignore_errors=True)

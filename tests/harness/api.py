@@ -3,18 +3,30 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
+from filelock import FileLock
 
 from dataworth.serving.servers import child, free_port, wait_for
 
-__all__ = ["SECONDS", "Api", "Served", "lasting_prefect_server", "prefect_server_process", "served", "wait_until"]
+__all__ = [
+    "SECONDS",
+    "Api",
+    "Served",
+    "lasting_prefect_server",
+    "migrated_home",
+    "prefect_server_process",
+    "served",
+    "wait_until",
+]
 
 
 # How long tests wait for what is to come: far beyond what a slow and busy machine needs.
@@ -171,11 +183,27 @@ def _server(port: int) -> list[str]:
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true"}
 
 
+def migrated_home(folder: object) -> str:
+    """A home of Prefect's whose tables are there already: making them takes a processor six seconds, each time anew."""
+    shared, home = Path(os.environ["DATAWORTH_TESTS"]), Path(str(folder))
+    database = shared / "prefect.db"
+    with FileLock(shared / "prefect.lock"):
+        if not database.exists():
+            upgrade = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            environment = {**os.environ, **QUIET, "PREFECT_HOME": str(shared / "first")}
+            subprocess.run(upgrade, env=environment, check=True, capture_output=True)
+            shutil.move(shared / "first" / "prefect.db", database)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (home / "prefect.db").exists():
+        shutil.copy(database, home)
+    return str(home)
+
+
 @contextmanager
 def prefect_server_process(home: object = None, port: int | None = None) -> Iterator[tuple[object, str]]:
     """A Prefect server on SQLite while the block lasts: its process, and the address of its API."""
     port = port or free_port()
-    with child(_server(port), QUIET if home is None else {**QUIET, "PREFECT_HOME": str(home)}) as process:
+    with child(_server(port), QUIET if home is None else {**QUIET, "PREFECT_HOME": migrated_home(home)}) as process:
         wait_for(process, f"http://127.0.0.1:{port}/api/health", "the Prefect server")
         yield process, f"http://127.0.0.1:{port}/api"
 
@@ -184,7 +212,7 @@ def lasting_prefect_server(user: int, home: object) -> str:
     """The address of the API of a Prefect server that ends after a process, whoever else uses it."""
     port = free_port()
     lasting = f"{shlex.join(_server(port))} & while kill -0 {user} 2> /dev/null; do sleep 1; done; kill $!"
-    environment = {**os.environ, **QUIET, "PREFECT_HOME": str(home)}
+    environment = {**os.environ, **QUIET, "PREFECT_HOME": migrated_home(home)}
     beginning = f"setsid bash -c {shlex.quote(lasting)} < /dev/null > /dev/null 2>&1 &"
     subprocess.run(["bash", "-c", beginning], env=environment, check=True)
     wait_until(lambda: _is_well(port), "the Prefect server of the tests does not start")

@@ -23,6 +23,7 @@ from dataworth.storage.partial import PartialSums
 from dataworth.storage.s3 import leases
 from dataworth.storage.verification import verified
 from dataworth.storage.withdrawals import Withdrawals
+from tests.harness.api import wait_until
 from tests.harness.object_writer import N_SHARDS, filled
 from tests.harness.objects import SECRET, environment, new_bucket, object_server, refusing
 
@@ -146,13 +147,20 @@ def test_a_sketch_is_kept(bucket):
 def test_killed_again_and_again_it_ends_with_the_bytes_of_a_folder(bucket, tmp_path):
     filled(tmp_path)
     moments, n_done = random.Random(0), []
+
+    def shards():
+        return sum(name.count("gradients/c/") for name in bucket.files())
+
     for _ in range(6):
         with writer(bucket) as process:
             assert process.stdout.readline() == "held\n", process.stderr.read()
-            time.sleep(moments.uniform(0, 0.6))
+            before = n_done[-1] if n_done else 0
+            wait_until(lambda before=before: shards() > before or process.poll() is not None, "nothing is written")
+            time.sleep(moments.uniform(0, 0.1))
             process.send_signal(signal.SIGKILL)
-        n_done.append(sum(name.count("gradients/c/") for name in bucket.files()))
-    assert 0 < n_done[0] < n_done[-1]
+        n_done.append(shards())
+    assert 0 < n_done[0] < N_SHARDS
+    assert n_done == sorted(n_done)
     filled(bucket)  # at once: the process that held the lock is dead
     assert stored(bucket) == stored(tmp_path)
     (segment,) = GradientStore(bucket / "f").segments()

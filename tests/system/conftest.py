@@ -15,7 +15,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from tests.harness.api import lasting_prefect_server
+from tests.harness.api import lasting_prefect_server, migrated_home
 from tests.harness.forks import Forked, Forks, forks
 
 SCRIPT = Path(sys.executable).with_name("dataworth")
@@ -39,6 +39,12 @@ def prefect_server(tmp_path_factory):
         if not kept.exists():
             kept.write_text(lasting_prefect_server(os.getppid() if shared else os.getpid(), f"{kept} home"))
     return kept.read_text()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables():
+    """Of the home that commands have here unless a test gives them another."""
+    migrated_home(os.environ["PREFECT_HOME"])
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.harness.api import served, wait_until
+from tests.harness.api import migrated_home, served, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -23,7 +23,7 @@ def field(page: Page, group: str, label: str):
 def test_from_the_form_to_the_report(
     started_dataworth, checkpoints, corpus_file, queries_file, tmp_path, page, screenshot
 ):
-    own = {"PREFECT_HOME": str(tmp_path / "prefect"), "DATAWORTH_HOME": str(tmp_path / "home")}
+    own = {"PREFECT_HOME": migrated_home(tmp_path / "prefect"), "DATAWORTH_HOME": str(tmp_path / "home")}
     process, log, _ = started_dataworth("ui", "--prefect-port", "0", "--mlflow-port", "0", environment=own)
     ui = served(process, log)
     api = ui.api

@@ -7,7 +7,7 @@ import signal
 import psutil
 import pytest
 
-from tests.harness.api import wait_until
+from tests.harness.api import migrated_home, wait_until
 from tests.reference.checkpoints import TEXTS
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -18,7 +18,7 @@ SECONDS = 600
 @pytest.fixture
 def home(tmp_path):
     """Of Prefect, where no server is named."""
-    return {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": ""}
+    return {"PREFECT_HOME": migrated_home(tmp_path / "prefect"), "PREFECT_API_URL": ""}
 
 
 def server_of(home):

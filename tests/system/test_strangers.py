@@ -14,7 +14,7 @@ import httpx
 import pytest
 from mlflow.server.security_utils import get_default_allowed_hosts, is_allowed_host_header
 
-from tests.harness.api import Api, served, wait_until
+from tests.harness.api import Api, migrated_home, served, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.xdist_group("strangers")]  # one set of servers
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ui(forked, folder):
-    homes = {"PREFECT_HOME": str(folder / "prefect"), "DATAWORTH_HOME": str(folder / "home")}
+    homes = {"PREFECT_HOME": migrated_home(folder / "prefect"), "DATAWORTH_HOME": str(folder / "home")}
     limits = {"DATAWORTH_INPUTS": str(folder / "inputs"), "DATAWORTH_RESULTS": str(folder / "results")}
     settings = {"PREFECT_WORKER_QUERY_SECONDS": "2", "PYTHONUNBUFFERED": "1"}
     log = folder / "log"
@@ -211,7 +211,7 @@ def test_a_run_is_given_parameters_and_no_command(ui, api):
 
 
 def test_the_server_of_a_home_is_no_way_in(started_dataworth, checkpoints, corpus_file, tmp_path):
-    own = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "prefect")}
+    own = {"PREFECT_API_URL": "", "PREFECT_HOME": migrated_home(tmp_path / "prefect")}
     words = ("--model", checkpoints["llama"], "--corpus", corpus_file, "--store", tmp_path / "store")
     words += ("--corpus.max_length", "32")
     process, log, _ = started_dataworth("index", *words, environment=own, script=True)

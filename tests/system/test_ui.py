@@ -7,7 +7,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.harness.api import served, wait_until
+from tests.harness.api import migrated_home, served, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -33,7 +33,7 @@ def command_of(process):
 
 
 def test_the_ui_runs_a_valuation_from_its_form(started_dataworth, checkpoints, corpus_file, queries_file, tmp_path):
-    own = {"PREFECT_HOME": str(tmp_path / "prefect"), "DATAWORTH_HOME": str(tmp_path / "home")}
+    own = {"PREFECT_HOME": migrated_home(tmp_path / "prefect"), "DATAWORTH_HOME": str(tmp_path / "home")}
     process, log, left = started_dataworth(
         "ui", "--prefect-port", "0", "--mlflow-port", "0", environment=own, script=True
     )

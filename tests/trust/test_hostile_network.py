@@ -15,6 +15,7 @@ from dataworth.serving.servers import mlflow_command
 from dataworth.storage.errors import DataworthError, InputError
 from dataworth.tasks.cluster import dask_client
 from dataworth.tasks.configuration import ClusterConfig
+from tests.harness.api import migrated_home
 from tests.harness.hostile import NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +148,7 @@ def watched(tmp_path):
         "WATCH_LOG": str(log),
         "HF_HOME": str(tmp_path / "hf"),
         "DATAWORTH_HOME": str(tmp_path / "home"),
-        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_HOME": migrated_home(tmp_path / "prefect"),
     }, log
 
 
