@@ -36,9 +36,6 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_ANSWER = 60.0
 SECONDS_TO_SEND = 10.0
 MAX_LOG_BYTES = 10 * 2**20
-# A flow that sends heartbeats waits for up to a second when it ends. Who asks whether a run of this home is alive is on
-# its machine, and looks for its process.
-HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 # Set where a command uses the server of this home.
 HERE = "DATAWORTH_LOCAL_SERVER"
 
@@ -266,7 +263,6 @@ def prefect_api(prepare: Callable[[], object]) -> Iterator[None]:
         server.wait()
         told = {**addresses_of(server.record), HERE: "1"}
         os.environ.update(told)
-        frequency = os.environ.pop(HEARTBEAT, None)
         refresh_global_settings_context()
         try:
             yield
@@ -274,8 +270,6 @@ def prefect_api(prepare: Callable[[], object]) -> Iterator[None]:
             _send_the_rest()
             for name in told:
                 os.environ.pop(name, None)
-            if frequency is not None:
-                os.environ[HEARTBEAT] = frequency
             refresh_global_settings_context()
 
 
