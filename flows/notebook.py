@@ -14,6 +14,7 @@ other doors find it again.
 import json
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ __all__ = ["Rows", "Scores", "Valuation", "index", "value"]
 ELSEWHERE = ("results", "tracking", "events", "overlap")
 
 
-def index(model: Any, tokenizer: Any, documents: Any, *, store: str | Path | None = None, **options: Any) -> "Rows":
+def index(model: Any, tokenizer: Any, documents: Any, /, *, store: str | Path | None = None, **options: Any) -> "Rows":
     """Project and keep the gradient of every document's every window.
 
     Args:
@@ -70,7 +71,7 @@ def index(model: Any, tokenizer: Any, documents: Any, *, store: str | Path | Non
 
 
 def value(
-    model: Any, tokenizer: Any, documents: Any, queries: Any, *, store: str | Path | None = None, **options: Any
+    model: Any, tokenizer: Any, documents: Any, queries: Any, /, *, store: str | Path | None = None, **options: Any
 ) -> "Valuation":
     """Value every document and source for some queries.
 
@@ -78,7 +79,8 @@ def value(
         model, tokenizer, documents, store: as for `index`.
         queries: dicts with `id`, `prompt` and, where it is not the model that completes it, `completion`; texts, which
             are prompts; or a path.
-        options: of the configuration, by name: `sources={"game": "newton"}`.
+        options: of the configuration, by name: `sources={"game": "newton"}`, `model={"include": ["*.mlp.*"]}`,
+            `queries={"max_new_tokens": 8}`; what comes first is given by position, so that these names are free.
 
     Raises:
         InputError: something given cannot be used.
@@ -118,7 +120,7 @@ class Rows:
             raise KeyError(document)
         return GradientStore.open(self.stores[0]).rows_of(corpus.contents[numbers])[0]
 
-    def scores(self, queries: Any, **options: Any) -> "Scores":
+    def scores(self, queries: Any, /, **options: Any) -> "Scores":
         """Influence of every document on every query.
 
         Args:
@@ -127,7 +129,7 @@ class Rows:
         """
         return self.value(queries, **_merged({"scoring": {"save_matrix": True}}, options)).scores
 
-    def value(self, queries: Any, **options: Any) -> "Valuation":
+    def value(self, queries: Any, /, **options: Any) -> "Valuation":
         """Value every document and source for some queries; see `dataworth.value`."""
         config = self.config.model_dump(mode="json")
         own = {"cluster": {"processes": False}}
@@ -231,14 +233,15 @@ class _Place:
     """A folder for what was given as objects, and for the stores where nobody named one; it goes with this object."""
 
     def __init__(self, store: str | Path | None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="dataworth-")
+        self._folder = Path(tempfile.mkdtemp(prefix="dataworth-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._n = 0
-        self.store = str(store) if store is not None else str(Path(self._folder.name) / "store")
+        self.store = str(store) if store is not None else str(self._folder / "store")
 
     def new(self, name: str) -> Path:
         """A path in it that nothing has yet."""
         self._n += 1
-        return Path(self._folder.name) / str(self._n) / name
+        return self._folder / str(self._n) / name
 
 
 def _given(place: _Place, model: Any, tokenizer: Any, documents: Any, options: Mapping[str, Any]) -> dict[str, Any]:
