@@ -44,6 +44,8 @@ __all__ = ["Rows", "Scores", "Valuation", "index", "value"]
 
 # What a notebook needs no names for: options of the other doors that it has none of.
 ELSEWHERE = ("results", "tracking", "events", "overlap")
+# Processes would run the caller's script once more, unless it is written for that.
+IN_PROCESS = {"cluster": {"processes": False}}
 
 
 def index(model: Any, tokenizer: Any, documents: Any, /, *, store: str | Path | None = None, **options: Any) -> "Rows":
@@ -62,7 +64,6 @@ def index(model: Any, tokenizer: Any, documents: Any, /, *, store: str | Path | 
     """
     place = _Place(store)
     given = _given(place, model, tokenizer, documents, options)
-    given.pop("cluster")
     config = _checked(CorpusRunConfig, given)
     refuse_other_tokenizers(config.model.checkpoints)
     prepared = [prepared_stores(one, PLAIN) for one in config.by_checkpoint]
@@ -78,7 +79,7 @@ def value(
     Args:
         model, tokenizer, documents, store: as for `index`.
         queries: dicts with `id`, `prompt` and, where it is not the model that completes it, `completion`; texts, which
-            are prompts; or a path.
+            are prompts; or the path of a file.
         options: of the configuration, by name: `sources={"game": "newton"}`, `model={"include": ["*.mlp.*"]}`,
             `queries={"max_new_tokens": 8}`; what comes first is given by position, so that these names are free.
 
@@ -87,7 +88,7 @@ def value(
     """
     place = _Place(store)
     given = _given(place, model, tokenizer, documents, options) | {"queries": _queries(place, queries, options)}
-    return _valued(place, given)
+    return _valued(place, _merged(IN_PROCESS, given))
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,8 @@ class Rows:
 
     def value(self, queries: Any, /, **options: Any) -> "Valuation":
         """Value every document and source for some queries; see `dataworth.value`."""
-        config = self.config.model_dump(mode="json")
-        own = {"cluster": {"processes": False}}
-        given = _merged(_merged(config, own), {**options, "queries": _queries(self._place, queries, options)})
+        config = _merged(self.config.model_dump(mode="json"), IN_PROCESS)
+        given = _merged(config, {**options, "queries": _queries(self._place, queries, options)})
         return _valued(self._place, given)
 
 
@@ -251,9 +251,7 @@ def _given(place: _Place, model: Any, tokenizer: Any, documents: Any, options: M
     corpus = options.get("corpus", {})
     given = {"model": _merged({"name": _checkpoints(place, model, tokenizer)}, options.get("model", {}))}
     given["corpus"] = _merged({"files": _files(place, documents, "documents")}, corpus)
-    # Processes would run the caller's script once more, unless it is written for that.
-    cluster = _merged({"processes": False}, options.get("cluster", {}))
-    return {**options, **given, "cluster": cluster, "store": place.store}
+    return {**options, **given, "store": place.store}
 
 
 def _checkpoints(place: _Place, model: Any, tokenizer: Any) -> list[str]:
@@ -275,8 +273,6 @@ def _checkpoints(place: _Place, model: Any, tokenizer: Any) -> list[str]:
 
 
 def _queries(place: _Place, queries: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(queries, str) and not Path(queries).is_file():
-        queries = [queries]
     if not isinstance(queries, str | Path) and isinstance(queries, Iterable):
         queries = [
             {"id": f"q{number}", "prompt": query} if isinstance(query, str) else query

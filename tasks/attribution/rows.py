@@ -11,8 +11,6 @@ from dataworth.tasks.capture.gradients import GradientCapture
 from dataworth.tasks.capture.passes import gradient_rows
 from dataworth.tasks.corpus.batches import batches_by_length
 from dataworth.tasks.corpus.examples import Examples
-from dataworth.tasks.curvature.config import CurvatureConfig
-from dataworth.tasks.curvature.fitting import curvature_passes
 from dataworth.tasks.model.plain import Model, gradient_capture
 from dataworth.tasks.projection.bases import projections_of
 from dataworth.tasks.projection.config import ProjectionConfig
@@ -22,7 +20,6 @@ __all__ = [
     "all_rows",
     "example_rows",
     "fixed_projections",
-    "labelled_rows",
     "row_products",
     "whole_space",
 ]
@@ -83,19 +80,6 @@ def row_products(
     for numbers, rows, _ in example_rows(model, projections, examples):
         found[:, numbers] = vectors @ rows.double().cpu().numpy().T
     return found
-
-
-def labelled_rows(
-    model: Model, projections: Sequence[LayerProjection], examples: Examples, curvature: CurvatureConfig
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(numbers, rows (b, c)) of every batch under each of the curvature's labels, times the root of the label's weight.
-
-    Outer products of an example's rows add up to its Fisher, or Gauss-Newton, matrix.
-    """
-    with _capture(model, projections) as capture:
-        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching):
-            for _ in curvature_passes(model, capture, examples, numbers, curvature):
-                yield numbers, capture.rows()
 
 
 def _capture(model: Model, projections: Sequence[LayerProjection]) -> GradientCapture:

@@ -101,6 +101,11 @@ def test_a_model_needs_its_tokenizer(checkpoint, documents):
         dw.index(AutoModelForCausalLM.from_pretrained(checkpoint), None, documents)
 
 
+def test_a_path_that_is_none_is_no_prompt(checkpoint, documents, tmp_path):
+    with pytest.raises(InputError, match="no such file|cannot be read|not there"):
+        dw.value(checkpoint, None, documents, str(tmp_path / "querys.jsonl"), **SETTINGS)
+
+
 def test_documents_that_are_none(checkpoint):
     with pytest.raises(InputError, match="^documents: int; expected a list of dicts"):
         dw.index(checkpoint, None, 5)

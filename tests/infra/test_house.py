@@ -135,7 +135,11 @@ def test_an_installed_wheel_is_one_package_beside_folders_of_the_same_names(tmp_
     here = {"PYTHONPATH": f"{own}:{place}"}
     said = python("import dataworth; print(dataworth.__file__)", folder=own, **here)
     assert said.strip() == str(place / "dataworth" / "__init__.py")
-    python("from dataworth.command.cli import main; import sys; sys.argv[1:] = ['doctor', '--help']; main()", **here)
+    python(
+        "from dataworth.command.cli import main; import sys; sys.argv[1:] = ['doctor', '--help']; main()",
+        folder=own,
+        **here,
+    )
     python("import dataworth.deployed", folder=own, **here)  # what a worker imports
     program = (
         "import dataworth as dw, sys, json;"
