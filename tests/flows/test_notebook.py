@@ -103,7 +103,7 @@ def test_a_model_needs_its_tokenizer(checkpoint, documents):
 
 def test_a_path_that_is_none_is_no_prompt(checkpoint, documents, tmp_path):
     with pytest.raises(InputError, match="no such file|cannot be read|not there"):
-        dw.value(checkpoint, None, documents, str(tmp_path / "querys.jsonl"), **SETTINGS)
+        dw.value(checkpoint, None, documents, str(tmp_path / "questions.jsonl"), **SETTINGS)
 
 
 def test_documents_that_are_none(checkpoint):
