@@ -28,7 +28,7 @@ from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.gradients.steps import gradient_store, index_gradients
 from dataworth.tasks.model.alike import refuse_other_tokenizers
 from dataworth.tasks.scoring.blocks import Preconditioned, window_scores
-from dataworth.tasks.scoring.queries import layer_columns, preconditioned
+from dataworth.tasks.scoring.queries import chosen_inverses, preconditioned
 from dataworth.tasks.scoring.ready import damped_inverses
 from dataworth.tasks.scoring.sketches import best_rows, sketch_matrix
 
@@ -132,8 +132,8 @@ def _indexed(config: SearchConfig, own: str, queries: CorpusStore | None) -> _In
     precise = GradientsConfig(dtype="float32", batch_tokens=tokens)
     ref = index_gradients(own, model, queries.ref, bases, precise, "the query")
     (query_rows,) = GradientStore.open(ref).rows_of(queries.contents)
-    inverses = damped_inverses(curvature, config.curvature.damping)
-    ready = preconditioned(query_rows, layer_columns(gradients.layers, []), inverses, "dot")
+    inverses = chosen_inverses(gradients.layers, damped_inverses(curvature, config.curvature.damping))
+    ready = preconditioned(query_rows, inverses, "dot")
     return _Indexed(corpus, gradients, queries, ready)
 
 

@@ -144,5 +144,5 @@ def _sources_withdrawn(sources: Iterable[str], withdrawn: Withdrawals) -> bool:
 
 def _sums_of(store: LayerStore, dead: np.ndarray) -> bool:
     """Sums by source that a withdrawn content is part of; those of other sources stay."""
-    held = np.frombuffer(store.matrix(store.layers[0]["name"], "contents").tobytes(), "S32")
+    held = np.frombuffer(store.matrix(store.layers[0].name, "contents").tobytes(), "S32")
     return bool(np.isin(held, dead).any())

@@ -9,12 +9,14 @@ Compacting replaces a segment by another that names it; from the moment the new 
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from dataworth.storage.encoding import STORED
 from dataworth.storage.errors import StoreIncompleteError
+from dataworth.storage.layer_table import Layer, layers_of
 from dataworth.storage.locations import Place, location_of
 from dataworth.storage.manifest import MANIFEST, Store, is_complete, manifest_text
 from dataworth.storage.place import Location
@@ -37,7 +39,7 @@ class GradientStore(Store):
         cls,
         root: Place,
         fingerprint: str,
-        layers: Sequence[Mapping[str, Any]],
+        layers: Sequence[Layer],
         dtype: str,
         attributes: Mapping[str, Any],
     ) -> "GradientStore":
@@ -46,16 +48,16 @@ class GradientStore(Store):
         Args:
             root: folder of all gradient stores.
             fingerprint: hash of model, projection, tokenisation and dtype.
-            layers: the layer table: name, shapes, `first_column`, `n_columns`.
+            layers: the layer table.
             dtype: of the stored rows, one of dataworth.storage.encoding.STORED.
             attributes: JSON-serialisable; what the fingerprint was made from.
         """
         target = location_of(root) / fingerprint
         if not is_complete(target):
-            n_columns = sum(int(layer["n_columns"]) for layer in layers)
+            n_columns = sum(layer.n_columns for layer in layers)
             content = {
                 "fingerprint": fingerprint,
-                "layers": [dict(layer) for layer in layers],
+                "layers": [asdict(layer) for layer in layers],
                 "n_columns": n_columns,
                 "dtype": dtype,
                 "attributes": dict(attributes),
@@ -74,8 +76,8 @@ class GradientStore(Store):
         return StoreRef(kind="gradients", location=str(self.path), fingerprint=self.fingerprint)
 
     @property
-    def layers(self) -> list[dict[str, Any]]:
-        return list(self.entry("layers"))
+    def layers(self) -> list[Layer]:
+        return layers_of(self)
 
     @property
     def n_columns(self) -> int:

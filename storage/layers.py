@@ -1,6 +1,7 @@
 """The layer store: float matrices by layer, written once. Holds bases and curvature."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from dataworth.storage.checked_arrays import checked_arrays
+from dataworth.storage.layer_table import Layer, layers_of
 from dataworth.storage.locations import Place, location_of
 from dataworth.storage.manifest import Store, new_store, write_manifest
 from dataworth.storage.ref import StoreRef
@@ -27,14 +29,14 @@ class LayerStore(Store):
         super().__init__(path)
         with self.files.reading("zarr.json"):
             self._group = zarr.open_group(checked_arrays(self.files), mode="r", use_consolidated=False)
-        self._numbers = {layer["name"]: number for number, layer in enumerate(self.layers)}
+        self._numbers = {layer.name: number for number, layer in enumerate(self.layers)}
 
     @classmethod
     def write(
         cls,
         root: Place,
         fingerprint: str,
-        layers: Sequence[Mapping[str, Any]],
+        layers: Sequence[Layer],
         matrices: Sequence[Mapping[str, np.ndarray]],
         attributes: Mapping[str, Any],
     ) -> StoreRef:
@@ -43,7 +45,7 @@ class LayerStore(Store):
         Args:
             root: folder of all layer stores.
             fingerprint: hash of what the matrices were made from.
-            layers: the layer table, each row with a `name`.
+            layers: the layer table.
             matrices: name → array, one mapping a layer in the same order; of an array with three axes each entry of the
                 first can be read alone.
             attributes: JSON-serialisable; how they were made.
@@ -69,7 +71,7 @@ class LayerStore(Store):
                 folder,
                 {
                     "fingerprint": fingerprint,
-                    "layers": [dict(layer) for layer in layers],
+                    "layers": [asdict(layer) for layer in layers],
                     "matrices": sorted(paths),
                     "attributes": dict(attributes),
                 },
@@ -77,8 +79,8 @@ class LayerStore(Store):
         return StoreRef(kind="layers", location=str(target), fingerprint=fingerprint)
 
     @property
-    def layers(self) -> list[dict[str, Any]]:
-        return list(self.entry("layers"))
+    def layers(self) -> list[Layer]:
+        return layers_of(self)
 
     @property
     def attributes(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from dataworth.storage.checked_arrays import checked_arrays
 from dataworth.storage.encoding import STORED, EncodedRows, decoded, encoded
 from dataworth.storage.errors import StoreDamagedError, StoreIncompleteError
+from dataworth.storage.layer_table import Layer
 from dataworth.storage.locations import Place
 from dataworth.storage.manifest import Store, new_store, write_manifest
 from dataworth.storage.place import Location
@@ -35,13 +36,13 @@ class SegmentTable:
     """What the rows of a store have in common.
 
     Args:
-        layers: the layer table: `first_column` and `n_columns` of each layer.
+        layers: the layer table.
         n_columns: of a row.
         dtype: one of dataworth.storage.encoding.STORED.
         rows_per_shard: of a new segment.
     """
 
-    layers: Sequence[Mapping[str, Any]]
+    layers: Sequence[Layer]
     n_columns: int
     dtype: str
     rows_per_shard: int
@@ -105,7 +106,7 @@ def new_segment(
                 chunks=values.shape,
                 compressors=[Crc32cCodec()],
             )
-        columns = [[layer["first_column"], layer["n_columns"]] for layer in table.layers]
+        columns = [[layer.first_column, layer.n_columns] for layer in table.layers]
         content = {"n_rows": n_rows, "rows_per_shard": rows, "dtype": table.dtype, "layer_columns": columns}
         write_manifest(folder, {"fingerprint": name, **content, **({"replaces": replaces} if replaces else {})})
     return Segment(store / name)

@@ -126,8 +126,8 @@ def _read_matrices(path: Location) -> None:
         return
     store = LayerStore(path)
     for layer in store.layers:
-        for name in store.names(layer["name"]):
-            store.matrix(layer["name"], name)
+        for name in store.names(layer.name):
+            store.matrix(layer.name, name)
 
 
 def _gradients(path: Location) -> Iterator[Checked]:

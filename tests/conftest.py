@@ -38,6 +38,8 @@ CHECKED = [
     "dataworth.tasks.projection.sketch",
     "dataworth.tasks.curvature.sums",
     "dataworth.tasks.corpus.draws",
+    "dataworth.tasks.curvature.dense",
+    "dataworth.tasks.curvature.kronecker",
     "dataworth.tasks.curvature.lowrank",
     "dataworth.tasks.curvature.damping",
     "dataworth.tasks.curvature.precondition",

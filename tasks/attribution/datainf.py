@@ -44,10 +44,7 @@ class DataInf(SingleModelAttributor):
             ValueError: all gradients of a layer are zero.
         """
         projections = fixed_projections(model, self.projection)
-        columns = [
-            slice(layer["first_column"], layer["first_column"] + layer["n_columns"])
-            for layer in layer_table(projections)
-        ]
+        columns = [layer.columns for layer in layer_table(projections)]
         dampings = self._dampings(model, projections, columns, examples)
 
         def scores(queries: Examples) -> Float[np.ndarray, "q n"]:

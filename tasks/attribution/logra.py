@@ -16,10 +16,8 @@ from dataworth.tasks.attribution.rows import all_rows, example_rows, whole_space
 from dataworth.tasks.corpus.examples import Examples
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.curvature.fitting import fit, fit_covariances_in_memory
-from dataworth.tasks.curvature.matrices import (
-    Matrices,
-)
-from dataworth.tasks.curvature.precondition import Preconditioner, damped_inverse
+from dataworth.tasks.curvature.kronecker import Covariances
+from dataworth.tasks.curvature.precondition import Curvature, Inverses, applied
 from dataworth.tasks.model.plain import Model
 from dataworth.tasks.projection.bases import projections_of
 from dataworth.tasks.projection.config import ProjectionConfig
@@ -28,8 +26,6 @@ from dataworth.tasks.projection.logra import LayerProjection, layer_table
 __all__ = ["LoGra", "ScoreKind", "scores_by_damping"]
 
 ScoreKind = Literal["dot", "relative", "theta_relative", "cosine"]
-# A layer's columns, and its damped inverse; None where the curvature is the identity.
-Inverses = Sequence[tuple[slice, Preconditioner | None]]
 
 
 class LoGra(SingleModelAttributor):
@@ -48,12 +44,12 @@ class LoGra(SingleModelAttributor):
 
     def scorer(self, model: Model, examples: Examples) -> Scorer:
         """Fit bases and curvature."""
-        projections, columns, matrices = fitted(model, examples, self.projection, self.curvature)
-        inverses = _inverses(columns, matrices, self.curvature.damping)
+        projections, columns, curvatures = fitted(model, examples, self.projection, self.curvature)
+        inverses = _inverses(columns, curvatures, self.curvature.damping)
 
         def scores(queries: Examples) -> Float[np.ndarray, "q n"]:
             asked = all_rows(model, projections, queries)[0].double().cpu().numpy()
-            ready = _solved(asked, inverses)
+            ready = applied(asked, inverses)
             if self.kind == "cosine":
                 ready /= _positive(np.sqrt(np.einsum("qc,qc->q", ready, asked)))[:, None]
             found = np.empty((len(ready), examples.n_examples))
@@ -68,7 +64,7 @@ class LoGra(SingleModelAttributor):
         """(b,) what the scores of some examples are divided by."""
         if self.kind == "dot":
             return np.ones(len(rows))
-        solved = _solved(rows, inverses)
+        solved = applied(rows, inverses)
         squares = solved**2 if self.kind == "theta_relative" else solved * rows
         return _positive(np.sqrt(squares.sum(axis=1)))
 
@@ -90,9 +86,9 @@ def scores_by_damping(
     """
     found = np.zeros((len(dampings), queries.n_examples, examples.n_examples))
     for model in models:
-        projections, columns, matrices = fitted(model, examples, projection, curvature)
+        projections, columns, curvatures = fitted(model, examples, projection, curvature)
         asked = all_rows(model, projections, queries)[0].double().cpu().numpy()
-        ready = np.stack([_solved(asked, _inverses(columns, matrices, damping)) for damping in dampings])
+        ready = np.stack([applied(asked, _inverses(columns, curvatures, damping)) for damping in dampings])
         for numbers, rows, _ in example_rows(model, projections, examples):
             found[:, :, numbers] += ready @ rows.double().cpu().numpy().T / len(models)
     return found
@@ -100,7 +96,7 @@ def scores_by_damping(
 
 def fitted(
     model: Model, examples: Examples, projection: ProjectionConfig, curvature: CurvatureConfig
-) -> tuple[list[LayerProjection], list[slice], Matrices | None]:
+) -> tuple[list[LayerProjection], list[slice], Sequence[Curvature] | None]:
     """Projections, columns and curvature of every layer, from passes over the examples.
 
     Args:
@@ -113,36 +109,29 @@ def fitted(
     if projection.kind == "pca" or (projection.kind == "identity" and curvature.kind in ("kfac", "ekfac")):
         whole = fit_covariances_in_memory(model, examples, whole_space(model), curvature)
     projections = _projections(model, projection, whole)
-    table = layer_table(projections)
-    columns = [slice(row["first_column"], row["first_column"] + row["n_columns"]) for row in table]
+    columns = [layer.columns for layer in layer_table(projections)]
     if curvature.kind == "none":
         return projections, columns, None
     return projections, columns, fit(model, examples, projections, curvature, whole)
 
 
-def _inverses(columns: Sequence[slice], matrices: Matrices | None, damping: DampingConfig) -> Inverses:
-    if matrices is None:
+def _inverses(columns: Sequence[slice], curvatures: Sequence[Curvature] | None, damping: DampingConfig) -> Inverses:
+    if curvatures is None:
         return [(where, None) for where in columns]
-    return [(where, damped_inverse(entry, damping)) for where, entry in zip(columns, matrices, strict=True)]
+    return [(where, curvature.damped(damping)) for where, curvature in zip(columns, curvatures, strict=True)]
 
 
-def _projections(model: Model, projection: ProjectionConfig, whole: Matrices | None) -> list[LayerProjection]:
+def _projections(
+    model: Model, projection: ProjectionConfig, whole: Sequence[Covariances] | None
+) -> list[LayerProjection]:
     names = [layer.name for layer in model.layers]
     found = None
     if projection.kind == "pca" and whole is not None:
-        pairs = [(entry["input_covariance"], entry["output_covariance"]) for entry in whole]
+        pairs = [(entry.inputs, entry.outputs) for entry in whole]
         found = dict(zip(names, pairs, strict=True))
     precise = projections_of(model.layers, projection, found)
     dtype = next(model.model.parameters()).dtype
     return [entry.to(torch.device("cpu"), dtype) for entry in precise]
-
-
-def _solved(rows: np.ndarray, inverses: Inverses) -> np.ndarray:
-    """(H + lambda I)^-1 of each row, float64."""
-    return np.concatenate(
-        [rows[:, columns] if inverse is None else inverse.applied(rows[:, columns]) for columns, inverse in inverses],
-        axis=1,
-    )
 
 
 def _positive(lengths: np.ndarray) -> np.ndarray:

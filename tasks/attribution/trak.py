@@ -122,7 +122,7 @@ class TRAK(Attributor):
         """
         fitted = []
         for number, model in enumerate(models):
-            n_columns = sum(int(layer["n_columns"]) for layer in layer_table(whole_space(model)))
+            n_columns = sum(layer.n_columns for layer in layer_table(whole_space(model)))
             sketch = row_sketch(n_columns, self.dimensions, self.seed, number)
             phi, doubts = features(model, sketch, examples)
             fitted.append(FittedTRAK(model, sketch, regression(phi, self.ridge), doubts))

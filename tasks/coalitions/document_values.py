@@ -15,7 +15,7 @@ from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.play import Play
 from dataworth.tasks.corpus.batches import batches_by_length
 from dataworth.tasks.corpus.groups import document_groups
-from dataworth.tasks.curvature.fitting import label_passes
+from dataworth.tasks.curvature.passes import label_passes
 from dataworth.tasks.curvature.source_sums import towards_base
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import progress

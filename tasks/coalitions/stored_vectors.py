@@ -66,7 +66,7 @@ def stored_vectors(
                 LayerStore.write(root, name, layers, matrices, attributes)
     read = LayerStore(root / name)
     samples, replicates = (
-        [read.matrix(layer["name"], kind) for layer in layers if kind in read.names(layer["name"])]
+        [read.matrix(layer.name, kind) for layer in layers if kind in read.names(layer.name)]
         for kind in ("samples", "replicates")
     )
     whole = np.concatenate(samples, axis=2)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dataworth.storage.errors import InputError
+from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.locations import StoreFolders
 from dataworth.storage.ref import StoreRef, fingerprint
@@ -89,7 +90,7 @@ def _kept_outcomes(
         run_logger().info("trainings (%s) are there already", what)
         return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
     outcomes = Outcomes(store, place, seeds, cluster).measured(masks)
-    return LayerStore.write(root, name, [{"name": ONLY}], [{"masks": masks, "outcomes": outcomes}], parts)
+    return LayerStore.write(root, name, [Layer(ONLY)], [{"masks": masks, "outcomes": outcomes}], parts)
 
 
 def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterConfig, seeds: int) -> StoreRef:
@@ -121,7 +122,7 @@ def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterC
     with changed, measured_cost() as cost:
         scores = _scores(store, problem, place, models, examples, run, cluster, seeds)
     attributes = {**parts, "seconds": cost.seconds, "bytes": cost.n_bytes}
-    return LayerStore.write(root, name, [{"name": ONLY}], [{"scores": scores}], attributes)
+    return LayerStore.write(root, name, [Layer(ONLY)], [{"scores": scores}], attributes)
 
 
 def _identities(models: Sequence[Any]) -> list[list[Any]]:
@@ -189,7 +190,7 @@ def patch_tails(
         found = LayerStore.open(ref).matrix(ONLY, "scores")
         chosen = [(query, best_documents(found[query], audit.patch)) for query in queries]
         falls.append(patched_falls(model, problem.examples, problem.queries, chosen, audit.patch_length))
-    return LayerStore.write(root, name, [{"name": ONLY}], [{"falls": np.stack(falls)}], parts)
+    return LayerStore.write(root, name, [Layer(ONLY)], [{"falls": np.stack(falls)}], parts)
 
 
 def sweep(
@@ -219,7 +220,7 @@ def sweep(
     found = scores_by_damping(models, problem.examples, problem.queries, projection, curvature, dampings)
     scores = _of_documents(found, problem.examples)
     attributes = {**parts, "seconds": time.perf_counter() - start}
-    return LayerStore.write(root, name, [{"name": ONLY}], [{"scores": scores}], attributes)
+    return LayerStore.write(root, name, [Layer(ONLY)], [{"scores": scores}], attributes)
 
 
 def choose(subsets: StoreRef, tried: list[tuple[Family, StoreRef]], audit: AuditConfig) -> Chosen:

@@ -5,87 +5,77 @@ H ~ Y (W^T Y)^-1 Y^T of the sketch Y = H W with a Gaussian W, which a stream of 
 Source: Tropp, Yurtsever, Udell & Cevher 2017 (arXiv 1706.05736), algorithm 3; the inverse by Woodbury's identity.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
-__all__ = ["LowRankInverse", "LowRankSum", "gaussian_matrix", "low_rank_plus_diagonal", "spectrum"]
+from dataworth.tasks.curvature.config import DampingConfig
+from dataworth.tasks.curvature.damping import damping
 
-
-class LowRankSum:
-    """For each layer sum over examples of g (g^T W) and of g^2: memory n_columns x rank, not n_columns squared.
-
-    Args:
-        layers: by their number in the layer table: `first_column` and `n_columns` of each layer.
-        rank: columns of W.
-        seed: of W; the same for the same seed and layer number.
-    """
-
-    def __init__(self, layers: Mapping[int, Mapping[str, Any]], rank: int, seed: int) -> None:
-        self._columns = {
-            number: slice(layer["first_column"], layer["first_column"] + layer["n_columns"])
-            for number, layer in layers.items()
-        }
-        self._matrices: dict[int, Tensor] = {}
-        self.sums: dict[str, Tensor] = {}
-        for number, layer in layers.items():
-            matrix = torch.from_numpy(gaussian_matrix(int(layer["n_columns"]), rank, seed, number))
-            self._matrices[number] = matrix
-            self.sums[f"sketch {number}"] = torch.zeros(matrix.shape, dtype=torch.float64)
-            self.sums[f"diagonal {number}"] = torch.zeros(len(matrix), dtype=torch.float64)
-
-    def add(self, rows: Float[Tensor, "n c"]) -> None:
-        """Add gradients of some examples."""
-        for number, columns in self._columns.items():
-            block = rows[:, columns]
-            self._matrices[number] = self._matrices[number].to(block)
-            product = torch.mm(block.T, torch.mm(block, self._matrices[number]))
-            for key, part in ((f"sketch {number}", product), (f"diagonal {number}", (block.double() ** 2).sum(dim=0))):
-                self.sums[key] = self.sums[key].to(rows.device).add_(part)
+__all__ = ["LowRank", "LowRankInverse", "gaussian_matrix"]
 
 
 def gaussian_matrix(n_columns: int, rank: int, seed: int, number: int) -> Float[np.ndarray, "c r"]:
-    """W: Gaussian, orthonormalised, (n_columns, at most rank), of one layer."""
+    """W: Gaussian, orthonormalised, (n_columns, at most rank), of the layer of a number."""
     generator = np.random.default_rng([seed, number])
     return np.linalg.qr(generator.standard_normal((n_columns, min(rank, n_columns))))[0]
 
 
-def low_rank_plus_diagonal(
-    sketch: Float[np.ndarray, "c r"], matrix: Float[np.ndarray, "c r"], diagonal: Float[np.ndarray, " c"]
-) -> tuple[Float[np.ndarray, "c r"], Float[np.ndarray, " c"]]:
-    """U and r of H ~ U U^T + diag(r).
+@dataclass(frozen=True)
+class LowRank:
+    """H ~ U U^T + diag(r) of one layer.
 
     Args:
-        sketch: Y = H W.
-        matrix: W, orthonormal columns.
-        diagonal: of H.
-
-    Returns:
-        U (n_columns, rank) and r (n_columns,) >= 0, float64.
+        low_rank: (k, rank) U.
+        residual: (k,) r >= 0.
     """
-    # A small shift keeps the Cholesky factor of a singular core defined; it is taken off the eigenvalues again.
-    shift = np.finfo(np.float64).eps * max(float(np.linalg.norm(sketch)), np.finfo(np.float64).tiny) * len(sketch)
-    shifted = sketch + shift * matrix
-    core = matrix.T @ shifted
-    factor = np.linalg.cholesky((core + core.T) / 2)
-    half = np.linalg.solve(factor, shifted.T).T
-    vectors, singular, _ = np.linalg.svd(half, full_matrices=False)
-    low_rank = vectors * np.sqrt(np.maximum(singular**2 - shift, 0.0))
-    return low_rank, np.maximum(diagonal - (low_rank**2).sum(axis=1), 0.0)
 
+    low_rank: np.ndarray
+    residual: np.ndarray
 
-def spectrum(low_rank: Float[np.ndarray, "c r"], residual: Float[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
-    """An estimate of the eigenvalues of U U^T + diag(r), with its trace: the residual spread over all directions."""
-    eigenvalues = np.full(len(residual), float(residual.mean()))
-    leading = np.linalg.svd(low_rank, compute_uv=False) ** 2
-    eigenvalues[: len(leading)] += leading
-    return eigenvalues
+    @classmethod
+    def of_sketch(
+        cls, sketch: Float[np.ndarray, "c r"], matrix: Float[np.ndarray, "c r"], diagonal: Float[np.ndarray, " c"]
+    ) -> "LowRank":
+        """From what a pass over the rows leaves, float64.
+
+        Args:
+            sketch: Y = H W.
+            matrix: W, orthonormal columns.
+            diagonal: of H.
+        """
+        # A small shift keeps the Cholesky factor of a singular core defined; it is taken off the eigenvalues again.
+        shift = np.finfo(np.float64).eps * max(float(np.linalg.norm(sketch)), np.finfo(np.float64).tiny) * len(sketch)
+        shifted = sketch + shift * matrix
+        core = matrix.T @ shifted
+        factor = np.linalg.cholesky((core + core.T) / 2)
+        half = np.linalg.solve(factor, shifted.T).T
+        vectors, singular, _ = np.linalg.svd(half, full_matrices=False)
+        low_rank = vectors * np.sqrt(np.maximum(singular**2 - shift, 0.0))
+        return cls(low_rank, np.maximum(diagonal - (low_rank**2).sum(axis=1), 0.0))
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As they are stored."""
+        return {"low_rank": self.low_rank, "residual": self.residual}
+
+    @property
+    def spectrum(self) -> Float[np.ndarray, " c"]:
+        """An estimate of the eigenvalues, with H's trace: the residual spread over all directions."""
+        eigenvalues = np.full(len(self.residual), float(self.residual.mean()))
+        leading = np.linalg.svd(self.low_rank, compute_uv=False) ** 2
+        eigenvalues[: len(leading)] += leading
+        return eigenvalues
+
+    def damped(self, config: DampingConfig) -> "LowRankInverse":
+        """(H + lambda I)^-1.
+
+        Raises:
+            ValueError: relative damping of a curvature that is zero.
+        """
+        return LowRankInverse(self.low_rank, self.residual, damping(self.spectrum, config))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """Steps that fit covariances and the curvature of the training loss in the projected space."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.locations import StoreFolders
 from dataworth.storage.manifest import writer_lock
@@ -16,8 +17,9 @@ from dataworth.storage.ref import StoreRef, fingerprint
 from dataworth.storage.schema import SOURCE_SUMS_KIND
 from dataworth.tasks.corpus.groups import SOURCE, document_groups
 from dataworth.tasks.curvature.config import CurvatureConfig
-from dataworth.tasks.curvature.fitting import label_rows, ordered_sums, wide
-from dataworth.tasks.curvature.matrices import Matrices, covariance_matrices, fitted_matrices
+from dataworth.tasks.curvature.fitting import StoredPasses, covariance_sums, fitted, grouped_fisher_sums, is_wide
+from dataworth.tasks.curvature.kronecker import Covariances
+from dataworth.tasks.curvature.passes import label_rows
 from dataworth.tasks.curvature.source_sums import (
     SourceDocuments,
     chosen_share,
@@ -51,13 +53,11 @@ def fit_covariances(
     parts = _parts(loaded, documents, curvature) | {"covariances": ALGORITHM}
     projections = projections_of(loaded.layers, ProjectionConfig(kind="identity"))
 
-    def fitted(windows: np.ndarray) -> Matrices:
-        factors = ordered_sums(
-            store, model, corpus, None, curvature, batch_tokens, windows, "covariances", fingerprint(parts), None
-        )
-        return covariance_matrices(projections, factors)
+    def made(windows: np.ndarray) -> list[dict[str, np.ndarray]]:
+        passes = StoredPasses(store, model, corpus, None, curvature, batch_tokens, windows, fingerprint(parts))
+        return [covariances.arrays for covariances in passes.result(covariance_sums)]
 
-    return _stored(store, parts, layer_table(projections), documents, curvature, fitted)
+    return _stored(store, parts, layer_table(projections), documents, curvature, made)
 
 
 def fit_matrices(
@@ -94,19 +94,19 @@ def fit_matrices(
         "bases": bases.fingerprint,
         "factors": covariances.fingerprint if covariances and curvature.kind != "fisher" else None,
     }
-    if curvature.kind == "fisher" and any(wide(layer) for layer in basis_store.layers):
+    if curvature.kind == "fisher" and any(is_wide(layer.n_columns) for layer in basis_store.layers):
         parts["low_rank"] = curvature.low_rank
 
-    def fitted(windows: np.ndarray) -> Matrices:
-        def sums(what: str, eigenvectors: list[tuple[np.ndarray, np.ndarray]] | None) -> dict[str, Tensor]:
-            return ordered_sums(
-                store, model, corpus, bases, curvature, batch_tokens, windows, what, fingerprint(parts), eigenvectors
-            )
+    def made(windows: np.ndarray) -> list[dict[str, np.ndarray]]:
+        passes = StoredPasses(store, model, corpus, bases, curvature, batch_tokens, windows, fingerprint(parts))
+        whole = None if covariances is None else partial(_covariances, LayerStore.open(covariances))
+        return [entry.arrays for entry in fitted(passes, stored_projections(basis_store), curvature, whole)]
 
-        whole = LayerStore.open(covariances).matrix if covariances else None
-        return fitted_matrices(stored_projections(basis_store), curvature, len(windows), sums, whole)
+    return _stored(store, parts, basis_store.layers, documents, curvature, made)
 
-    return _stored(store, parts, basis_store.layers, documents, curvature, fitted)
+
+def _covariances(store: LayerStore, layer: str) -> Covariances:
+    return Covariances.of({name: store.matrix(layer, name) for name in store.names(layer)})
 
 
 def fit_source_sums(
@@ -147,7 +147,7 @@ def fit_source_sums(
         InputError: a layer keeps too many columns for a dense curvature of each source.
     """
     documents, basis_store = CorpusStore.open(corpus), LayerStore.open(bases)
-    if any(wide(layer) for layer in basis_store.layers):
+    if any(is_wide(layer.n_columns) for layer in basis_store.layers):
         raise InputError(
             f"a layer keeps more than {MAX_COLUMNS} columns, too many for a curvature of every source: lower "
             "--projection.rank, or pass --game additive"
@@ -190,7 +190,7 @@ def _source_matrices(
     curvature: CurvatureConfig,
     batch_tokens: int | None,
     halfway: float,
-) -> Matrices:
+) -> list[dict[str, np.ndarray]]:
     """The matrices `gradient` (G, k) and `curvature` (G, k, k) of each layer, and what they were made of.
 
     A curvature fitted on a share of the documents is scaled up to all of the source's windows; groups keep what falls
@@ -203,16 +203,12 @@ def _source_matrices(
     windows = np.concatenate([np.arange(first[document], first[document + 1]) for document in chosen])
     of_window = np.repeat(groups[np.searchsorted(source.documents, chosen)], n_windows[chosen])
     counts = np.bincount(np.repeat(groups, n_windows[source.documents]), minlength=n_groups)
-    fisher = curvature.model_copy(update={"kind": "fisher"})
-    sums = ordered_sums(
-        store, model, corpus, bases, fisher, batch_tokens, windows, "fisher by group", name, None, halfway,
-        (of_window, n_groups),
-    )  # fmt: skip
-    matrices = []
-    for number, layer in enumerate(LayerStore.open(bases).layers):
-        columns = slice(layer["first_column"], layer["first_column"] + layer["n_columns"])
-        whole = sums[str(number)].numpy() * (counts.sum() / len(windows))
-        matrices.append({"gradient": gradients[:, columns], "curvature": whole})
+    passes = StoredPasses(store, model, corpus, bases, curvature, batch_tokens, windows, name, halfway)
+    parts = passes.result(partial(grouped_fisher_sums, groups=of_window, n_groups=n_groups))
+    matrices = [
+        {"gradient": gradients[:, layer.columns], "curvature": part * counts.sum()}
+        for layer, part in zip(LayerStore.open(bases).layers, parts, strict=True)
+    ]
     matrices[0]["contents"] = np.frombuffer(source.contents.tobytes(), np.uint8).reshape(-1, 32)
     matrices[0]["counts"] = counts
     matrices[0]["curvature_counts"] = np.bincount(of_window, minlength=n_groups)
@@ -231,7 +227,7 @@ def fit_query_factors(
     if not LayerStore.exists(root, name):
         rows = label_rows(loaded, stored_projections(basis_store), documents, curvature)
         layers = basis_store.layers
-        matrices = [{"factors": rows[..., layer["first_column"] :][..., : layer["n_columns"]]} for layer in layers]
+        matrices = [{"factors": rows[..., layer.columns]} for layer in layers]
         LayerStore.write(root, name, layers, matrices, {"kind": "query factors", **parts})
     return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
 
@@ -253,8 +249,7 @@ def _parts(loaded: LoadedModel, corpus: CorpusStore, curvature: CurvatureConfig)
 
 
 def _check_layers(bases: LayerStore, curvature: CurvatureConfig) -> None:
-    sketched = any(layer["n_columns"] != layer["k_out"] * layer["k_in"] for layer in bases.layers)
-    if curvature.kind in ("kfac", "ekfac") and sketched:
+    if curvature.kind in ("kfac", "ekfac") and not all(layer.is_product for layer in bases.layers):
         raise InputError(
             f"--curvature {curvature.kind}: needs the two sides of a layer apart, which factgrass sketches together; "
             "pass --curvature fisher or another --projection"
@@ -264,10 +259,10 @@ def _check_layers(bases: LayerStore, curvature: CurvatureConfig) -> None:
 def _stored(
     store: str,
     parts: dict[str, Any],
-    layers: Sequence[dict[str, Any]],
+    layers: Sequence[Layer],
     corpus: CorpusStore,
     curvature: CurvatureConfig,
-    fitted: Callable[[np.ndarray], Matrices],
+    made: Callable[[np.ndarray], Sequence[Mapping[str, np.ndarray]]],
 ) -> StoreRef:
     """Fit and write, or say that it is there already."""
     root, name = StoreFolders(store).layers, fingerprint(parts)
@@ -276,7 +271,7 @@ def _stored(
         return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
     windows = _chosen_windows(corpus, curvature)
     with writer_lock(root / f"{name}-fit"):
-        return LayerStore.write(root, name, layers, fitted(windows), {**parts, "n_examples": len(windows)})
+        return LayerStore.write(root, name, layers, made(windows), {**parts, "n_examples": len(windows)})
 
 
 def _chosen_windows(corpus: CorpusStore, config: CurvatureConfig) -> np.ndarray:

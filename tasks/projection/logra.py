@@ -6,13 +6,13 @@ Source: Choe et al. 2024 (arXiv 2405.13954), equation 5.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
 from dataworth.tasks.projection.sides import Side, side_matrices, stored_side
 from dataworth.tasks.projection.sketch import SparseSketch
@@ -142,22 +142,22 @@ def _root_of_gram(rows: Tensor) -> Tensor:
     return (vectors / eigenvalues.sqrt()) @ vectors.T
 
 
-def layer_table(projections: Sequence[LayerProjection]) -> list[dict[str, Any]]:
-    """The layer table of a store: names, shapes and the columns each layer owns in a row."""
+def layer_table(projections: Sequence[LayerProjection]) -> list[Layer]:
+    """The layer table of a store."""
     table = []
     first_column = 0
     for projection in projections:
         table.append(
-            {
-                "name": projection.name,
-                "n_inputs": projection.n_inputs,
-                "n_outputs": projection.n_outputs,
-                "has_bias": projection.has_bias,
-                "k_in": projection.k_in,
-                "k_out": projection.k_out,
-                "first_column": first_column,
-                "n_columns": projection.n_columns,
-            }
+            Layer(
+                projection.name,
+                first_column,
+                projection.n_columns,
+                projection.n_inputs,
+                projection.n_outputs,
+                projection.has_bias,
+                projection.k_in,
+                projection.k_out,
+            )
         )
         first_column += projection.n_columns
     return table
@@ -178,23 +178,22 @@ def stored_projections(bases: LayerStore) -> list[LayerProjection]:
     """The projections of a store of bases, in the order of its layer table."""
     projections = []
     for layer in bases.layers:
-        name = layer["name"]
-        matrices = {key: bases.matrix(name, key) for key in bases.names(name)}
+        matrices = {key: bases.matrix(layer.name, key) for key in bases.names(layer.name)}
         sketch = None
         if "sketch_column" in matrices:
             sketch = SparseSketch(
                 torch.from_numpy(matrices["sketch_column"]),
                 torch.from_numpy(matrices["sketch_sign"]),
-                int(layer["n_columns"]),
+                layer.n_columns,
             )
         projections.append(
             LayerProjection(
-                name,
-                layer["n_inputs"],
-                layer["n_outputs"],
-                layer["has_bias"],
-                stored_side(matrices, "input", layer["n_inputs"]),
-                stored_side(matrices, "output", layer["n_outputs"]),
+                layer.name,
+                layer.n_inputs,
+                layer.n_outputs,
+                layer.has_bias,
+                stored_side(matrices, "input", layer.n_inputs),
+                stored_side(matrices, "output", layer.n_outputs),
                 sketch,
             )
         )

@@ -86,8 +86,7 @@ def _earlier(folder: Location, shapes: list[list[Any]]) -> StoreRef:
     found = LayerStore(folder)
     if found.attributes.get("kind") != "bases":
         raise InputError(f"--projection.bases {folder}: holds no bases, but another kind of matrices")
-    names = ("name", "n_inputs", "n_outputs", "has_bias")
-    if [[layer[name] for name in names] for layer in found.layers] != shapes:
+    if [[layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias] for layer in found.layers] != shapes:
         raise InputError(f"--projection.bases {folder}: made for other layers than this model's")
     return StoreRef(kind="layers", location=str(folder.absolute()), fingerprint=found.fingerprint)
 

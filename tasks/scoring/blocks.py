@@ -1,58 +1,31 @@
 """Scores of one block of rows, and their sums over the windows of a document."""
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["Preconditioned", "Whitening", "Whitenings", "document_sums", "self_influence", "window_scores"]
+from dataworth.tasks.curvature.precondition import Inverses, self_influence
+
+__all__ = ["Preconditioned", "document_sums", "window_scores"]
 
 PIECE_ROWS = 512
 TORCH_ENTRIES = 2**20
 _THREAD = threading.local()
 
 
-@runtime_checkable
-class Whitening(Protocol):
-    """What self-influence needs of a layer's curvature (see dataworth.tasks.curvature.precondition)."""
-
-    def whitened(self, gradients: np.ndarray) -> np.ndarray:
-        """(H + lambda I)^-1/2 g up to a rotation."""
-
-
-# Per layer its columns, and None where the curvature is the identity.
-Whitenings = Sequence[tuple[slice, Whitening | None]]
-
-
 @dataclass(frozen=True)
 class Preconditioned:
-    """What a worker needs to score rows: the queries, and the whitening of each layer where rows are normalised.
+    """What a worker needs to score rows: the queries, and the damped inverses where rows are normalised.
 
     Args:
         queries: (n_queries, n_columns) float32, (H + lambda I)^-1 applied.
-        whitening: of every layer; None for `dot`.
+        relative: the inverses of the layers that count; None for `dot`.
     """
 
     queries: np.ndarray
-    whitening: Whitenings | None
-
-
-def self_influence(rows: Float[np.ndarray, "n c"], whitening: Whitenings) -> Float[np.ndarray, " n"]:
-    """g^T (H + lambda I)^-1 g for each row, summed over layers; float32 products, float64 sums.
-
-    Args:
-        rows: (n, n_columns).
-        whitening: of every layer.
-    """
-    total = np.zeros(len(rows))
-    for columns, layer in whitening:
-        block = rows[:, columns].astype(np.float32)
-        whitened = block if layer is None else layer.whitened(block)
-        total += np.einsum("nk,nk->n", whitened, whitened, dtype=np.float64)
-    return total
+    relative: Inverses | None
 
 
 def _product(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -82,13 +55,13 @@ def _product(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def window_scores(rows: Float[np.ndarray, "n c"], preconditioned: Preconditioned) -> Float[np.ndarray, "q n"]:
     """Influence of each row on each query: g(q)^T (H + lambda I)^-1 g(z), float32 products.
 
-    Positive means that training on z lowered q's loss. With whitening, divided by the square root of the row's
+    Positive means that training on z lowered q's loss. With inverses, divided by the square root of the row's
     self-influence (l-RelatIF: Barshan et al. 2020, arXiv 2003.11630), float64; a row of zeros scores 0.
     """
     scores = _product(preconditioned.queries, rows)
-    if preconditioned.whitening is None:
+    if preconditioned.relative is None:
         return scores
-    norms = np.sqrt(self_influence(rows, preconditioned.whitening))
+    norms = np.sqrt(self_influence(rows, preconditioned.relative))
     return np.divide(scores, norms, out=np.zeros(scores.shape), where=norms > 0)
 
 

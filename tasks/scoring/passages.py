@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from dataworth.storage.corpus import CorpusStore
-from dataworth.tasks.scoring.blocks import Preconditioned, self_influence, window_scores
+from dataworth.tasks.curvature.precondition import self_influence
+from dataworth.tasks.scoring.blocks import Preconditioned, window_scores
 from dataworth.tasks.scoring.players import Players
 from dataworth.tasks.scoring.ready import ReadyPass
 from dataworth.tasks.scoring.tally import Tally
@@ -125,24 +126,25 @@ def _measured(
     kept: Sequence[_Kept], ready: ReadyPass, by_number: dict[int, np.ndarray], *, by_layer: bool
 ) -> _Measured:
     windows, relative = np.zeros(len(kept), np.int64), np.zeros(len(kept))
-    layers = np.zeros((len(kept), len(ready.columns) if by_layer else 0))
+    layers = np.zeros((len(kept), len(ready.layers) if by_layer else 0))
     for number, each in enumerate(kept):
         rows, query = by_number[each.document], ready.queries.queries[each.query : each.query + 1]
-        by_window = window_scores(rows, Preconditioned(query, ready.queries.whitening))[0]
+        by_window = window_scores(rows, Preconditioned(query, ready.queries.relative))[0]
         windows[number] = np.argmax(each.sign * by_window)
-        relative[number] = window_scores(rows, Preconditioned(query, ready.relative))[0].sum()
+        relative[number] = window_scores(rows, Preconditioned(query, ready.inverses))[0].sum()
         if by_layer:
             layers[number] = _layer_scores(rows.astype(np.float32), query[0], ready)
-    return _Measured(windows, relative, layers, [name for name, _ in ready.columns])
+    return _Measured(windows, relative, layers, [layer.name for layer in ready.layers])
 
 
 def _layer_scores(rows: np.ndarray, query: np.ndarray, ready: ReadyPass) -> list[float]:
     """What each layer gave to a document's score; they add up to it."""
     norms = np.ones(len(rows))
-    if ready.queries.whitening is not None:
-        norms = np.sqrt(self_influence(rows, ready.queries.whitening))
+    if ready.queries.relative is not None:
+        norms = np.sqrt(self_influence(rows, ready.queries.relative))
     weights = np.divide(1.0, norms, out=np.zeros(len(rows)), where=norms > 0)
-    return [float(weights @ (rows[:, where] @ query[where]).astype(np.float64)) for _, where in ready.columns]
+    columns = [layer.columns for layer in ready.layers]
+    return [float(weights @ (rows[:, own] @ query[own]).astype(np.float64)) for own in columns]
 
 
 def source_sums(tally: Tally, players: Players, query_ids: Sequence[str]) -> list[dict[str, Any]]:

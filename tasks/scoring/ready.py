@@ -1,5 +1,6 @@
 """What a scoring pass over the stores of one checkpoint is made of, read and made ready."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,15 +9,16 @@ from pydantic import BaseModel, ConfigDict
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.ref import StoreRef
 from dataworth.tasks.corpus.groups import document_groups
 from dataworth.tasks.curvature.config import DampingConfig
-from dataworth.tasks.curvature.precondition import Preconditioner, damped_inverse
-from dataworth.tasks.scoring.blocks import Preconditioned, Whitenings
+from dataworth.tasks.curvature.precondition import Inverses, Preconditioner, curvature_of
+from dataworth.tasks.scoring.blocks import Preconditioned
 from dataworth.tasks.scoring.config import ScoringConfig
 from dataworth.tasks.scoring.players import Players, chosen_sources, players
-from dataworth.tasks.scoring.queries import LayerColumns, layer_columns, preconditioned, whitenings
+from dataworth.tasks.scoring.queries import chosen_inverses, chosen_layers, preconditioned
 from dataworth.tasks.scoring.tally import Tally
 
 __all__ = ["Pass", "ReadyPass", "counted_layers", "damped_inverses", "ready_players"]
@@ -46,17 +48,17 @@ class ReadyPass:
     Args:
         corpus, gradients: the stores.
         players: who is scored, and valued for it.
-        columns: of the layers that count.
+        layers: that count.
         queries: preconditioned, their sum as the last row.
-        relative: whitening of those layers, for scores relative to self-influence.
+        inverses: of those layers, for scores relative to self-influence.
     """
 
     corpus: CorpusStore
     gradients: GradientStore
     players: Players
-    columns: LayerColumns
+    layers: Sequence[Layer]
     queries: Preconditioned
-    relative: Whitenings
+    inverses: Inverses
 
     @classmethod
     def of(
@@ -76,11 +78,10 @@ class ReadyPass:
             InputError: the curvature of a layer is zero under relative damping, or no layer matches a pattern.
         """
         store = GradientStore.open(gradients)
-        columns = counted_layers(store, scoring)
-        inverses = damped_inverses(curvature, damping)
+        layers = counted_layers(store, scoring)
+        inverses = chosen_inverses(layers, damped_inverses(curvature, damping))
         rows = np.concatenate(GradientStore.open(query_gradients).rows_of(queries.contents))
-        ready = preconditioned(rows, columns, inverses, scoring.kind)
-        return cls(corpus, store, players, columns, ready, whitenings(columns, inverses))
+        return cls(corpus, store, players, layers, preconditioned(rows, inverses, scoring.kind), inverses)
 
     def rows_of_kept(self, tally: Tally) -> dict[int, np.ndarray]:
         """Document number → (n_windows, n_columns) gradients of every document among the best or the worst."""
@@ -111,22 +112,22 @@ def damped_inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[s
     inverses = {}
     if curvature is not None:
         fitted = LayerStore.open(curvature)
-        for layer in fitted.layers:
-            name = layer["name"]
+        for name in (layer.name for layer in fitted.layers):
+            arrays = {key: fitted.matrix(name, key) for key in fitted.names(name)}
             try:
-                inverses[name] = damped_inverse({key: fitted.matrix(name, key) for key in fitted.names(name)}, config)
+                inverses[name] = curvature_of(arrays).damped(config)
             except ValueError as error:
                 raise InputError(f"layer {name}: {error}; pass --curvature.damping.rule absolute") from None
     return inverses
 
 
-def counted_layers(gradients: GradientStore, scoring: ScoringConfig) -> LayerColumns:
-    """Names and columns of the layers that count.
+def counted_layers(gradients: GradientStore, scoring: ScoringConfig) -> list[Layer]:
+    """The layers that count.
 
     Raises:
         InputError: a pattern matches no layer.
     """
     try:
-        return layer_columns(gradients.layers, scoring.layers)
+        return chosen_layers(gradients.layers, scoring.layers)
     except ValueError as error:
         raise InputError(f"--scoring.layers: {error}") from None

@@ -151,7 +151,8 @@ def average_scores(
 
 
 def _refuse_other_layers(passes: Sequence[Pass], scoring: ScoringConfig) -> None:
-    names = {tuple(name for name, _ in counted_layers(GradientStore.open(each.gradients), scoring)) for each in passes}
+    stores = [GradientStore.open(each.gradients) for each in passes]
+    names = {tuple(layer.name for layer in counted_layers(store, scoring)) for store in stores}
     if len(names) > 1:
         raise InputError("--scoring.by_layer: the checkpoints have other layers; leave --scoring.by_layer out")
 

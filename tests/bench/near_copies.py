@@ -24,7 +24,6 @@ from dataworth.tasks.corpus.config import CorpusConfig
 from dataworth.tasks.corpus.examples import CorpusExamples
 from dataworth.tasks.corpus.steps import prepare_corpus
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
-from dataworth.tasks.curvature.precondition import damped_inverse
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
@@ -173,12 +172,12 @@ def _scores(
     """By damping (2, n_rows, n_documents) as LoGra computes them, of documents that it was fitted on and of others."""
     model = load(ModelConfig(name=str(problem.trained("everybody", seed)), device="cpu"))
     taught, (windows, documents, on_quotes) = _taught(problem, seed), problem.windows(window)
-    projections, columns, matrices = fitted(model, taught, projection, curvature)
+    projections, columns, curvatures = fitted(model, taught, projection, curvature)
     asked = all_rows(model, projections, problem.queries()[0])[0].double().numpy()
     ready = np.stack([asked] * len(ratios))
-    for where, entry in zip(columns, matrices or (), strict=matrices is not None):
+    for where, entry in zip(columns, curvatures or (), strict=curvatures is not None):
         for number, ratio in enumerate(ratios):
-            ready[number, :, where] = damped_inverse(entry, DampingConfig(value=ratio)).applied(asked[:, where])
+            ready[number, :, where] = entry.damped(DampingConfig(value=ratio)).applied(asked[:, where])
     flat = row_products(ready.reshape(-1, asked.shape[1]), model, projections, windows) / taught.n_examples
     by_window = flat.reshape(len(ratios), len(asked), -1)
     return {

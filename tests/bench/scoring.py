@@ -22,6 +22,7 @@ import torch
 
 from dataworth.storage.encoding import STORED, decoded, encoded
 from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layer_table import Layer
 from dataworth.storage.segments import Segment
 from dataworth.tasks.scoring.blocks import Preconditioned
 from dataworth.tasks.scoring.combination import Combination
@@ -42,7 +43,7 @@ THREADS = os.cpu_count() or 1
 
 def filled_store(folder: Path, n_shards: int) -> Segment:
     """A store of random rows, one row a document."""
-    table = [{"name": f"l{number}", "first_column": 256 * number, "n_columns": 256} for number in range(COLUMNS // 256)]
+    table = [Layer(f"l{number}", 256 * number, 256) for number in range(COLUMNS // 256)]
     store = GradientStore.create(folder, "bench", table, "float16", {})
     n_rows = n_shards * store.rows_per_shard
     names = np.asarray([number.to_bytes(8, "big").hex().encode() for number in range(n_rows)], "S32")

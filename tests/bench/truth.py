@@ -25,7 +25,7 @@ from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
-from dataworth.tasks.curvature.precondition import damped_inverse
+from dataworth.tasks.curvature.dense import Dense
 from dataworth.tasks.curvature.steps import fit_covariances, fit_query_factors, fit_source_sums
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.gradients.steps import index_gradients
@@ -206,9 +206,7 @@ class LanguageGames:
         """(q, s) sums of scores, as the flow computes them: the mean curvature at theta*, relative damping."""
         n_examples = CorpusStore.open(self.corpus).n_examples
         solved = [
-            damped_inverse({"fisher": layer.curvatures.sum(axis=0) / n_examples}, DampingConfig()).applied(
-                layer.gradients
-            )
+            Dense(layer.curvatures.sum(axis=0) / n_examples).damped(DampingConfig()).applied(layer.gradients)
             for layer in self.plain.sums.layers
         ]
         found: np.ndarray = self.plain.expansion.gradients @ np.concatenate(solved, axis=1).T / n_examples

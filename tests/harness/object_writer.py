@@ -11,13 +11,14 @@ import numpy as np
 import dataworth.storage.gradients
 import dataworth.storage.s3.leases
 from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layer_table import Layer
 from dataworth.storage.locations import Place
 
 __all__ = ["N_SHARDS", "filled"]
 
 N_SHARDS = 60
 ROWS_PER_SHARD = 8
-LAYERS = [{"name": "l", "first_column": 0, "n_columns": 64}]
+LAYERS = [Layer("l", n_columns=64)]
 
 
 def filled(place: Place, *, wait: bool = False) -> None:

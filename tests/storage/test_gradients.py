@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from dataworth.storage.errors import RowRangeError, StoreDamagedError, StoreIncompleteError
 from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layer_table import Layer
 from dataworth.storage.locations import Place, location_of
 from dataworth.storage.schema import rows_per_shard
 
-LAYERS = [{"name": "l", "first_column": 0, "n_columns": 3}]
+LAYERS = [Layer("l", n_columns=3)]
 N_WINDOWS = np.array([1, 2, 1, 3, 1, 2])
 
 

@@ -16,6 +16,7 @@ import pytest
 from dataworth.storage.compaction import compact
 from dataworth.storage.errors import InputError, StoreBusyError, StoreError, StoreUnreachableError
 from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.locations import check_writable, location_of
 from dataworth.storage.manifest import new_store, write_manifest, writer_lock
@@ -127,10 +128,10 @@ def test_a_store_that_was_uploaded_in_part_is_not_there_and_is_made_again(bucket
     compact(bucket)
     assert bucket.files() == {}
     (bucket / "layers" / "f" / "half").write_whole(b"x")
-    LayerStore.write(bucket / "layers", "f", [{"name": "a"}], [{"m": np.ones((2, 2))}], {})
+    LayerStore.write(bucket / "layers", "f", [Layer("a")], [{"m": np.ones((2, 2))}], {})
     assert "layers/f/half" not in bucket.files()
     assert LayerStore(bucket / "layers" / "f").matrix("a", "m").tolist() == [[1, 1], [1, 1]]
-    store = GradientStore.create(bucket / "gradients", "f", [{"name": "l", "n_columns": 1}], "float16", {})
+    store = GradientStore.create(bucket / "gradients", "f", [Layer("l", n_columns=1)], "float16", {})
     (store.path / "abc" / "zarr.json").write_whole(b"{}")
     assert store.segments() == []
 

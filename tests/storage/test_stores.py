@@ -10,6 +10,7 @@ import pytest
 
 from dataworth.storage.corpus import CorpusStore, TokenisedDocument
 from dataworth.storage.errors import SchemaVersionError, StoreBusyError, StoreDamagedError, StoreIncompleteError
+from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.manifest import new_store, read_manifest, staging_folder, write_manifest, writer_lock
 from dataworth.storage.ref import fingerprint
@@ -148,7 +149,7 @@ def test_a_truncated_corpus_is_told(place):
 
 def test_layer_store_round_trip_and_damage(place):
     matrices = [{"fisher": np.arange(6.0).reshape(2, 3)}, {}]
-    layers = [{"name": "../../evil\n"}, {"name": "b"}]
+    layers = [Layer("../../evil\n"), Layer("b")]
     ref = LayerStore.write(place, "f", layers, matrices, {"kind": "x"})
     store = LayerStore.open(ref)
     np.testing.assert_array_equal(store.matrix("../../evil\n", "fisher"), matrices[0]["fisher"])

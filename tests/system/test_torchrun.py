@@ -112,10 +112,10 @@ def test_two_processes_fit_what_one_fits(prefect_server, dataworth, checkpoints,
             continue
         ours = LayerStore(tmp_path / "two" / "layers" / path.name)
         for layer in theirs.layers:
-            for key in theirs.names(layer["name"]):
-                expected = theirs.matrix(layer["name"], key)
+            for key in theirs.names(layer.name):
+                expected = theirs.matrix(layer.name, key)
                 np.testing.assert_allclose(
-                    ours.matrix(layer["name"], key), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()
+                    ours.matrix(layer.name, key), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()
                 )
                 compared += 1
     assert compared == 2 * 14

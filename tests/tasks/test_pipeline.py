@@ -172,9 +172,9 @@ def test_a_killed_fit_goes_on_from_what_it_kept(tmp_path, checkpoints, corpus_fi
             monkeypatch.setattr(module, "backward_passes", real)
         store = LayerStore.open(pipeline.curvature)
         return len(passes), {
-            (layer["name"], key): store.matrix(layer["name"], key)
+            (layer.name, key): store.matrix(layer.name, key)
             for layer in store.layers
-            for key in store.names(layer["name"])
+            for key in store.names(layer.name)
         }
 
     for kind in ("fisher", "ekfac"):
@@ -398,7 +398,7 @@ def test_layers_too_wide_for_a_dense_fisher_get_one_of_low_rank(
     curvature = CurvatureConfig(labels="empirical", low_rank=25, damping=DampingConfig(rule="absolute", value=0.5))
     projection = {"kind": "random", "rank": 5}
     pipeline = Pipeline(tmp_path, checkpoints["llama"], corpus_file, queries_file, projection, curvature)
-    names = {tuple(LayerStore.open(pipeline.curvature).names(layer["name"])) for layer in
+    names = {tuple(LayerStore.open(pipeline.curvature).names(layer.name)) for layer in
              LayerStore.open(pipeline.bases).layers}  # fmt: skip
     assert names == {("low_rank", "residual")}
     _, gradients = reference(pipeline, checkpoints["llama"])

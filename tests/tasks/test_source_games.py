@@ -92,12 +92,12 @@ def test_sums_by_source_add_up_to_the_corpus(made):
     for name, ref in found.items():
         store = LayerStore.open(ref)
         own = [block for block, source in zip(rows, corpus.column("source").to_pylist(), strict=True) if source == name]
-        gradient = np.concatenate([store.matrix(layer["name"], "gradient").sum(axis=0) for layer in store.layers])
+        gradient = np.concatenate([store.matrix(layer.name, "gradient").sum(axis=0) for layer in store.layers])
         np.testing.assert_allclose(gradient, np.concatenate(own).astype(np.float64).sum(axis=0), rtol=1e-6, atol=1e-6)
         assert store.attributes["n_examples"] == sum(map(len, own))
     for layer in fisher.layers:
-        total = sum(LayerStore.open(ref).matrix(layer["name"], "curvature").sum(axis=0) for ref in found.values())
-        mean = fisher.matrix(layer["name"], "fisher")
+        total = sum(LayerStore.open(ref).matrix(layer.name, "curvature").sum(axis=0) for ref in found.values())
+        mean = fisher.matrix(layer.name, "fisher")
         np.testing.assert_allclose(total / corpus.n_examples, mean, rtol=1e-4, atol=1e-6 * np.abs(mean).max())
 
 
@@ -107,7 +107,7 @@ def test_sums_by_group_add_up_to_the_same_however_many_groups(made, fraction):
     one, five = (sums_of(run, config=config, n_groups=n_groups) for n_groups in (1, 5))
     for name in one:
         whole, groups = LayerStore.open(one[name]), LayerStore.open(five[name])
-        first = whole.layers[0]["name"]
+        first = whole.layers[0].name
         counts = groups.matrix(first, "counts")
         assert counts.shape == (5,)
         assert counts.sum() == groups.attributes["n_examples"] == whole.matrix(first, "counts").sum()
@@ -116,12 +116,12 @@ def test_sums_by_group_add_up_to_the_same_however_many_groups(made, fraction):
         assert (curvature_counts == counts).all() == (fraction == 1)
         for layer in whole.layers:
             for matrix in ("gradient", "curvature"):
-                total, parts = whole.matrix(layer["name"], matrix), groups.matrix(layer["name"], matrix)
+                total, parts = whole.matrix(layer.name, matrix), groups.matrix(layer.name, matrix)
                 scale = np.abs(total).max()
                 np.testing.assert_allclose(parts.sum(axis=0), total[0], rtol=1e-12, atol=1e-12 * scale)
                 of_none = (counts if matrix == "gradient" else curvature_counts) == 0
                 assert not parts[of_none].any()
-                np.testing.assert_array_equal(groups.matrix(layer["name"], matrix, 1), parts[1])
+                np.testing.assert_array_equal(groups.matrix(layer.name, matrix, 1), parts[1])
 
 
 def test_copies_of_a_document_are_in_one_group_whatever_the_order():

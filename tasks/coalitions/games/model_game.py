@@ -21,7 +21,7 @@ from dataworth.tasks.coalitions.games.newton import LayerSums, endpoint_matched,
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.curvature.config import DampingConfig
 from dataworth.tasks.curvature.damping import damping
-from dataworth.tasks.curvature.precondition import eigendecomposition
+from dataworth.tasks.curvature.dense import eigendecomposition
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.displacement import base_displacements, displaced
 from dataworth.tasks.model.loading import LoadedModel, base_weights, load
@@ -89,10 +89,10 @@ def model_sums(
         raise InputError("--projection factgrass: games over sources need the two sides apart; pass another one")
     coordinates = [orthonormal_coordinates(projection) for projection in projections]
     stores = [LayerStore.open(source) for source in sources]
-    names = [layer["name"] for layer in basis_store.layers]
+    names = [layer.name for layer in basis_store.layers]
     layers = _layer_sums(stores, names, coordinates)
     n_examples = np.array([store.attributes["n_examples"] for store in stores])
-    columns = [slice(row["first_column"], row["first_column"] + row["n_columns"]) for row in basis_store.layers]
+    columns = [layer.columns for layer in basis_store.layers]
     if model.base is None:
         chosen = (pull, "given") if pull is not None else (_relative(layers, config), "no base is known: by damping")
         groups = _groups(stores, names, coordinates, layers, list)
@@ -191,7 +191,7 @@ def query_expansion(
     if factors is None:
         return QueryExpansion(losses, sums.turned(rows), None)
     store = LayerStore.open(factors)
-    labels = np.concatenate([store.matrix(layer["name"], "factors") for layer in store.layers], axis=2)
+    labels = np.concatenate([store.matrix(layer.name, "factors") for layer in store.layers], axis=2)
     return QueryExpansion(losses, sums.turned(rows), sums.turned(labels))
 
 

@@ -10,7 +10,7 @@ from dataworth.tasks.counterfactual.evaluation import REACH
 from dataworth.tasks.counterfactual.lds import Agreement, difference, lds, predicted
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.curvature.damping import damping
-from dataworth.tasks.curvature.precondition import DampedInverse, eigendecomposition
+from dataworth.tasks.curvature.dense import DenseInverse, eigendecomposition
 from dataworth.tasks.projection.config import ProjectionConfig
 from tests.reference.lessons import character_lesson, digits_lesson
 
@@ -39,10 +39,10 @@ def scored():
         asked, taught = (
             all_rows(model, projections, each)[0].double().numpy() for each in (problem.queries, problem.examples)
         )
-        spectra = [eigendecomposition(entry["fisher"]) for entry in matrices]
+        spectra = [eigendecomposition(entry.matrix) for entry in matrices]
         for name, rule in rules.items():
             solved = [
-                DampedInverse(values, vectors, rule(values)).applied(asked[:, where])
+                DenseInverse(values, vectors, rule(values)).applied(asked[:, where])
                 for (values, vectors), where in zip(spectra, columns, strict=True)
             ]
             found[rank, name] = lds(predicted(np.concatenate(solved, axis=1) @ taught.T, masks), outcomes)

@@ -23,7 +23,7 @@ def test_ekfac_at_full_rank_is_kronfluences(tmp_path, checkpoints, corpus_file, 
     pipeline = Pipeline(
         tmp_path / "ours", checkpoints[name], corpus_file, queries_file, {"kind": "identity"}, curvature, PRECISE
     )
-    names = [layer["name"] for layer in LayerStore.open(pipeline.bases).layers]
+    names = [layer.name for layer in LayerStore.open(pipeline.bases).layers]
     corpus, queries = tokens_of(pipeline.corpus), tokens_of(pipeline.queries)
     by_window = kronfluence_scores(
         tmp_path / "theirs",

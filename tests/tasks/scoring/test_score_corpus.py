@@ -83,7 +83,7 @@ def test_one_two_and_four_workers_give_the_same_results_bit_by_bit(small):
 def test_parts_by_layer_add_up_to_the_score(small, kind):
     store = ScoreStore.open(fresh_scores(small, ClusterConfig(workers=1), by_layer=True, kind=kind, top_k=3))
     passages, layers = store.passages.to_pandas(), store.layer_scores.to_pandas()
-    names = [layer["name"] for layer in LayerStore.open(small.bases).layers]
+    names = [layer.name for layer in LayerStore.open(small.bases).layers]
     sums = layers.groupby(["query_id", "rank", "document_id"])["score"].agg(["sum", "size"])
     assert (sums["size"] == len(names)).all()
     assert len(sums) == len(passages)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataworth.tasks.attribution.baselines import bm25_scores, first_rate, source_sums
-from dataworth.tasks.scoring.blocks import Preconditioned, document_sums, self_influence, window_scores
+from dataworth.tasks.curvature.precondition import self_influence
+from dataworth.tasks.scoring.blocks import Preconditioned, document_sums, window_scores
 from dataworth.tasks.scoring.combination import Combination
 from dataworth.tasks.scoring.plan import corpus_places, shard_works
 from dataworth.tasks.scoring.tally import block_tally, floors, merged_tally, ranking
@@ -27,6 +28,9 @@ def test_relative_scores_divide_by_the_root_of_the_self_influence():
     rows[2] = 0
 
     class Factor:
+        def applied(self, gradients):
+            raise NotImplementedError
+
         def whitened(self, gradients):
             return gradients @ factor
 
