@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.coalitions.registry import GAMES
 from dataworth.tasks.configuration import ClusterConfig, Configuration, Names
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.groups import SOURCE, grouping_fields
@@ -85,7 +86,9 @@ class ValueConfig(CorpusRunConfig):
 
     @model_validator(mode="after")
     def _playable(self) -> "ValueConfig":
-        if self.sources.game not in ("auto", "additive") and self._narrowed:
+        entry = GAMES.get(self.sources.game)
+        trained = entry is not None and entry.made_of == "trainings"
+        if entry is not None and entry.made_of != "scores" and self._narrowed:
             raise ValueError(
                 f"the game {self.sources.game} is over all sources and layers: leave --scoring.sources, "
                 "--scoring.without_sources and --scoring.layers out, or pass --game additive"
@@ -97,12 +100,13 @@ class ValueConfig(CorpusRunConfig):
             )
         if self.sources.document_values and self.sources.projection_seeds > 1:
             raise ValueError("--sources.document_values: are of one projection: leave --sources.projection_seeds out")
-        if self.sources.game == "retrain" and self.sources.projection_seeds > 1:
-            raise ValueError("the game retrain has no projection: leave --sources.projection_seeds out")
-        if self.sources.game == "retrain" and self.model.base is None:
-            raise ValueError("the game retrain begins every training from the base: pass --model.base")
-        if self.sources.game == "retrain" and len(self.model.name) > 1:
-            raise ValueError("the game retrain is played from --model.base, not from checkpoints: pass one --model")
+        game = self.sources.game
+        if trained and self.sources.projection_seeds > 1:
+            raise ValueError(f"the game {game} has no projection: leave --sources.projection_seeds out")
+        if trained and self.model.base is None:
+            raise ValueError(f"the game {game} begins every training from the base: pass --model.base")
+        if trained and len(self.model.name) > 1:
+            raise ValueError(f"the game {game} is played from --model.base, not from checkpoints: pass one --model")
         return self
 
     @property

@@ -11,6 +11,7 @@ from dataworth.preparing import Prepared, Steps, prepared_stores, store_folder
 from dataworth.storage.errors import InputError
 from dataworth.storage.ref import StoreRef
 from dataworth.tasks.coalitions.parts import GameParts
+from dataworth.tasks.coalitions.registry import GAMES
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.model.alike import refuse_other_layers, refuse_other_tokenizers, refuse_same_weights
 from dataworth.tasks.model.loading import load
@@ -186,8 +187,9 @@ def _all_scores(
 def _game_parts(
     config: ValueConfig, made: _Made, query_gradients: StoreRef, grouping: str, steps: Steps
 ) -> GameParts | None:
-    """What a game other than the additive one needs, made where it is not there yet."""
-    if config.sources.game == "additive":
+    """What a game of more than scores needs, made where it is not there yet."""
+    made_of = GAMES[config.sources.game].made_of
+    if made_of == "scores":
         return None
     store, curvature, prepared = store_folder(config), config.curvature, made.prepared
     model = config.model.only
@@ -204,7 +206,7 @@ def _game_parts(
         gradients=made.gradients,
         curvature=curvature,
     )
-    if config.sources.game == "retrain":
+    if made_of == "trainings":
         return parts.model_copy(update={"training": config.training})
     sums = steps.fit_source_sums(
         store,

@@ -21,12 +21,14 @@ from dataworth.storage.schema import ALL_QUERIES
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.estimators import Estimate
-from dataworth.tasks.coalitions.estimation.sampling import MAX_ENUMERATED
+from dataworth.tasks.coalitions.games.model_game import play_of
+from dataworth.tasks.coalitions.games.play import Play
 from dataworth.tasks.coalitions.games.portions import all_but, divided
+from dataworth.tasks.coalitions.games.sums_game import SumsGame, game_on
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.payout.what_if import mean_estimate, shares_without, split_gain
-from dataworth.tasks.coalitions.play import MAX_EVALUATED, Play
-from dataworth.tasks.coalitions.steps import game_fingerprint, play_of
+from dataworth.tasks.coalitions.registry import GAMES
+from dataworth.tasks.coalitions.steps import game_fingerprint
 from dataworth.tasks.corpus.groups import grouping_fields
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.report.numbers import interval, number, percent
@@ -36,7 +38,7 @@ __all__ = ["Valued", "valued", "what_if"]
 
 
 class _Known:
-    """The worth of coalitions that a valuation kept; nothing is added."""
+    """Utilities of coalitions that a valuation kept; nothing is added."""
 
     def __init__(self, store: UtilityStore | None) -> None:
         self._store = store
@@ -46,7 +48,7 @@ class _Known:
             return np.empty((0, n_players), bool), np.empty((0, n_queries))
         return self._store.known(n_players, n_queries)
 
-    def add(self, masks: np.ndarray, worth: np.ndarray) -> None:
+    def add(self, masks: np.ndarray, utilities: np.ndarray) -> None:
         """Of no effect."""
 
 
@@ -92,18 +94,15 @@ class Valued:
 
     @property
     def games(self) -> list[SourcesConfig]:
-        """Every game that can be played, newton in the utility of the run where that played it."""
-        found = [self.sources.model_copy(update={"game": "additive"})]
-        if self.parts is not None and self.parts.sums:
-            newton = self.sources
-            if newton.game != "newton":
-                newton = newton.model_copy(update={"game": "newton", "utility": "quadratic"})
-            found += [
-                self.sources.model_copy(update={"game": "interaction"}),
-                newton,
-                self.sources.model_copy(update={"game": "path"}),
-            ]
-        return found
+        """Every game that can be played: that of the run as it was, others by quadratic utilities."""
+        made_of = {"scores"} | ({"sums"} if self.parts is not None and self.parts.sums else set())
+        return [
+            self.sources
+            if name == self.sources.game
+            else self.sources.model_copy(update={"game": name, "utility": "quadratic"})
+            for name, entry in GAMES.items()
+            if entry.made_of in made_of
+        ]
 
     def estimate(self, game: SourcesConfig, portions: np.ndarray) -> Estimate:
         """Values of players that hold portions of the sources; the last row is of all queries together.
@@ -113,19 +112,24 @@ class Valued:
         """
         if self.checkpoints:
             return mean_estimate([each.estimate(game, portions) for each in self.checkpoints])
-        if game.game == "additive":
+        if GAMES[game.game].made_of == "scores":
             values = (portions @ self.sums)[None]
             return Estimate(values, np.zeros_like(values), values, values, 0, "closed form")
-        play = replace(self._play, portions=portions)
-        if play.n_players <= MAX_ENUMERATED and (not play.evaluates(game) or play.n_sources <= MAX_EVALUATED):
-            game = game.model_copy(update={"budget": max(game.budget, 2**play.n_players)})
-        return play.estimate(game, self._known(game))
+        if self._game(game, portions).affords_all:
+            game = game.model_copy(update={"budget": max(game.budget, 2 ** len(portions))})
+        return self._game(game, portions).estimate()
 
     def title(self, game: SourcesConfig) -> str:
         """A game's name; that of newton with its utility."""
         if self.checkpoints:
             return self.checkpoints[0].title(game)
-        return f"newton, {self._play.utility(game)}" if game.game == "newton" else game.game
+        if GAMES[game.game].made_of == "scores":
+            return game.game
+        return self._game(game, np.eye(len(self.names))).title
+
+    def _game(self, game: SourcesConfig, portions: np.ndarray) -> SumsGame:
+        """A game of players that hold portions of the sources."""
+        return game_on(replace(self._play, portions=portions), game, self._known(game))
 
     @cached_property
     def _play(self) -> Play:
@@ -225,7 +229,7 @@ def what_if(
     """
     found = valued(results, by)
     absent, splitting = found.numbers("--without", without), found.numbers("--split", split)
-    if absent and found.sources.game == "retrain":
+    if absent and GAMES[found.sources.game].made_of == "trainings":
         raise InputError("--without: nothing is trained here; value the corpus without these sources instead")
     if len(absent) == len(found.names):
         raise InputError("--without: names every source, so that nobody is left to have a share")
@@ -239,7 +243,7 @@ def _absence(found: Valued, absent: list[int]) -> str:
     others = found.estimate(found.sources, all_but(len(found.names), absent))
     without = shares_without(others, absent)
     now, then, low, high = found.shares, without.shares[-1], without.low[-1], without.high[-1]
-    sampled = bool((others.high > others.low).any())
+    sampled = not np.array_equal(others.high, others.low)
     rows = [
         [
             found.names[n],
@@ -268,8 +272,8 @@ def _splitting(found: Valued, whole: list[Estimate], source: int, parts: int) ->
         in_parts = found.estimate(game, divided(len(found.names), source, parts))
         gained = split_gain(values, in_parts, source)
         gain, reach = float(gained.gain[-1]), float(gained.reach[-1])
-        sampled = sampled or reach > 0
-        ends = interval(gain - reach, gain + reach) if reach > 0 else "exact"
+        sampled = sampled or reach != 0
+        ends = interval(gain - reach, gain + reach) if reach != 0 else "exact"
         row = [found.title(game), number(float(gained.whole[-1])), number(float(gained.in_parts[-1])), number(gain)]
         rows.append([*row, percent(float(gained.relative[-1])), ends])
     header = ["game", "value", "of its parts", "gain", "of its value", "interval of the gain"]

@@ -1,4 +1,4 @@
-"""What each source is worth to each query, and what coalitions of sources were found to be worth."""
+"""What each source is worth to each query, and utilities of coalitions of sources."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -79,7 +79,7 @@ class CoalitionStore(Store):
 
 
 class UtilityStore(Store):
-    """The worth of coalitions in one game, which grows: no coalition is evaluated twice.
+    """Utilities of coalitions in one game, which grows: no coalition is evaluated twice.
 
     Every addition is a file of its own, named by the SHA-256 of its bytes, that is there as a whole or not at all, so
     that several runs may add.
@@ -98,19 +98,19 @@ class UtilityStore(Store):
         return cls(target)
 
     def known(self, n_players: int, n_queries: int) -> tuple[np.ndarray, np.ndarray]:
-        """(m, n_players) bool coalitions and (m, n_queries) float64 worth of everything stored.
+        """(m, n_players) bool coalitions and (m, n_queries) float64 utilities of everything stored.
 
         Raises:
             StoreDamagedError: the bytes of an addition changed.
         """
-        masks, worth = [np.empty((0, n_players), bool)], [np.empty((0, n_queries))]
+        masks, utilities = [np.empty((0, n_players), bool)], [np.empty((0, n_queries))]
         for name, table in self.additions():
             with self.files.reading(name):
                 packed = np.frombuffer(b"".join(table.column("coalition").to_pylist()), np.uint8)
                 bits = np.unpackbits(packed.reshape(len(table), -1), axis=1, count=n_players)
                 masks.append(bits.astype(bool))
-                worth.append(np.array(table.column("worth").to_pylist(), np.float64).reshape(len(table), n_queries))
-        return np.concatenate(masks), np.concatenate(worth)
+                utilities.append(np.array(table.column("worth").to_pylist(), np.float64).reshape(len(table), n_queries))
+        return np.concatenate(masks), np.concatenate(utilities)
 
     def additions(self) -> Iterator[tuple[str, pa.Table]]:
         """Name and table of each addition, compared with the hash that is its name.
@@ -131,12 +131,12 @@ class UtilityStore(Store):
     def _remedy(self) -> str:
         return f"remove that file and run again, which evaluates its coalitions again ({self.path})"
 
-    def add(self, masks: np.ndarray, worth: np.ndarray) -> None:
-        """Keep the (m, n_queries) worth of (m, n_players) coalitions."""
+    def add(self, masks: np.ndarray, utilities: np.ndarray) -> None:
+        """Keep the (m, n_queries) utilities of (m, n_players) coalitions."""
         if len(masks) == 0:
             return
         coalitions = [row.tobytes() for row in np.packbits(masks, axis=1)]
-        table = pa.Table.from_pydict({"coalition": coalitions, "worth": worth.tolist()}, UTILITIES)
+        table = pa.Table.from_pydict({"coalition": coalitions, "worth": utilities.tolist()}, UTILITIES)
         buffer = BytesIO()
         pq.write_table(table, buffer, write_page_checksum=True)
         content = buffer.getvalue()

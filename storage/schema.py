@@ -29,7 +29,7 @@ values/<fingerprint>/        a CoalitionStore, written once
     documents.parquet        optional: what every document is worth to all queries together: DOCUMENT_VALUES
     manifest.json            `attributes` hold what is printed beside the values
 games/<fingerprint>/         a UtilityStore, grows by files that never change
-    <sha-256>.parquet        worth of some coalitions: UTILITIES
+    <sha-256>.parquet        utilities of some coalitions: UTILITIES
     manifest.json
 owners/<fingerprint>/        written once by a compaction, instead of the one before
     owners.parquet           who provided the contents that no corpus names any more

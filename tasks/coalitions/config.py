@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dataworth.tasks.coalitions.registry import GAMES
 from dataworth.tasks.configuration import Configuration
 from dataworth.tasks.corpus.groups import SOURCE, grouping_fields
 
@@ -33,10 +34,8 @@ class SourcesConfig(Configuration):
     game: Literal["auto", "additive", "interaction", "newton", "path", "retrain"] = Field(
         "auto",
         description="auto: newton for a classifier whose --model.base says what training began from, else additive; "
-        "additive: a source is worth the sum of its scores, copies are both paid in full; interaction: to second order "
-        "around the trained model; newton: by the parameters a coalition would have reached; path: while the whole "
-        "corpus grows from nothing, immune to splitting a source; retrain: by training --model.base again on every "
-        "coalition, as --training says: the truth, for small models.",
+        + "; ".join(f"{name}: {entry.said}" for name, entry in GAMES.items())
+        + ".",
     )
     utility: Literal["auto", "evaluated", "quadratic", "linear"] = Field(
         "auto",
@@ -44,7 +43,7 @@ class SourcesConfig(Configuration):
         "expansion; auto: evaluated up to 8 sources, else quadratic.",
     )
     semivalue: Literal["shapley", "banzhaf", "beta", "leave_one_out"] = Field(
-        "shapley", description="How a coalition's worth is divided among its members."
+        "shapley", description="How a coalition's utility is divided among its members."
     )
     alpha: float = Field(1.0, gt=0, le=100, description="Of beta: a larger one weighs small coalitions more.")
     beta: float = Field(1.0, gt=0, le=100, description="Of beta: a larger one weighs large coalitions more.")
@@ -56,7 +55,7 @@ class SourcesConfig(Configuration):
         "default: estimated with --model.base, else by --curvature.damping.",
     )
     budget: int = Field(
-        2000, ge=4, le=10**7, description="Most coalitions whose worth is asked for; in retrain, most trainings."
+        2000, ge=4, le=10**7, description="Most coalitions whose utility is asked for; in retrain, most trainings."
     )
     tolerance: float = Field(
         0.05,
@@ -103,12 +102,13 @@ class SourcesConfig(Configuration):
 
     @model_validator(mode="after")
     def _playable(self) -> "SourcesConfig":
-        if self.game == "path" and self.semivalue != "shapley":
-            raise ValueError("path values are averages along a path, not a semivalue: leave --sources.semivalue out")
-        if self.document_values and self.game != "path":
-            raise ValueError(
-                "document_values: only values of the game path are of documents, too: pass --sources.game path"
-            )
-        if self.game == "retrain" and self.document_groups > 1 and "document_groups" in self.model_fields_set:
-            raise ValueError("retrain tells no errors of documents: leave --sources.document_groups out")
+        entry = GAMES.get(self.game)
+        if entry is not None and not entry.is_semivalue and self.semivalue != "shapley":
+            raise ValueError(f"{self.game} values are no semivalue: leave --sources.semivalue out")
+        if self.document_values and not (entry and entry.values_documents):
+            able = " or ".join(name for name, each in GAMES.items() if each.values_documents)
+            raise ValueError(f"document_values: only values of the game {able} are of documents, too: pass {able}")
+        trained = entry is not None and entry.made_of == "trainings"
+        if trained and self.document_groups > 1 and "document_groups" in self.model_fields_set:
+            raise ValueError(f"{self.game} tells no errors of documents: leave --sources.document_groups out")
         return self

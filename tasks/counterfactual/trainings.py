@@ -68,8 +68,8 @@ class Outcomes:
         return found
 
     def _known(self, store: UtilityStore) -> dict[bytes, np.ndarray]:
-        masks, worth = store.known(self._n_documents, self._n_queries)
-        return dict(zip(map(_key, masks), worth, strict=True))
+        masks, utilities = store.known(self._n_documents, self._n_queries)
+        return dict(zip(map(_key, masks), utilities, strict=True))
 
     def _train(self, missing: Sequence[tuple[int, bytes]]) -> None:
         from distributed import as_completed

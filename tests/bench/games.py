@@ -15,9 +15,11 @@ from dataworth.tasks.cluster import dask_client
 from dataworth.tasks.coalitions.estimation.designs import antithetic_permutations, prefixes
 from dataworth.tasks.coalitions.estimation.sampling import sampled, widest_interval
 from dataworth.tasks.coalitions.estimation.semivalues import size_weights
-from dataworth.tasks.coalitions.games.game import ExpandedGame, InteractionGame, QueryExpansion
-from dataworth.tasks.coalitions.games.newton import LayerSums, NewtonSteps
+from dataworth.tasks.coalitions.games.expansion import QueryExpansion
+from dataworth.tasks.coalitions.games.newton_steps import LayerSums, NewtonSteps
+from dataworth.tasks.coalitions.games.second_order import InteractionGame
 from dataworth.tasks.coalitions.games.spread import SpreadGame
+from dataworth.tasks.coalitions.games.step_games import ExpandedGame
 from dataworth.tasks.configuration import ClusterConfig
 from tests.bench.machine import interleaved, ratio
 

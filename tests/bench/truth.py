@@ -16,11 +16,14 @@ from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.locations import home
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
-from dataworth.tasks.coalitions.games.game import EvaluatedGame, ExpandedGame, InteractionGame
 from dataworth.tasks.coalitions.games.model_game import MeasuredLosses, model_sums, query_expansion
-from dataworth.tasks.coalitions.games.newton import LayerSums, NewtonSteps, endpoint_matched, estimated_damping
-from dataworth.tasks.coalitions.games.path import path_values
-from dataworth.tasks.coalitions.play import Play
+from dataworth.tasks.coalitions.games.newton_steps import LayerSums, NewtonSteps, endpoint_matched, estimated_damping
+from dataworth.tasks.coalitions.games.path_values import path_values
+from dataworth.tasks.coalitions.games.play import Play
+from dataworth.tasks.coalitions.games.second_order import InteractionGame
+from dataworth.tasks.coalitions.games.source_game import NothingKept
+from dataworth.tasks.coalitions.games.step_games import EvaluatedGame, ExpandedGame
+from dataworth.tasks.coalitions.games.sums_game import game_on
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
@@ -217,8 +220,8 @@ class LanguageGames:
         if game == "path":
             return path_values(whole.sums.layers, whole.sums.damping, whole.expansion)
         config = SourcesConfig(game=game, utility=utility)  # type: ignore[arg-type]
-        worth = whole.game(config).utilities(language.MASKS)
-        return exact_semivalues(language.MASKS, worth, size_weights(len(language.SOURCES), "shapley"))
+        utilities = game_on(whole, config, NothingKept()).game().utilities(language.MASKS)
+        return exact_semivalues(language.MASKS, utilities, size_weights(len(language.SOURCES), "shapley"))
 
     def named(self) -> dict[str, Callable[[], np.ndarray]]:
         """The games of the table."""

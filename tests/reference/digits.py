@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
-from dataworth.tasks.coalitions.games.additive import shares
-from dataworth.tasks.coalitions.games.game import QueryExpansion
-from dataworth.tasks.coalitions.games.newton import LayerSums
+from dataworth.tasks.coalitions.games.expansion import QueryExpansion
+from dataworth.tasks.coalitions.games.newton_steps import LayerSums
+from dataworth.tasks.coalitions.valuation import shares
 
 __all__ = ["COPIES", "MASKS", "NAMES", "Digits", "Network", "agreement", "digits", "shapley", "share_alone", "trained"]
 

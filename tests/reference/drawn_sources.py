@@ -2,26 +2,16 @@
 
 import numpy as np
 
-from dataworth.tasks.coalitions.games.game import QueryExpansion
-from dataworth.tasks.coalitions.games.jackknife import SourceGroups
+from dataworth.tasks.coalitions.games.expansion import QueryExpansion
+from dataworth.tasks.coalitions.games.groups import SourceGroups
 from dataworth.tasks.coalitions.games.model_game import ModelSums
-from dataworth.tasks.coalitions.games.newton import LayerSums, endpoint_matched
-from dataworth.tasks.coalitions.play import Play
+from dataworth.tasks.coalitions.games.newton_steps import LayerSums, endpoint_matched
+from dataworth.tasks.coalitions.games.play import Play
 
-__all__ = ["DrawnSources", "KeptNothing"]
+__all__ = ["DrawnSources"]
 
 SIZES, N_SOURCES, N_QUERIES = (4, 2), 3, 2
 PULL = 12.0
-
-
-class KeptNothing:
-    """A keeper of worth that keeps nothing."""
-
-    def known(self, n_players, n_queries):
-        return np.empty((0, n_players), bool), np.empty((0, n_queries))
-
-    def add(self, masks, worth):
-        pass
 
 
 class DrawnSources:

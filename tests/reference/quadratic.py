@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dataworth.tasks.coalitions.games.game import QueryExpansion
-from dataworth.tasks.coalitions.games.newton import LayerSums
+from dataworth.tasks.coalitions.games.expansion import QueryExpansion
+from dataworth.tasks.coalitions.games.newton_steps import LayerSums
 
 N_SOURCES, PULL = 5, 0.7
 

@@ -15,12 +15,12 @@ from dataworth.storage.gradients import GradientStore
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.locations import StoreFolders
 from dataworth.storage.withdrawals import Withdrawals
-from dataworth.tasks.coalitions import stored_vectors
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
+from dataworth.tasks.coalitions.games import stored_vectors
 from dataworth.tasks.coalitions.games.model_game import MeasuredLosses, model_sums
-from dataworth.tasks.coalitions.games.newton import NewtonSteps
+from dataworth.tasks.coalitions.games.newton_steps import NewtonSteps
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.steps import average_values, value_sources
 from dataworth.tasks.configuration import ClusterConfig

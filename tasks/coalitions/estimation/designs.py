@@ -55,7 +55,7 @@ def paired_chances(weights: Float[np.ndarray, " s"]) -> Float[np.ndarray, " k"]:
     """Chances of the sizes 1 … n - 1 for estimators that let every coalition count in every player's value.
 
     r(j) is proportional to the root of the mean over players of a coalition's squared coefficient, which has the least
-    variance were all worths equally spread, averaged with r(n - j) as complements come along. For Shapley it is
+    variance were all utilities equally spread, averaged with r(n - j) as complements come along. For Shapley it is
     proportional to 1 / sqrt(j (n - j)).
 
     Args:

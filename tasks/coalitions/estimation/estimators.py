@@ -1,4 +1,4 @@
-"""Estimators: from the worth of coalitions to the value of every player, with its standard error and an interval.
+"""Estimators: from the utilities of coalitions to the value of every player, with its standard error and an interval.
 
 All share one signature, so that a pilot can try them side by side: (masks, utilities, weights, confidence) → Estimate.
 Where coalitions repeat, each row counts as a draw of its own: draws are independent and with replacement.
@@ -31,8 +31,8 @@ __all__ = [
 class Estimate:
     """Values of all players for all queries.
 
-    values, standard_errors, low, high: (q, s), in the unit of the utilities; an error and an end of an interval are
-        infinite where there are too few coalitions to tell.
+    values, standard_errors, low, high: (q, s), in the unit of the utilities; an error and an end of an interval are NaN
+        where there are too few coalitions to tell.
     n_coalitions: different coalitions the estimate rests on.
     estimator: its name.
     """
@@ -72,11 +72,11 @@ def exact(
     weights: Float[np.ndarray, " s"],
     confidence: float = 0.95,
 ) -> Estimate:
-    """Values from the worth of every coalition that counts in the semivalue: all 2^n, or fewer for leave-one-out.
+    """Values from the utility of every coalition that counts in the semivalue: all 2^n, or fewer for leave-one-out.
 
     Args:
         masks: each coalition once, in any order.
-        utilities: the worth of each, for every query.
+        utilities: the utility of each, for every query.
         weights: of the semivalue (see `size_weights`).
         confidence: of no effect; the interval is the value.
 
@@ -115,7 +115,7 @@ def permutation(
 
     Args:
         masks: `prefixes(antithetic_permutations(...))`, 2 (n + 1) coalitions a pair.
-        utilities: the worth of each, for every query.
+        utilities: the utility of each, for every query.
         weights: of the semivalue (see `size_weights`).
         confidence: of the interval.
 
@@ -130,7 +130,7 @@ def permutation(
         raise ValueError(f"expected pairs of orders of {n} players, {2 * (n + 1)} coalitions each; got {len(masks)}")
     samples = _marginals(masks, utilities, n * size_chances(weights))
     values = samples.mean(axis=0)
-    errors = samples.std(axis=0, ddof=1) / np.sqrt(pairs) if pairs > 1 else np.full_like(values, np.inf)
+    errors = samples.std(axis=0, ddof=1) / np.sqrt(pairs) if pairs > 1 else np.full_like(values, np.nan)
     low, high = skewed_interval(samples, confidence)
     return Estimate(values, errors, low, high, different(masks), "permutation")
 
@@ -138,7 +138,7 @@ def permutation(
 def split_pairs(
     masks: Bool[np.ndarray, "m s"], utilities: Float[np.ndarray, "m q"]
 ) -> tuple[Float[np.ndarray, " q"], Bool[np.ndarray, "p 2 s"], Float[np.ndarray, "p 2 q"]]:
-    """Everybody's worth less nobody's, the drawn coalitions and their worth less nobody's.
+    """Everybody's utility less nobody's, the drawn coalitions and theirs less nobody's.
 
     Raises:
         ValueError: the masks are not nobody, everybody, then coalitions each followed by its complement.
@@ -146,8 +146,8 @@ def split_pairs(
     if len(masks) < 2 or len(masks) % 2 or masks[0].any() or not (masks[::2] ^ masks[1::2]).all():
         raise ValueError("expected nobody, everybody, then coalitions each followed by its complement")
     pairs = len(masks) // 2 - 1
-    drawn, worth = masks[2:].reshape(pairs, 2, masks.shape[1]), utilities[2:] - utilities[0]
-    return utilities[1] - utilities[0], drawn, worth.reshape(pairs, 2, utilities.shape[1])
+    drawn, gains = masks[2:].reshape(pairs, 2, masks.shape[1]), utilities[2:] - utilities[0]
+    return utilities[1] - utilities[0], drawn, gains.reshape(pairs, 2, utilities.shape[1])
 
 
 def regression(
@@ -160,11 +160,11 @@ def regression(
 
     phi = argmin sum over C of kernel(C) (v(C) - v(none) - sum of phi_i in C)², with sum phi = v(all) - v(none) and
     kernel(C) proportional to 1 / (binomial(n, |C|) |C| (n - |C|)), here over the drawn coalitions, each weighted by its
-    kernel over its chance. The error is the jackknife's over pairs, in closed form; infinite with fewer than n pairs.
+    kernel over its chance. The error is the jackknife's over pairs, in closed form; NaN with fewer than n pairs.
 
     Args:
         masks: nobody, everybody, then `paired_by_chances(..., paired_chances(weights), ...)`.
-        utilities: the worth of each, for every query.
+        utilities: the utility of each, for every query.
         weights: of the semivalue, which must be Shapley's.
         confidence: of the interval.
 
@@ -177,13 +177,13 @@ def regression(
     """
     if not is_shapley(weights):
         raise ValueError("regression gives Shapley values; for another semivalue take permutation or sample_reuse")
-    total, drawn, worth = split_pairs(masks, utilities)
+    total, drawn, gains = split_pairs(masks, utilities)
     n, pairs = masks.shape[1], len(drawn)
     sizes = drawn[:, 0].sum(axis=1, keepdims=True)
-    # A complement's row is minus its partner's, so a pair counts as one row with half the difference of its worths.
+    # A complement's row is minus its partner's, so a pair counts as one row with half the difference of its remembered.
     roots = 1 / np.sqrt(sizes * (n - sizes) * paired_chances(weights)[sizes - 1])
     rows = roots * (drawn[:, 0] - sizes / n)
-    targets = roots * ((worth[:, 0] - worth[:, 1]) - (2 * sizes / n - 1) * total) / 2
+    targets = roots * ((gains[:, 0] - gains[:, 1]) - (2 * sizes / n - 1) * total) / 2
     # Rows add up to 0, so one direction has no information by design: the constraint has taken it.
     influence = rows @ np.linalg.pinv(rows.T @ rows, rcond=1e-10, hermitian=True)
     slopes = targets.T @ influence
@@ -199,10 +199,10 @@ def _jackknife(rows: np.ndarray, influence: np.ndarray, residuals: np.ndarray) -
     if n == 1:
         return np.zeros((residuals.shape[1], n))
     if m < n:
-        return np.full((residuals.shape[1], n), np.inf)
+        return np.full((residuals.shape[1], n), np.nan)
     leverage = (rows * influence).sum(axis=1, keepdims=True)
     # A row that alone fixes a direction has no residual and tells nothing about the error in it.
     left = np.where(leverage < 1 - 1e-9, 1 - leverage, np.inf)
     changes = (residuals / left) ** 2
     unknown = (influence**2 * np.isinf(left)).sum(axis=0) > 1e-18
-    return np.where(unknown, np.inf, np.sqrt((m - 1) / m * changes.T @ influence**2))
+    return np.where(unknown, np.nan, np.sqrt((m - 1) / m * changes.T @ influence**2))

@@ -12,9 +12,9 @@ Ends = tuple[Float[np.ndarray, "q s"], Float[np.ndarray, "q s"]]
 def student_interval(
     values: Float[np.ndarray, "q s"], errors: Float[np.ndarray, "q s"], degrees: int, confidence: float
 ) -> Ends:
-    """Low and high end of Student's t interval; all real numbers where not a degree of freedom is left."""
-    quantile = student.ppf(0.5 + confidence / 2, degrees) if degrees > 0 else np.inf
-    reach = np.multiply(quantile, errors, out=np.zeros_like(errors), where=errors > 0)
+    """Low and high end of Student's t interval; NaN where not a degree of freedom is left."""
+    quantile = student.ppf(0.5 + confidence / 2, degrees) if degrees > 0 else np.nan
+    reach = np.multiply(quantile, errors, out=np.zeros_like(errors), where=errors != 0)
     return values - reach, values + reach
 
 
@@ -30,7 +30,7 @@ def skewed_interval(samples: Float[np.ndarray, "p q s"], confidence: float) -> E
     p = len(samples)
     mean = samples.mean(axis=0)
     if p < 3:
-        errors = samples.std(axis=0, ddof=1) / np.sqrt(p) if p == 2 else np.full_like(mean, np.inf)
+        errors = samples.std(axis=0, ddof=1) / np.sqrt(p) if p == 2 else np.full_like(mean, np.nan)
         return student_interval(mean, errors, p - 1, confidence)
     centred = samples - mean
     spread = np.sqrt((centred**2).sum(axis=0) / (p - 1))

@@ -46,7 +46,7 @@ class _Simpler:
     by_member: np.ndarray
     by_pair: np.ndarray | None
 
-    def worth(self, masks: np.ndarray) -> np.ndarray:
+    def utilities(self, masks: np.ndarray) -> np.ndarray:
         """(…, q) of (…, n) coalitions."""
         found = self.by_size[masks.sum(axis=-1)] + masks @ self.by_member
         return found if self.by_pair is None else found + _pairs(masks) @ self.by_pair
@@ -101,7 +101,7 @@ def _fit(masks: np.ndarray, residuals: np.ndarray, by_member: bool) -> _Simpler:
 
 
 def _factors(masks: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(m, s) coefficient of each coalition's worth over its chance under the design."""
+    """(m, s) coefficient of each coalition's utility over its chance under the design."""
     n = len(weights)
     sizes = masks.sum(axis=1)[:, None]
     chances, drawn = size_chances(weights), paired_chances(weights)[sizes - 1]
@@ -127,25 +127,25 @@ def _fold(
     others = 2 * int((~held).sum())
     simpler = _fit(drawn[~held].reshape(others, n), residuals[~held].reshape(others, q), by_member)
     own = drawn[held]
-    worth = residuals[held] - simpler.worth(own)
+    left = residuals[held] - simpler.utilities(own)
     factors = _factors(own.reshape(-1, n), weights).reshape(own.shape)
-    sums, squares = _moments(factors, worth)
+    sums, squares = _moments(factors, left)
     return sums + held.sum() * simpler.values(weights), np.maximum(squares - sums**2 / held.sum(), 0.0)
 
 
 def _reuse(
     masks: np.ndarray, utilities: np.ndarray, weights: np.ndarray, confidence: float, by_member: bool
 ) -> Estimate:
-    total, drawn, worth = split_pairs(masks, utilities)
+    total, drawn, gains = split_pairs(masks, utilities)
     n, pairs = masks.shape[1], len(drawn)
-    residuals = worth - drawn.mean(axis=2)[:, :, None] * total
+    residuals = gains - drawn.mean(axis=2)[:, :, None] * total
     # Too few pairs for a fit are one fold, whose simpler game is the straight line from nobody to everybody.
     folds = FOLDS if pairs >= 2 * FOLDS else min(pairs, 1)
     parts = [_fold(drawn, residuals, np.arange(pairs) % folds == fold, weights, by_member) for fold in range(folds)]
     values = total[:, None] / n + sum((part[0] for part in parts), np.zeros((len(total), n))) / max(pairs, 1)
     squares = sum((part[1] for part in parts), np.zeros_like(values))
     degrees = pairs - folds
-    errors = np.sqrt(squares / (degrees * pairs)) if degrees > 0 else np.full_like(values, np.inf if n > 1 else 0.0)
+    errors = np.sqrt(squares / (degrees * pairs)) if degrees > 0 else np.full_like(values, np.nan if n > 1 else 0.0)
     low, high = student_interval(values, errors, degrees, confidence)
     return Estimate(values, errors, low, high, different(masks), "adjusted_reuse" if by_member else "sample_reuse")
 
@@ -160,7 +160,7 @@ def sample_reuse(
 
     Args:
         masks: nobody, everybody, then `paired_by_chances(..., paired_chances(weights), ...)`.
-        utilities: the worth of each, for every query.
+        utilities: the utility of each, for every query.
         weights: of the semivalue (see `size_weights`).
         confidence: of the interval.
 

@@ -24,7 +24,7 @@ from dataworth.tasks.coalitions.estimation.estimators import (
     regression,
 )
 from dataworth.tasks.coalitions.estimation.reuse import adjusted_reuse, sample_reuse
-from dataworth.tasks.coalitions.estimation.utilities import Utility, Worths
+from dataworth.tasks.coalitions.estimation.utilities import Utilities, Utility
 
 __all__ = ["ESTIMATORS", "EstimatorName", "Sampled", "enumerated", "sampled", "widest_interval"]
 
@@ -67,28 +67,28 @@ class Sampled:
 def widest_interval(estimate: Estimate) -> float:
     """The farthest end of an interval from its value, as a part of the largest absolute value of its query.
 
-    0.05 says that every value is known to ± 5 % of its query's largest.
+    0.05 says that every value is known to ± 5 % of its query's largest; infinite where an interval is unknown.
     """
-    reach = np.maximum(estimate.high - estimate.values, estimate.values - estimate.low)
+    reach = np.nan_to_num(np.maximum(estimate.high - estimate.values, estimate.values - estimate.low), nan=np.inf)
     scale = np.broadcast_to(np.abs(estimate.values).max(axis=1, keepdims=True, initial=0.0), reach.shape)
     parts = np.divide(reach, scale, out=np.where(reach > 0, np.inf, 0.0), where=scale > 0)
     return float(parts.max(initial=0.0))
 
 
 class _Design:
-    """Coalitions drawn so far under one design, with their worth.
+    """Coalitions drawn so far under one design, with their utilities.
 
     unit: different coalitions that one more independent sample brings, at most.
     """
 
-    def __init__(self, draw: Callable[[int], np.ndarray], unit: int, ends: np.ndarray, worths: Worths) -> None:
-        self._draw, self._worths, self.unit = draw, worths, unit
+    def __init__(self, draw: Callable[[int], np.ndarray], unit: int, ends: np.ndarray, remembered: Utilities) -> None:
+        self._draw, self._remembered, self.unit = draw, remembered, unit
         self.units = 0
-        self.masks, self.utilities = ends, worths(ends) if len(ends) else np.zeros((0, 0))
+        self.masks, self.utilities = ends, remembered(ends) if len(ends) else np.zeros((0, 0))
 
     def grow(self, units: int) -> None:
         masks = self._draw(units)
-        utilities = self._worths(masks)
+        utilities = self._remembered(masks)
         self.units += units
         self.masks = np.concatenate([self.masks, masks])
         self.utilities = np.concatenate([self.utilities, utilities]) if len(self.utilities) else utilities
@@ -98,7 +98,7 @@ class _Design:
 class _Search:
     """What one call of `sampled` works with."""
 
-    worths: Worths
+    remembered: Utilities
     orders: _Design
     pairs: _Design
     weights: np.ndarray
@@ -124,11 +124,11 @@ class _Search:
         comes to an end.
         """
         drawn = len(self.orders.masks) + len(self.pairs.masks)
-        return (self.budget - max(self.worths.asked, drawn // 4)) // design.unit
+        return (self.budget - max(self.remembered.asked, drawn // 4)) // design.unit
 
 
 def _search(
-    worths: Worths,
+    remembered: Utilities,
     weights: np.ndarray,
     confidence: float,
     budget: int,
@@ -138,15 +138,16 @@ def _search(
     n = len(weights)
     ends = np.stack([np.zeros(n, bool), np.ones(n, bool)])
     chances = paired_chances(weights)
-    orders = _Design(lambda k: prefixes(antithetic_permutations(n, k, generator)), 2 * (n - 1), ends[:0], worths)
-    pairs = _Design(lambda k: paired_by_chances(n, k, chances, generator), 2, ends, worths)
-    return _Search(worths, orders, pairs, weights, confidence, budget, decisive)
+    orders = _Design(lambda k: prefixes(antithetic_permutations(n, k, generator)), 2 * (n - 1), ends[:0], remembered)
+    pairs = _Design(lambda k: paired_by_chances(n, k, chances, generator), 2, ends, remembered)
+    return _Search(remembered, orders, pairs, weights, confidence, budget, decisive)
 
 
 def _relative_error(estimate: Estimate) -> float:
     """Root mean square of the standard errors, as parts of their query's largest absolute value."""
     scale = np.abs(estimate.values).max(axis=1, keepdims=True, initial=0.0)
-    errors = np.divide(estimate.standard_errors, scale, out=np.zeros_like(estimate.values), where=scale > 0)
+    known = np.nan_to_num(estimate.standard_errors, nan=np.inf)
+    errors = np.divide(known, scale, out=np.zeros_like(estimate.values), where=scale > 0)
     return float(np.sqrt((errors**2).mean())) if errors.size else 0.0
 
 
@@ -214,7 +215,7 @@ def sampled(
     `tolerance` cover a little less than those of a design fixed beforehand.
 
     Args:
-        utility: masks (m, s) to worth (m, q); called with one batch at a time, and never twice for a coalition.
+        utility: masks (m, s) to utilities (m, q); called with one batch at a time, and never twice for a coalition.
         n_players: s, at least 1.
         weights: of the semivalue (see `size_weights`).
         tolerance: of the widest interval (see `widest_interval`).
@@ -232,15 +233,15 @@ def sampled(
     """
     if n_players < 1 or len(weights) != n_players:
         raise ValueError(f"expected a weight for each of at least 1 player, got {len(weights)} for {n_players}")
-    worths = Worths(utility, n_players, known)
+    remembered = Utilities(utility, n_players, known)
     everything = enumerated(weights, budget)
     if everything is not None:
-        found = exact(everything, worths(everything), weights, confidence)
+        found = exact(everything, remembered(everything), weights, confidence)
         reason = f"exact, as {len(everything)} coalitions are all there are to ask for"
-        return Sampled(found, reason, "exact", 0.0, *worths.everything(), worths.evaluated, everything)
+        return Sampled(found, reason, "exact", 0.0, *remembered.everything(), remembered.evaluated, everything)
     if n_players == 1 or budget < 2:
         raise ValueError(f"a budget of {budget} coalitions does not pay for nobody and everybody")
-    search = _search(worths, weights, confidence, budget, generator, decisive)
+    search = _search(remembered, weights, confidence, budget, generator, decisive)
     chosen, reason = _choice(search) if estimator == "auto" else (str(estimator), f"{estimator}, as asked")
     found, ended_by = _sample(search, chosen, tolerance)
     design = search.design(chosen).masks
@@ -249,7 +250,7 @@ def sampled(
         reason,
         ended_by,
         widest_interval(search.decided_by(found)),
-        *worths.everything(),
-        worths.evaluated,
+        *remembered.everything(),
+        remembered.evaluated,
         design,
     )

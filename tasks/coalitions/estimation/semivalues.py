@@ -1,4 +1,4 @@
-"""Semivalues: how a coalition's worth is divided among its members, from marginal contributions weighted by size.
+"""Semivalues: how a coalition's utility is divided among its members, from marginal contributions weighted by size.
 
 phi_i = sum over coalitions C without i of w(|C|) (v(C + i) - v(C)), with sum over k of binomial(n - 1, k) w(k) = 1.
 Sources: Dubey, Neyman & Weber 1981 (semivalues); Shapley 1953; Wang & Jia 2023 (arXiv 2205.15466, Banzhaf);
@@ -35,7 +35,7 @@ def size_weights(n_players: int, semivalue: SemivalueName, alpha: float = 1.0, b
 
 
 def coefficients(masks: Bool[np.ndarray, "m s"], weights: Float[np.ndarray, " s"]) -> Float[np.ndarray, "m s"]:
-    """What each coalition's worth counts in each player's value: w(|C| - 1) for its members, -w(|C|) for others."""
+    """What each coalition's utility counts in each player's value: w(|C| - 1) for its members, -w(|C|) for others."""
     sizes = masks.sum(axis=1)
     joined = np.where(sizes > 0, weights[np.maximum(sizes - 1, 0)], 0.0)
     apart = np.where(sizes < masks.shape[1], weights[np.minimum(sizes, masks.shape[1] - 1)], 0.0)
@@ -45,11 +45,11 @@ def coefficients(masks: Bool[np.ndarray, "m s"], weights: Float[np.ndarray, " s"
 def exact_semivalues(
     masks: Bool[np.ndarray, "m s"], utilities: Float[np.ndarray, "m q"], weights: Float[np.ndarray, " s"]
 ) -> Float[np.ndarray, "q s"]:
-    """The values of every player from the worth of all 2^n coalitions.
+    """The values of every player from the utilities of all 2^n coalitions.
 
     Args:
         masks: every coalition once, in any order.
-        utilities: the worth of each, for every query.
+        utilities: the utility of each, for every query.
         weights: of the semivalue (see `size_weights`).
 
     Raises:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float
 
-__all__ = ["Utility", "Worths"]
+__all__ = ["Utilities", "Utility"]
 
 Utility = Callable[[np.ndarray], np.ndarray]
 
 
-class Worths:
+class Utilities:
     """A utility that remembers: coalitions it has met, or was told of, are not evaluated again.
 
     asked: different coalitions asked for, whether they were known or not.
@@ -19,7 +19,7 @@ class Worths:
 
     def __init__(self, utility: Utility, n_players: int, known: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """Args:
-        utility: masks (m, s) to the worth of each for every query (m, q); called once a batch.
+        utility: masks (m, s) to the utility of each for every query (m, q); called once a batch.
         n_players: s.
         known: masks and utilities from elsewhere.
         """
@@ -36,7 +36,7 @@ class Worths:
         return len(self._asked)
 
     def __call__(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
-        """The worth of each coalition, in the order asked.
+        """The utility of each coalition, in the order asked.
 
         Raises:
             ValueError: the utility gave too few rows, or a number that is not finite.
@@ -58,9 +58,11 @@ class Worths:
 
     def _keep(self, keys: list[bytes], utilities: np.ndarray) -> None:
         if utilities.ndim != 2 or len(utilities) != len(keys):
-            raise ValueError(f"expected the worth of {len(keys)} coalitions by query, got an array {utilities.shape}")
+            raise ValueError(
+                f"expected the utilities of {len(keys)} coalitions by query, got an array {utilities.shape}"
+            )
         if not np.isfinite(utilities).all():
-            raise ValueError("the worth of a coalition is not a finite number: look at the game before its values")
+            raise ValueError("the utility of a coalition is not a finite number: look at the game before its values")
         self._rows.update(zip(keys, utilities, strict=True))
 
 

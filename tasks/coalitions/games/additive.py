@@ -4,11 +4,55 @@ Its Shapley value (and every other semivalue) of a source is that source's own s
 source are both paid in full.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import t as student
 
-__all__ = ["interval", "shares", "standard_errors"]
+from dataworth.tasks.coalitions.estimation.designs import Coalitions
+from dataworth.tasks.coalitions.games.source_game import Material, SourceGame, UtilityKeeper
+from dataworth.tasks.coalitions.valuation import DOCUMENTS, Valuation
+
+__all__ = ["Additive", "AdditiveGame", "additive_valuation", "interval", "standard_errors"]
+
+NAME = "additive"
+
+
+class Additive(SourceGame):
+    """Sums of scores, with the errors of the documents that a source happened to contribute."""
+
+    def __init__(self, material: Material) -> None:
+        super().__init__()
+        self._players, self._confidence = material.players, material.sources.confidence
+
+    @classmethod
+    def made(cls, material: Material, kept: UtilityKeeper) -> "Additive":
+        """Of the scores alone."""
+        return cls(material)
+
+    def valuation(self) -> Valuation:
+        """Each source's own sum."""
+        sums, squares = self._players.column("sum"), self._players.column("sum_of_squares")
+        return additive_valuation(sums, squares, self._players.column("n_documents")[0], self._confidence)
+
+
+def additive_valuation(
+    sums: Float[np.ndarray, "r s"],
+    squares: Float[np.ndarray, "r s"],
+    counts: Int[np.ndarray, " s"],
+    confidence: float,
+) -> Valuation:
+    """Values that are sums of scores.
+
+    Args:
+        sums, squares: sum and sum of squares of the scores of each source's documents.
+        counts: documents of each source.
+        confidence: of the intervals.
+    """
+    errors = standard_errors(sums, squares, counts)
+    low, high = interval(sums, errors, counts, confidence)
+    return Valuation(sums, {DOCUMENTS: errors}, low, high, NAME, {"errors": "of documents"})
 
 
 def standard_errors(
@@ -41,8 +85,20 @@ def interval(
     return values - quantile * errors, values + quantile * errors
 
 
-def shares(values: Float[np.ndarray, "q s"]) -> Float[np.ndarray, "q s"]:
-    """Each source's part of its query's positive total: 0 for a negative value, NaN where none is positive."""
-    positive = np.maximum(values, 0.0)
-    totals = positive.sum(axis=1, keepdims=True)
-    return np.divide(positive, totals, out=np.full_like(positive, np.nan), where=totals > 0)
+@dataclass(frozen=True)
+class AdditiveGame:
+    """A coalition's utility is the sum of its members' scores.
+
+    Args:
+        sums: (n_queries, n_sources).
+    """
+
+    sums: np.ndarray
+
+    @property
+    def n_players(self) -> int:
+        return self.sums.shape[1]
+
+    def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
+        """The members' sums added up."""
+        return masks.astype(np.float64) @ self.sums.T

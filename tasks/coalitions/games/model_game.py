@@ -15,9 +15,11 @@ from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.ref import StoreRef
-from dataworth.tasks.coalitions.games.game import QueryExpansion
-from dataworth.tasks.coalitions.games.jackknife import SourceGroups
-from dataworth.tasks.coalitions.games.newton import LayerSums, endpoint_matched, estimated_damping
+from dataworth.tasks.coalitions.games.expansion import QueryExpansion
+from dataworth.tasks.coalitions.games.groups import SourceGroups
+from dataworth.tasks.coalitions.games.newton_steps import LayerSums, endpoint_matched, estimated_damping
+from dataworth.tasks.coalitions.games.play import Play
+from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.curvature.config import DampingConfig
 from dataworth.tasks.curvature.damping import damping
@@ -33,7 +35,7 @@ from dataworth.tasks.projection.logra import (
     stored_projections,
 )
 
-__all__ = ["MeasuredLosses", "ModelSums", "in_order", "model_sums", "query_expansion"]
+__all__ = ["MeasuredLosses", "ModelSums", "in_order", "model_sums", "play_of", "query_expansion"]
 
 # A coalition's parameters lie between those trained on everything and where training began, or little farther.
 TRUST = 1.5
@@ -224,6 +226,28 @@ class MeasuredLosses:
             with displaced(loaded.layers, amounts):
                 losses[row] = query_losses(loaded, queries)
         return losses
+
+
+def play_of(game: GameParts, names: Sequence[str], pull: float | None) -> Play:
+    """What games of some sources are played on, read from the stores.
+
+    Args:
+        game: stores of it.
+        names: of the players, in their order.
+        pull: lambda where it is given.
+
+    Raises:
+        InputError: the model cannot be loaded, or a source has no example.
+    """
+    loaded, queries = load(game.model), CorpusStore.open(game.queries)
+    sums = model_sums(in_order(game.sums, names), game.bases, game.model, pull, game.damping)
+    losses = query_losses(loaded, queries)
+    return Play(
+        sums=sums,
+        expansion=query_expansion(sums, queries, game.query_gradients, game.factors, losses),
+        losses_at=MeasuredLosses(game.model, game.bases, game.queries),
+        base_losses=None if game.model.base is None else query_losses(load(game.model, 1.0), queries),
+    )
 
 
 def in_order(found: Mapping[str, StoreRef], names: Sequence[str]) -> list[StoreRef]:

@@ -1,7 +1,7 @@
 """Players that hold portions of sources: some sources absent, or one split in parts.
 
 portions[p, s] is the part of source s that player p holds. A coalition of such players is a fuzzy coalition of
-sources (see `games.game.Game`): nothing of what a source brought is forgotten, and a source nobody holds takes
+sources (see `games.source_game.Game`): nothing of what a source brought is forgotten, and a source nobody holds takes
 part in no coalition, so that its gradient is always among the removed ones.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from dataworth.tasks.coalitions.estimation.designs import Coalitions
-from dataworth.tasks.coalitions.games.game import Game
+from dataworth.tasks.coalitions.games.source_game import Game
 
-__all__ = ["PortionedGame", "all_but", "divided", "known_worth"]
+__all__ = ["PortionedGame", "all_but", "divided", "known_utilities"]
 
 # Degrees are rounded to this many decimals, so that a third and two thirds are a whole.
 DECIMALS = 12
@@ -49,23 +49,23 @@ class PortionedGame:
         return len(self.portions)
 
     def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
-        """The worth of what the members hold together; asked for once where several coalitions hold the same."""
+        """The utility of what the members hold together; asked for once where several coalitions hold the same."""
         degrees, rows = np.unique(_held(masks, self.portions), axis=0, return_inverse=True)
         found: np.ndarray = self.game.utilities(degrees)[rows.reshape(-1)]
         return found
 
 
-def known_worth(
-    masks: Bool[np.ndarray, "m s"], worth: Float[np.ndarray, "m q"], portions: Float[np.ndarray, "p s"]
+def known_utilities(
+    masks: Bool[np.ndarray, "m s"], utilities: Float[np.ndarray, "m q"], portions: Float[np.ndarray, "p s"]
 ) -> tuple[Bool[np.ndarray, "k p"], Float[np.ndarray, "k q"]]:
-    """Of coalitions of sources and their worth, those that a coalition of the players holds, as that coalition.
+    """Of coalitions of sources and their utilities, those that a coalition of the players holds, as that coalition.
 
     Where several do, the one of all players whose sources are all in.
     """
     holds = (portions > 0).astype(np.float64)
     members = masks.astype(np.float64) @ holds.T == holds.sum(axis=1)
     same = (_held(members, portions) == masks).all(axis=1)
-    return members[same], worth[same]
+    return members[same], utilities[same]
 
 
 def _held(masks: np.ndarray, portions: np.ndarray) -> np.ndarray:

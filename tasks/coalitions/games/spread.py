@@ -4,7 +4,8 @@ Of an expanded game each worker holds the sums of some layers, so that together 
 step in those layers tells of the queries, and its squared length, add up over the layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +13,28 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from dataworth.tasks.cluster import MAX_LOSSES, named_losses
+from dataworth.tasks.cluster import MAX_LOSSES, cluster_address, dask_client, named_losses
 from dataworth.tasks.coalitions.estimation.designs import Coalitions
-from dataworth.tasks.coalitions.games.game import ExpandedGame, QueryExpansion
-from dataworth.tasks.coalitions.games.newton import NewtonSteps
+from dataworth.tasks.coalitions.games.expansion import QueryExpansion
+from dataworth.tasks.coalitions.games.newton_steps import NewtonSteps
+from dataworth.tasks.coalitions.games.step_games import ExpandedGame
+from dataworth.tasks.configuration import ClusterConfig
 
-__all__ = ["PARTS", "SpreadGame", "SpreadRows"]
+__all__ = ["PARTS", "SpreadGame", "SpreadRows", "game_client"]
 
 COALITIONS_AT_ONCE = 256
 # Of the layers, however many workers there are, so that sums are rounded in the same way.
 PARTS = 16
+
+
+@contextmanager
+def game_client(cluster: ClusterConfig, n_parts: int) -> Iterator[Any]:
+    """A Dask client where a cluster is asked for, else None: the game is played in this process."""
+    if cluster_address(cluster) is None and (cluster.workers or 1) < 2:
+        yield None
+        return
+    with dask_client(cluster, n_parts) as client:
+        yield client
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ def _told(layers: _Layers, masks: np.ndarray) -> np.ndarray:
 
 
 class SpreadGame:
-    """An `ExpandedGame` whose worths the workers of a cluster find together.
+    """An `ExpandedGame` whose utilities the workers of a cluster find together.
 
     Args:
         game: to be spread.
@@ -65,13 +78,13 @@ class SpreadGame:
             DataworthError: the cluster was lost.
         """
         expansion, steps = self._game.expansion, self._game.steps
-        worth = np.empty((len(masks), len(expansion.losses)))
-        with named_losses("asking for the worth of coalitions", self._client):
+        utilities = np.empty((len(masks), len(expansion.losses)))
+        with named_losses("asking for the utilities of coalitions", self._client):
             for first in range(0, len(masks), COALITIONS_AT_ONCE):
                 rows = slice(first, first + COALITIONS_AT_ONCE)
                 told = self._asked(masks[rows])
-                worth[rows] = -expansion.losses_along(told[:, :-1] * steps.shortening(told[:, -1:]))
-        return worth
+                utilities[rows] = -expansion.losses_along(told[:, :-1] * steps.shortening(told[:, -1:]))
+        return utilities
 
     def _asked(self, masks: np.ndarray) -> np.ndarray:
         """What all layers tell; layers held by workers that died are handed out again."""
@@ -124,7 +137,7 @@ class SpreadRows:
         Raises:
             DataworthError: the cluster was lost.
         """
-        with named_losses("asking for the worth of coalitions", self.client):
+        with named_losses("asking for the utilities of coalitions", self.client):
             futures = [self.client.submit(_alone, self.work, row[None], pure=False) for row in rows]
             return np.concatenate(self.client.gather(futures))
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Check", "RetrainedCheck"]
+__all__ = ["RetrainedCheck", "SumsCheck"]
 
 # A check fails where the way back to the base is covered to less than half, or half as far again, and where the
 # expansion misses the measured changes of loss by more than half of their size.
@@ -12,7 +12,7 @@ MAX_MISSED = 0.5
 
 
 @dataclass(frozen=True)
-class Check:
+class SumsCheck:
     """Predicted against measured losses, summed over the queries, nats.
 
     Args:

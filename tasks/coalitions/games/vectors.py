@@ -15,7 +15,7 @@ from dataworth.tasks.coalitions.estimation.estimators import Estimate
 from dataworth.tasks.coalitions.estimation.intervals import skewed_interval
 from dataworth.tasks.coalitions.estimation.sampling import enumerated
 from dataworth.tasks.coalitions.estimation.semivalues import coefficients, size_chances
-from dataworth.tasks.coalitions.games.newton import NewtonSteps
+from dataworth.tasks.coalitions.games.newton_steps import NewtonSteps
 
 __all__ = ["VectorDesign", "VectorValues", "vector_design", "vector_values"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dataworth.tasks.coalitions.config import PayoutRule
-from dataworth.tasks.coalitions.games.additive import shares
+from dataworth.tasks.coalitions.valuation import shares
 
 __all__ = ["SMALL_SOURCES", "Payouts", "clipped_mass", "payouts", "published_names"]
 

@@ -1,6 +1,6 @@
 """What if: the shares had a source been absent, and what a source would gain by splitting itself.
 
-Splitting is the known trick against Shapley payouts: where worth saturates, p parts of a source meet the others in p
+Splitting is the known trick against Shapley payouts: where utilities saturate, p parts of a source meet the others in p
 places of the order and get more together than the source alone. It gains nothing in the additive game, in any game
 quadratic in the sums (`interaction`), and along a path (Aumann & Shapley 1974), whose values add up from documents.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dataworth.tasks.coalitions.estimation.estimators import Estimate
-from dataworth.tasks.coalitions.games.additive import shares
+from dataworth.tasks.coalitions.valuation import shares
 
 __all__ = ["SharesWithout", "SplitGain", "mean_estimate", "shares_without", "split_gain"]
 

@@ -1,31 +1,52 @@
 """Values over several projections, or checkpoints: their mean, and how far a value moves from one to another."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from dataworth.tasks.coalitions.games.additive import shares
-from dataworth.tasks.coalitions.uncertainty.quadrature import in_quadrature
+from dataworth.storage.schema import CAUSES
+from dataworth.tasks.coalitions.valuation import Valuation, shares
 
-__all__ = ["Repeated", "averaged", "mean_document_values", "mean_overlap"]
+__all__ = ["Repeated", "averaged", "averaged_tables", "mean_document_values", "mean_overlap"]
 
 # What was drawn or trained anew from one table of values to the next: a cause of errors (see CAUSES in the schema).
 Repeated = Literal["projection", "checkpoint"]
 
 
-def averaged(tables: Sequence[pd.DataFrame], confidence: float, repeated: Repeated) -> pd.DataFrame:
-    """The mean of tables VALUES (see the schema) over projections drawn with different seeds, or over checkpoints.
+def averaged(valuations: Sequence[Valuation], confidence: float, repeated: Repeated) -> Valuation:
+    """The mean over projections drawn with different seeds, or over checkpoints.
 
     The error of the projection, or checkpoint, is the standard error of that mean. Errors of other causes come from the
     same documents, queries and orders in all of them, so they do not shrink: they are the root mean squares.
 
     Args:
-        tables: at least two, of the same rows.
+        valuations: at least two, of the same queries and players by the same game.
         confidence: of the intervals.
         repeated: what differs between them.
+    """
+    first, n = valuations[0], len(valuations)
+    values = np.stack([each.values for each in valuations])
+    mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(n)
+    whole = replace(
+        first,
+        values=mean,
+        causes={cause: _root_mean_square([each.causes[cause] for each in valuations]) for cause in first.causes},
+        low=mean - _root_mean_square([each.values - each.low for each in valuations]),
+        high=mean + _root_mean_square([each.high - each.values for each in valuations]),
+    )
+    return whole.with_cause(repeated, error, student.ppf(0.5 + confidence / 2, n - 1) * error)
+
+
+def averaged_tables(tables: Sequence[pd.DataFrame], confidence: float, repeated: Repeated) -> pd.DataFrame:
+    """`averaged` of tables VALUES (see the schema).
+
+    Args:
+        tables: at least two, of the same rows.
+        confidence, repeated: as there.
 
     Raises:
         ValueError: other rows, or values by another game.
@@ -35,26 +56,28 @@ def averaged(tables: Sequence[pd.DataFrame], confidence: float, repeated: Repeat
         if not first[same].equals(other[same]):
             games = sorted({game for table in tables for game in table["game"]})
             raise ValueError(f"the {repeated}s are not valued by one game, but by {' and '.join(games)}")
-    columns = {
-        name: np.stack([table[name].to_numpy(np.float64, na_value=np.nan) for table in tables])
-        for name in first.columns
-        if name in ("value", "low", "high", "standard_error") or name.startswith("error_")
-    }
-    values, n = columns["value"], len(tables)
-    mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(n)
-    causes = {name: _root_mean_square(found) for name, found in columns.items() if name.startswith("error_")}
-    causes[f"error_{repeated}"] = error
-    reach = student.ppf(0.5 + confidence / 2, n - 1) * error
-    found = first.assign(
-        value=mean,
-        standard_error=in_quadrature(list(causes.values())),
-        low=mean - in_quadrature([_root_mean_square(values - columns["low"]), reach]),
-        high=mean + in_quadrature([_root_mean_square(columns["high"] - values), reach]),
-        **causes,
+    known = [cause for cause in CAUSES if any(table[f"error_{cause}"].notna().any() for table in tables)]
+    found = averaged([_in_a_row(table, known) for table in tables], confidence, repeated)
+    table = first.assign(
+        value=found.values[0],
+        standard_error=found.errors[0],
+        low=found.low[0],
+        high=found.high[0],
+        **{f"error_{cause}": errors[0] for cause, errors in found.causes.items()},
     )
-    by_query = found.groupby(["query_id", "level"], sort=False)["value"]
-    found["share"] = by_query.transform(lambda column: shares(column.to_numpy()[None])[0])
-    return found
+    by_query = table.groupby(["query_id", "level"], sort=False)["value"]
+    table["share"] = by_query.transform(lambda column: shares(column.to_numpy()[None])[0])
+    return table
+
+
+def _in_a_row(table: pd.DataFrame, causes: Sequence[str]) -> Valuation:
+    """Rows of a table side by side: what is averaged does not ask whose values they are."""
+
+    def column(name: str) -> np.ndarray:
+        return table[name].to_numpy(np.float64, na_value=np.nan)[None]
+
+    by_cause = {cause: column(f"error_{cause}") for cause in causes}
+    return Valuation(column("value"), by_cause, column("low"), column("high"), str(table["game"].iloc[0]))
 
 
 def mean_document_values(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -81,6 +104,6 @@ def mean_overlap(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return tables[0].assign(overlap=np.divide(total, n_known, out=np.full(total.shape, np.nan), where=n_known > 0))
 
 
-def _root_mean_square(parts: np.ndarray) -> np.ndarray:
-    root: np.ndarray = np.sqrt((parts**2).mean(axis=0))
+def _root_mean_square(parts: Sequence[np.ndarray]) -> np.ndarray:
+    root: np.ndarray = np.sqrt((np.stack(parts) ** 2).mean(axis=0))
     return root

@@ -128,7 +128,7 @@ def _models(parts: ValuationParts) -> list[tuple[str, str]]:
 
 
 def game_notes(parts: ValuationParts) -> dict[str, Any]:
-    """What is to be known beside the values: the worth of everybody and of nobody, damping, checks."""
+    """What is to be known beside the values: the utility of everybody and of nobody, damping, checks."""
     found: dict[str, Any] = CoalitionStore.open(parts.values).attributes.get("notes", {})
     return found
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from dataworth.command.cli import main
 from dataworth.storage.checksums import sealed
 from dataworth.tasks.coalitions.config import SourcesConfig
-from dataworth.tasks.coalitions.games.game import EvaluatedGame
 from dataworth.tasks.coalitions.games.portions import all_but, divided
+from dataworth.tasks.coalitions.games.step_games import EvaluatedGame
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig

@@ -1,10 +1,10 @@
-"""Worths: no coalition is evaluated twice, and what is known can be handed on."""
+"""Utilities: no coalition is evaluated twice, and what is known can be handed on."""
 
 import numpy as np
 import pytest
 
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
-from dataworth.tasks.coalitions.estimation.utilities import Worths
+from dataworth.tasks.coalitions.estimation.utilities import Utilities
 
 
 class Counted:
@@ -22,22 +22,22 @@ class Counted:
 @pytest.mark.parametrize("n", [1, 3, 8, 9, 17])
 def test_each_coalition_is_evaluated_once(n):
     game, generator = Counted(), np.random.default_rng(0)
-    worths = Worths(game, n)
+    remembered = Utilities(game, n)
     for _ in range(3):
         masks = generator.random((20, n)) < 0.5
         masks = np.concatenate([masks, masks[::-1]])
-        assert (worths(masks) == Counted()(masks)).all()
+        assert (remembered(masks) == Counted()(masks)).all()
     asked = np.concatenate(game.batches)
-    assert len(asked) == len(np.unique(asked, axis=0)) == worths.asked == worths.evaluated
+    assert len(asked) == len(np.unique(asked, axis=0)) == remembered.asked == remembered.evaluated
 
 
 def test_what_is_known_is_handed_on():
-    first = Worths(Counted(), 9)
+    first = Utilities(Counted(), 9)
     first(all_coalitions(9)[:100])
     masks, utilities = first.everything()
     assert (utilities == Counted()(masks)).all()
     game = Counted()
-    second = Worths(game, 9, (masks, utilities))
+    second = Utilities(game, 9, (masks, utilities))
     assert second.evaluated == second.asked == 0
     assert (second(masks) == utilities).all()
     assert not game.batches
@@ -47,6 +47,6 @@ def test_what_is_known_is_handed_on():
 
 def test_a_utility_that_is_not_a_number_is_refused():
     with pytest.raises(ValueError, match="finite"):
-        Worths(lambda masks: np.full((len(masks), 1), np.nan), 2)(all_coalitions(2))
+        Utilities(lambda masks: np.full((len(masks), 1), np.nan), 2)(all_coalitions(2))
     with pytest.raises(ValueError, match="by query"):
-        Worths(lambda masks: np.zeros(len(masks)), 2)(all_coalitions(2))
+        Utilities(lambda masks: np.zeros(len(masks)), 2)(all_coalitions(2))

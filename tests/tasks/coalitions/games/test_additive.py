@@ -5,7 +5,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from dataworth.tasks.coalitions.games.additive import interval, shares, standard_errors
+from dataworth.tasks.coalitions.games.additive import interval, standard_errors
+from dataworth.tasks.coalitions.valuation import shares
 
 
 def shapley_by_enumeration(utility, n_players):

@@ -6,16 +6,13 @@ import pytest
 from dataworth.tasks.cluster import dask_client
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
-from dataworth.tasks.coalitions.games.game import (
-    AdditiveGame,
-    EvaluatedGame,
-    ExpandedGame,
-    InteractionGame,
-    QueryExpansion,
-)
-from dataworth.tasks.coalitions.games.newton import LayerSums, NewtonSteps, endpoint_matched, estimated_damping
-from dataworth.tasks.coalitions.games.path import path_values
+from dataworth.tasks.coalitions.games.additive import AdditiveGame
+from dataworth.tasks.coalitions.games.expansion import QueryExpansion
+from dataworth.tasks.coalitions.games.newton_steps import LayerSums, NewtonSteps, endpoint_matched, estimated_damping
+from dataworth.tasks.coalitions.games.path_values import path_values
+from dataworth.tasks.coalitions.games.second_order import InteractionGame
 from dataworth.tasks.coalitions.games.spread import SpreadGame
+from dataworth.tasks.coalitions.games.step_games import EvaluatedGame, ExpandedGame
 from dataworth.tasks.configuration import ClusterConfig
 from tests.reference.quadratic import N_SOURCES, PULL, Quadratic
 

@@ -5,17 +5,17 @@ import pytest
 
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.games.additive import standard_errors
-from dataworth.tasks.coalitions.games.jackknife import degrees_of_freedom, jackknife_errors, replicate_scales
-from dataworth.tasks.coalitions.uncertainty.document_errors import MAX_REPLAYED, with_document_errors
-from tests.reference.drawn_sources import DrawnSources, KeptNothing
+from dataworth.tasks.coalitions.games.source_game import NothingKept
+from dataworth.tasks.coalitions.games.sums_game import MAX_REPLAYED, game_on
+from dataworth.tasks.coalitions.uncertainty.jackknife import degrees_of_freedom, jackknife_errors, replicate_scales
+from tests.reference.drawn_sources import DrawnSources
 
 GAMES = ["path", "interaction", "newton"]
 
 
 def valued(play, **config):
-    """The outcome of a game with the errors of documents."""
-    sources = SourcesConfig(**config)
-    return with_document_errors(play, sources, play.values(sources, KeptNothing()))
+    """A game with all its errors."""
+    return game_on(play, SourcesConfig(**config), NothingKept()).valuation()
 
 
 @pytest.mark.parametrize("n_sources", [1, 3])
@@ -120,7 +120,7 @@ def test_errors_of_documents_that_would_take_too_long_are_left_out_and_it_is_sai
     generator = np.random.default_rng(7)
     drawn = DrawnSources(generator, n_documents=10)
     play = drawn.of_documents(drawn.documents(generator), 5)
-    monkeypatch.setattr("dataworth.tasks.coalitions.uncertainty.document_errors.MAX_REPLAYED", 39)
+    monkeypatch.setattr("dataworth.tasks.coalitions.games.sums_game.MAX_REPLAYED", 39)
     found = valued(play, game="newton")
     assert "documents" not in found.causes
     assert "5 times 8 coalitions" in found.facts["errors"]

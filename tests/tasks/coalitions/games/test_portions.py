@@ -6,11 +6,12 @@ from scipy.integrate import quad_vec
 
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
-from dataworth.tasks.coalitions.games.game import ExpandedGame
-from dataworth.tasks.coalitions.games.newton import LayerSums, NewtonSteps
-from dataworth.tasks.coalitions.games.path import path_values
-from dataworth.tasks.coalitions.games.portions import PortionedGame, all_but, divided, known_worth
-from dataworth.tasks.coalitions.play import Play
+from dataworth.tasks.coalitions.games.newton_steps import LayerSums, NewtonSteps
+from dataworth.tasks.coalitions.games.path_values import path_values
+from dataworth.tasks.coalitions.games.play import Play
+from dataworth.tasks.coalitions.games.portions import PortionedGame, all_but, divided, known_utilities
+from dataworth.tasks.coalitions.games.step_games import ExpandedGame
+from dataworth.tasks.coalitions.games.sums_game import game_on
 from tests.reference.quadratic import N_SOURCES, PULL, Quadratic
 
 PARTS = 3
@@ -28,13 +29,13 @@ class Sums:
 class Kept:
     """Remembers what it is told, and counts what it is asked to keep."""
 
-    def __init__(self, masks, worth):
-        self.masks, self.worth, self.added = masks, worth, 0
+    def __init__(self, masks, utilities):
+        self.masks, self.utilities, self.added = masks, utilities, 0
 
     def known(self, n_players, n_queries):
-        return self.masks, self.worth
+        return self.masks, self.utilities
 
-    def add(self, masks, worth):
+    def add(self, masks, utilities):
         self.added += len(masks)
 
 
@@ -104,11 +105,11 @@ def test_values_of_parts_and_of_those_left(game, semivalue):
     problem = Quadratic()
     sources = SourcesConfig(game=game, utility="quadratic", semivalue=semivalue)
     portions = divided(N_SOURCES, 1, PARTS)
-    found = play_of(problem.layers(), problem, portions).estimate(sources, NOTHING).values
-    apart = play_of(split_layers(problem.layers(), 1, PARTS), problem).estimate(sources, NOTHING).values
+    found = game_on(play_of(problem.layers(), problem, portions), sources, NOTHING).estimate().values
+    apart = game_on(play_of(split_layers(problem.layers(), 1, PARTS), problem), sources, NOTHING).estimate().values
     np.testing.assert_allclose(found, apart, rtol=1e-8, atol=1e-10)
     if game == "path":
-        whole = play_of(problem.layers(), problem).estimate(sources, NOTHING).values
+        whole = game_on(play_of(problem.layers(), problem), sources, NOTHING).estimate().values
         np.testing.assert_allclose(found[:, [1, 5, 6]].sum(axis=1), whole[:, 1], rtol=1e-9)
 
 
@@ -119,11 +120,11 @@ def test_an_absent_source_is_in_no_coalition_and_stays_removed(game):
     left = play_of(problem.layers(), problem, all_but(N_SOURCES, [absent]))
     masks = all_coalitions(N_SOURCES - 1)
     everybody = np.insert(masks, absent, False, axis=1)
-    expected = play_of(problem.layers(), problem).game(sources).utilities(everybody)
-    np.testing.assert_allclose(left.game(sources).utilities(masks), expected, rtol=1e-9)
+    expected = game_on(play_of(problem.layers(), problem), sources, NOTHING).game().utilities(everybody)
+    np.testing.assert_allclose(game_on(left, sources, NOTHING).game().utilities(masks), expected, rtol=1e-9)
     if game == "newton":
         np.testing.assert_allclose(-expected, [dense_loss(problem, mask) for mask in everybody], rtol=1e-9)
-    values = left.estimate(sources, NOTHING).values
+    values = game_on(left, sources, NOTHING).estimate().values
     np.testing.assert_allclose(values[:-1].sum(axis=1), expected[masks.all(axis=1)][0] - expected[0], rtol=1e-9)
 
 
@@ -150,21 +151,21 @@ def test_coalitions_of_sources_that_are_known_are_not_asked_again():
     problem = Quadratic()
     sources = SourcesConfig(game="newton", utility="quadratic")
     masks = all_coalitions(N_SOURCES)
-    kept = Kept(masks, play_of(problem.layers(), problem).game(sources).utilities(masks))
+    kept = Kept(masks, game_on(play_of(problem.layers(), problem), sources, NOTHING).game().utilities(masks))
     for portions, n_asked in ((all_but(N_SOURCES, [3]), 0), (divided(N_SOURCES, 3, 2), 32)):
         left = play_of(problem.layers(), problem, portions)
-        found = left.values(sources, kept)
+        found = game_on(left, sources, kept).valuation()
         assert found.facts["coalitions evaluated now"] == n_asked
-        np.testing.assert_allclose(found.values, left.values(sources, NOTHING).values, rtol=1e-9)
+        np.testing.assert_allclose(found.values, game_on(left, sources, NOTHING).valuation().values, rtol=1e-9)
     assert kept.added == 0
 
 
 def test_known_coalitions_of_those_who_hold_them():
     masks = np.array([[1, 0, 1], [0, 1, 1], [0, 0, 0]], bool)
     worth = np.array([[1.0], [2.0], [3.0]])
-    found, of_each = known_worth(masks, worth, all_but(3, [1]))
+    found, of_each = known_utilities(masks, worth, all_but(3, [1]))
     np.testing.assert_array_equal(found, [[True, True], [False, False]])
     np.testing.assert_array_equal(of_each, [[1.0], [3.0]])
-    found, of_each = known_worth(masks, worth, divided(3, 2, 3))
+    found, of_each = known_utilities(masks, worth, divided(3, 2, 3))
     np.testing.assert_array_equal(found, [[1, 0, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
     np.testing.assert_array_equal(of_each, worth)

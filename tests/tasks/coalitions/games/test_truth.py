@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dataworth.tasks.coalitions.games.game import EvaluatedGame
-from dataworth.tasks.coalitions.games.newton import NewtonSteps, endpoint_matched, estimated_damping
+from dataworth.tasks.coalitions.games.newton_steps import NewtonSteps, endpoint_matched, estimated_damping
+from dataworth.tasks.coalitions.games.step_games import EvaluatedGame
 from tests.reference.digits import (
     MASKS,
     NAMES,

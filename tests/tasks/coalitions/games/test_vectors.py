@@ -5,8 +5,9 @@ import pytest
 
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
-from dataworth.tasks.coalitions.games.game import ExpandedGame, QueryExpansion
-from dataworth.tasks.coalitions.games.newton import LayerSums, NewtonSteps
+from dataworth.tasks.coalitions.games.expansion import QueryExpansion
+from dataworth.tasks.coalitions.games.newton_steps import LayerSums, NewtonSteps
+from dataworth.tasks.coalitions.games.step_games import ExpandedGame
 from dataworth.tasks.coalitions.games.vectors import vector_design, vector_values
 
 

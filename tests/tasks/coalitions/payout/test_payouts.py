@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataworth.tasks.coalitions.games.additive import shares
 from dataworth.tasks.coalitions.payout.payouts import SMALL_SOURCES, clipped_mass, payouts, published_names
+from dataworth.tasks.coalitions.valuation import shares
 
 TOKENS = np.array([10, 30, 60])
 

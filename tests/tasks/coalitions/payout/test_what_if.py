@@ -6,10 +6,11 @@ import pytest
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
 from dataworth.tasks.coalitions.estimation.estimators import Estimate, exact
 from dataworth.tasks.coalitions.estimation.semivalues import size_weights
-from dataworth.tasks.coalitions.games.additive import shares
-from dataworth.tasks.coalitions.games.game import AdditiveGame, InteractionGame
+from dataworth.tasks.coalitions.games.additive import AdditiveGame
 from dataworth.tasks.coalitions.games.portions import PortionedGame, all_but, divided
+from dataworth.tasks.coalitions.games.second_order import InteractionGame
 from dataworth.tasks.coalitions.payout.what_if import mean_estimate, shares_without, split_gain
+from dataworth.tasks.coalitions.valuation import shares
 
 
 class Saturating:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from dataworth.tasks.coalitions.uncertainty.averages import averaged, mean_document_values, mean_overlap
+from dataworth.tasks.coalitions.uncertainty.averages import averaged_tables, mean_document_values, mean_overlap
 
 
 def table(values, game="additive", documents=0.5):
@@ -24,7 +24,7 @@ def table(values, game="additive", documents=0.5):
 @pytest.mark.parametrize("repeated", ["projection", "checkpoint"])
 def test_mean_error_interval_and_share(repeated):
     tables = [table([1.0, 3.0]), table([2.0, 3.0]), table([3.0, 6.0])]
-    found = averaged(tables, 0.95, repeated).set_index("source")
+    found = averaged_tables(tables, 0.95, repeated).set_index("source")
     assert found["value"].tolist() == [2, 4]
     assert found["share"].tolist() == pytest.approx([1 / 3, 2 / 3])
     spread = np.array([1.0, np.sqrt(3.0)]) / np.sqrt(3)
@@ -39,16 +39,16 @@ def test_mean_error_interval_and_share(repeated):
 
 def test_values_of_several_games_are_not_averaged():
     with pytest.raises(ValueError, match="the checkpoints are not valued by one game, but by additive and newton"):
-        averaged([table([1.0, 2.0]), table([1.0, 2.0], "newton")], 0.95, "checkpoint")
+        averaged_tables([table([1.0, 2.0]), table([1.0, 2.0], "newton")], 0.95, "checkpoint")
 
 
 def test_checkpoints_of_several_projections_each():
     """The error of the projection does not shrink with the number of checkpoints."""
     by_checkpoint = [
-        averaged([table([1.0, 2.0]), table([3.0, 2.5])], 0.95, "projection"),
-        averaged([table([4.0, 2.0]), table([8.0, 3.5])], 0.95, "projection"),
+        averaged_tables([table([1.0, 2.0]), table([3.0, 2.5])], 0.95, "projection"),
+        averaged_tables([table([4.0, 2.0]), table([8.0, 3.5])], 0.95, "projection"),
     ]
-    found = averaged(by_checkpoint, 0.95, "checkpoint")
+    found = averaged_tables(by_checkpoint, 0.95, "checkpoint")
     np.testing.assert_allclose(found["value"], [4.0, 2.5])
     of_projection = np.sqrt([(1.0 + 4.0) / 2, (0.25**2 + 0.75**2) / 2])
     np.testing.assert_allclose(found["error_projection"], of_projection)
@@ -63,7 +63,7 @@ def test_intervals_contain_the_mean_over_all_projections():
     contained = []
     for _ in range(500):
         tables = [table((5.0 + generator.normal(size=2)).tolist(), documents=1e-9) for _ in range(4)]
-        found = averaged(tables, 0.95, "projection")
+        found = averaged_tables(tables, 0.95, "projection")
         contained.append((found["low"] <= 5) & (found["high"] >= 5))
     assert 0.92 <= np.mean(contained) <= 0.98
 

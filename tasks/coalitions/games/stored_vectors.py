@@ -13,11 +13,11 @@ from dataworth.storage.ref import fingerprint
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.semivalues import size_weights
 from dataworth.tasks.coalitions.games.model_game import in_order
-from dataworth.tasks.coalitions.games.newton import NewtonSteps
+from dataworth.tasks.coalitions.games.newton_steps import NewtonSteps
+from dataworth.tasks.coalitions.games.play import Sums
+from dataworth.tasks.coalitions.games.sums_game import MAX_REPLAYED
 from dataworth.tasks.coalitions.games.vectors import VectorDesign, VectorValues, vector_design, vector_values
 from dataworth.tasks.coalitions.parts import GameParts
-from dataworth.tasks.coalitions.play import Sums
-from dataworth.tasks.coalitions.uncertainty.document_errors import MAX_REPLAYED
 from dataworth.tasks.progress import run_logger
 
 __all__ = ["stored_vectors"]

@@ -10,9 +10,9 @@ from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
 from dataworth.storage.layers import LayerStore
 from dataworth.tasks.coalitions.games.model_game import ModelSums
-from dataworth.tasks.coalitions.games.path import path_points
+from dataworth.tasks.coalitions.games.path_values import path_points
+from dataworth.tasks.coalitions.games.play import Play
 from dataworth.tasks.coalitions.parts import GameParts
-from dataworth.tasks.coalitions.play import Play
 from dataworth.tasks.corpus.batches import batches_by_length
 from dataworth.tasks.corpus.groups import document_groups
 from dataworth.tasks.curvature.passes import label_passes
@@ -27,9 +27,7 @@ BATCH_TOKENS = 2048
 ROWS_AT_ONCE = 4096
 
 
-def path_document_values(
-    play: Play, sums: ModelSums, game: GameParts, grouping: str, names: Sequence[str]
-) -> list[dict[str, Any]]:
+def path_document_values(play: Play, game: GameParts, grouping: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of DOCUMENT_VALUES (dataworth.storage.schema), most valuable first.
 
     A document's curvature is that of its windows under the labels by which the sources' sums were made, so that the
@@ -37,13 +35,15 @@ def path_document_values(
 
     Args:
         play: of the sources.
-        sums: of the same.
         game: what it is made of.
         grouping, names: of the documents into players.
 
     Raises:
         InputError: the curvature was fitted on a share of the documents.
     """
+    sums = play.sums
+    if not isinstance(sums, ModelSums):
+        raise TypeError("values of documents need the sums of a model")
     if game.curvature.fraction < 1:
         raise InputError(
             "--sources.document_values: each document needs its own curvature, leave --curvature.fraction out"

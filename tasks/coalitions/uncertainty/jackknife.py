@@ -12,15 +12,10 @@ generalisation to uneven groups of Kott's extended jackknife, with which it agre
 Source: Kott 2001, "The delete-a-group jackknife", Journal of Official Statistics 17 (4), 521-526.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Float, Int
 
-from dataworth.tasks.coalitions.games.newton import LayerSums
-
-__all__ = ["SourceGroups", "degrees_of_freedom", "jackknife_errors", "replicate_scales"]
+__all__ = ["degrees_of_freedom", "jackknife_errors", "replicate_scales"]
 
 
 def replicate_scales(
@@ -61,41 +56,3 @@ def jackknife_errors(
     n_groups = len(replicates)
     errors = np.sqrt((n_groups - 1) * replicates.var(axis=0))
     return np.where(degrees_of_freedom(counts) > 0, errors, np.nan)
-
-
-@dataclass(frozen=True)
-class SourceGroups:
-    """The sums of sources by group of documents, of which only one group is in memory at a time.
-
-    Args:
-        counts: (n_sources, G) windows whose gradients were summed.
-        curvature_counts: (n_sources, G) windows whose curvature was; fewer where it was fitted on a share.
-        whole: sums over all groups.
-        of_group: from a group's number to its sums.
-        matched: endpoint matching; as it is where no base is known.
-    """
-
-    counts: np.ndarray
-    curvature_counts: np.ndarray
-    whole: Sequence[LayerSums]
-    of_group: Callable[[int], Sequence[LayerSums]]
-    matched: Callable[[Sequence[LayerSums]], list[LayerSums]]
-
-    @property
-    def n_groups(self) -> int:
-        return self.counts.shape[1]
-
-    def replicate(self, number: int) -> list[LayerSums]:
-        """Endpoint-matched sums by layer had a group of documents been left out of every source."""
-        of_gradients, of_curvatures = (replicate_scales(each) for each in (self.counts, self.curvature_counts))
-        kept, dropped = (scales[number][:, None] for scales in of_gradients)
-        kept_curvature, dropped_curvature = (scales[number][:, None, None] for scales in of_curvatures)
-        return self.matched(
-            [
-                LayerSums(
-                    kept * layer.gradients - dropped * group.gradients,
-                    kept_curvature * layer.curvatures - dropped_curvature * group.curvatures,
-                )
-                for layer, group in zip(self.whole, self.of_group(number), strict=True)
-            ]
-        )

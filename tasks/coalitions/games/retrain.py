@@ -1,0 +1,116 @@
+"""The game retrain: a coalition's utility is measured after training the base on its documents, and on no others."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from dataworth.storage.corpus import CorpusStore
+from dataworth.tasks.coalitions.estimation.designs import Coalitions
+from dataworth.tasks.coalitions.games.source_game import (
+    Game,
+    Material,
+    SourceGame,
+    UtilityKeeper,
+    asked,
+    valuation_of,
+)
+from dataworth.tasks.coalitions.games.spread import SpreadRows, game_client
+from dataworth.tasks.coalitions.games.trust import RetrainedCheck
+from dataworth.tasks.coalitions.valuation import Valuation, with_queries
+from dataworth.tasks.corpus.measured_losses import query_losses
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.progress import progress
+from dataworth.tasks.training.retraining import Retrained
+
+__all__ = ["Retrain", "RetrainedGame"]
+
+
+@dataclass(frozen=True)
+class RetrainedGame:
+    """What training on a coalition's documents, and on no others, is measured to come to.
+
+    Args:
+        losses_after: from coalitions (m, s) to the losses of the queries (m, n_queries), nats.
+        n_queries: of them.
+        n_players: sources.
+    """
+
+    losses_after: Callable[[np.ndarray], np.ndarray]
+    n_queries: int
+    n_players: int
+
+    def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
+        """Minus the measured losses."""
+        return -self.losses_after(masks)
+
+
+class Retrain(SourceGame):
+    """The truth, as far as one training a coalition tells it; the base is trained again and again."""
+
+    def __init__(self, material: Material, kept: UtilityKeeper) -> None:
+        super().__init__()
+        self._material, self._kept = material, kept
+        parts, players = material.needed, material.players
+        if parts.training is None:
+            raise ValueError("the game retrain needs to know how to train")
+        self._retrained = Retrained(
+            parts.model, parts.corpus, parts.queries, players.grouping, tuple(players.names), parts.training
+        )
+        queries = CorpusStore.open(parts.queries)
+        self._base = query_losses(load(parts.model, 1.0), queries)
+        self._everybody = query_losses(load(parts.model), queries)
+
+    @classmethod
+    def made(cls, material: Material, kept: UtilityKeeper) -> "Retrain":
+        """Measure the model and its base."""
+        return cls(material, kept)
+
+    @property
+    def _most(self) -> int:
+        """Trainings at most."""
+        return min(2 ** len(self._material.players.names), self._material.sources.budget)
+
+    def check(self) -> RetrainedCheck:
+        """Does training on everything lead to the model?"""
+        everybody = _of_all(self._game, len(self._base), self._kept)
+        return RetrainedCheck(float(self._everybody.sum()), -float(everybody.sum()), float(self._base.sum()))
+
+    def valuation(self) -> Valuation:
+        """From coalitions, exact or sampled."""
+        sources = self._material.sources
+        # Trainings that a cluster does at a time.
+        at_once = 1 if self._client is None else max(1, sum(self._client.nthreads().values()))
+        found = asked(self._game, len(self._base), sources, self._kept, at_once=at_once)
+        return with_queries(valuation_of(found, sources.game, "retrained"), sources.confidence)
+
+    @cached_property
+    def _client(self) -> Any:
+        return self.resources.enter_context(game_client(self._material.cluster, self._most))
+
+    @cached_property
+    def _game(self) -> RetrainedGame:
+        losses_after = self._retrained if self._client is None else SpreadRows(self._retrained, self._client)
+        bar = self.resources.enter_context(progress("trainings", self._most, "training"))
+
+        def counted(masks: np.ndarray) -> np.ndarray:
+            losses = losses_after(masks)
+            bar.advance(len(masks))
+            return losses
+
+        return RetrainedGame(counted, len(self._base), len(self._material.players.names))
+
+
+def _of_all(game: Game, n_queries: int, kept: UtilityKeeper) -> Float[np.ndarray, " q"]:
+    """The utility of everybody together: known, or asked for and kept."""
+    masks, utilities = kept.known(game.n_players, n_queries)
+    there = masks.all(axis=1)
+    if there.any():
+        return utilities[there][0]
+    everybody = np.ones((1, game.n_players), bool)
+    found = game.utilities(everybody)
+    kept.add(everybody, found)
+    return found[0]

@@ -1,0 +1,65 @@
+"""Every game there is: where its class is, and what it needs. Nothing else of the house names a game."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["FALLBACK", "GAMES", "Entry"]
+
+GAMES_ROOM = "dataworth.tasks.coalitions.games"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A game, known before anything of it is loaded.
+
+    Args:
+        where: its class, a `SourceGame` (see `game_class` there): module and name.
+        said: what it is, for the description of the option.
+        made_of: scores: those of a scoring pass; sums: of gradients and curvatures by source, beside the scores;
+            trainings: of the base, again and again.
+        is_semivalue: how a coalition's utility is divided is chosen by --sources.semivalue.
+        values_documents: it can tell what every document is worth.
+    """
+
+    where: str
+    said: str
+    made_of: Literal["scores", "sums", "trainings"]
+    is_semivalue: bool = True
+    values_documents: bool = False
+
+
+# What is played where a check finds a game unreliable for a model.
+FALLBACK = "additive"
+GAMES: Mapping[str, Entry] = {
+    "additive": Entry(
+        f"{GAMES_ROOM}.additive:Additive",
+        "a source is worth the sum of its scores, copies are both paid in full",
+        "scores",
+    ),
+    "interaction": Entry(
+        f"{GAMES_ROOM}.interaction:Interaction",
+        "to second order around the trained model",
+        "sums",
+    ),
+    "newton": Entry(
+        f"{GAMES_ROOM}.newton:Newton",
+        "by the parameters a coalition would have reached",
+        "sums",
+    ),
+    "path": Entry(
+        f"{GAMES_ROOM}.path:Path",
+        "while the whole corpus grows from nothing, immune to splitting a source",
+        "sums",
+        is_semivalue=False,
+        values_documents=True,
+    ),
+    "retrain": Entry(
+        f"{GAMES_ROOM}.retrain:Retrain",
+        "by training --model.base again on every coalition, as --training says: the truth, for small models",
+        "trainings",
+    ),
+}
