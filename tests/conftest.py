@@ -16,6 +16,9 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="dataworth-prefect-")
 FIRST = "DATAWORTH_TESTS" not in os.environ
 if FIRST:
     os.environ["DATAWORTH_TESTS"] = tempfile.mkdtemp(prefix="dataworth-tests-")
+    os.mkdir(f"{os.environ['DATAWORTH_TESTS']}/tokenizers")
+# A tokenizer is tried once for all homes.
+os.symlink(f"{os.environ['DATAWORTH_TESTS']}/tokenizers", f"{os.environ['DATAWORTH_HOME']}/tokenizers")
 for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "DATAWORTH_DASK"):
     os.environ.pop(name, None)
 # Side by side, two processes with two threads each fight over two cores: small products take ten times as long.
@@ -75,7 +78,6 @@ install_import_hook(CHECKED, "beartype.beartype")
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,7 +88,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from dataworth.storage.locations import location_of
 from dataworth.storage.place import Location
 from dataworth.tasks.training.small_model import train_tokenizer
-from tests.harness.objects import environment, new_bucket, object_server
+from tests.harness.objects import environment, new_bucket, shared_object_server
 from tests.reference.checkpoints import ARCHITECTURES, CLASSIFIERS, TEXTS, save_checkpoint
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -166,10 +168,9 @@ def queries_file(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """Address of an S3 server on loopback."""
-    with object_server() as address:
-        yield address
+def s3_server() -> str:
+    """Address of an S3 server on loopback, the same for all processes of the tests."""
+    return shared_object_server()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,15 +15,16 @@ import httpx
 from filelock import FileLock
 
 from dataworth.serving.servers import child, free_port, wait_for
+from tests.harness.lasting import shared_server
 
 __all__ = [
     "SECONDS",
     "Api",
     "Served",
-    "lasting_prefect_server",
     "migrated_home",
     "prefect_server_process",
     "served",
+    "shared_prefect_server",
     "wait_until",
 ]
 
@@ -208,19 +208,7 @@ def prefect_server_process(home: object = None, port: int | None = None) -> Iter
         yield process, f"http://127.0.0.1:{port}/api"
 
 
-def lasting_prefect_server(user: int, home: object) -> str:
-    """The address of the API of a Prefect server that ends after a process, whoever else uses it."""
-    port = free_port()
-    lasting = f"{shlex.join(_server(port))} & while kill -0 {user} 2> /dev/null; do sleep 1; done; kill $!"
-    environment = {**os.environ, **QUIET, "PREFECT_HOME": migrated_home(home)}
-    beginning = f"setsid bash -c {shlex.quote(lasting)} < /dev/null > /dev/null 2>&1 &"
-    subprocess.run(["bash", "-c", beginning], env=environment, check=True)
-    wait_until(lambda: _is_well(port), "the Prefect server of the tests does not start")
-    return f"http://127.0.0.1:{port}/api"
-
-
-def _is_well(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=5).is_success
-    except httpx.HTTPError:
-        return False
+def shared_prefect_server() -> str:
+    """The address of the API of a Prefect server on SQLite that all processes of the tests use."""
+    home = migrated_home(f"{os.environ['DATAWORTH_TESTS']}/prefect")
+    return f"{shared_server('Prefect', _server, '/api/health', {**QUIET, 'PREFECT_HOME': home})}/api"

@@ -1,5 +1,6 @@
 """An S3 server on loopback: a process of its own, which forgets everything when it ends."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +8,9 @@ from itertools import count
 from urllib.request import Request, urlopen
 
 from dataworth.serving.servers import child, free_port, wait_for
+from tests.harness.lasting import shared_server
 
-__all__ = ["SECRET", "environment", "new_bucket", "object_server", "refusing"]
+__all__ = ["SECRET", "environment", "new_bucket", "object_server", "refusing", "shared_object_server"]
 
 SECRET = "never-to-be-seen"
 _NUMBERS = count()
@@ -18,10 +20,18 @@ _NUMBERS = count()
 def object_server() -> Iterator[str]:
     """Address of a server that ends with the block."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
-    with child(command, {}) as process:
+    with child(_server(port), {}) as process:
         wait_for(process, f"http://127.0.0.1:{port}/moto-api/", "the S3 server")
         yield f"http://127.0.0.1:{port}"
+
+
+def shared_object_server() -> str:
+    """Address of a server for all processes of the tests, which forgets nothing before they end."""
+    return shared_server("S3", _server, "/moto-api/", {})
+
+
+def _server(port: int) -> list[str]:
+    return [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
 
 
 def environment(address: str) -> dict[str, str]:
@@ -37,7 +47,7 @@ def environment(address: str) -> dict[str, str]:
 
 def new_bucket(address: str) -> str:
     """Name of an empty bucket."""
-    name = f"bucket-{next(_NUMBERS)}"
+    name = f"bucket-{os.getpid()}-{next(_NUMBERS)}"
     _ask(f"{address}/{name}", "PUT", b"")
     return name
 

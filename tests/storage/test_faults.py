@@ -5,7 +5,7 @@
 
 from tests.harness.faults import HOW, swept
 
-EVERY = {"withdraw": 17, "compact": 500, "compact what was set aside": 900, "verify": 6, "publish": 400}
+EVERY = {"withdraw": 17, "compact": 1100, "compact what was set aside": 1100, "verify": 6, "publish": 450}
 
 
 def test_a_fault_at_any_call(tmp_path):

@@ -281,30 +281,31 @@ def sentence(error) -> str:
     return text
 
 
-def test_what_is_wrong_with_a_bucket_is_a_sentence(bucket, s3_server, monkeypatch):
+@pytest.mark.usefixtures("bucket")
+def test_what_is_wrong_with_a_bucket_is_a_sentence():
     with pytest.raises(InputError) as error:
         check_writable("s3://no-such-bucket/x", "--store")
     assert sentence(error).startswith("--store s3://no-such-bucket/x: ")
     assert "NoSuchBucket" in sentence(error)
     with pytest.raises(StoreUnreachableError, match="NoSuchBucket"), new_store("s3://no-such-bucket/x") as folder:
         write_manifest(folder, {})
-    with refusing(s3_server):
-        with pytest.raises(InputError) as error:
-            check_writable(bucket, "--store")
-        assert "InvalidAccessKeyId" in sentence(error)
-        with pytest.raises(StoreUnreachableError) as lost:
-            list(verified(bucket))
-        assert "InvalidAccessKeyId" in sentence(lost)
-    check_writable(bucket, "--store")
 
 
-def test_a_server_that_goes_away_is_a_sentence(monkeypatch):
+def test_a_server_that_refuses_and_then_goes_away_is_a_sentence(monkeypatch):
     monkeypatch.setattr("dataworth.storage.s3.client.RETRIES", 2)
     with object_server() as address:
         for name, value in environment(address).items():
             monkeypatch.setenv(name, value)
         new_bucket(address)
         place = location_of(f"s3://{new_bucket(address)}/x")
+        with refusing(address):
+            with pytest.raises(InputError) as refused:
+                check_writable(place, "--store")
+            assert "InvalidAccessKeyId" in sentence(refused)
+            with pytest.raises(StoreUnreachableError) as lost:
+                list(verified(place))
+            assert "InvalidAccessKeyId" in sentence(lost)
+        check_writable(place, "--store")
         filled(place)
         (segment,) = GradientStore(place / "f").segments()
         rows = segment.read_shard(0).astype(np.float32)

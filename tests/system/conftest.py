@@ -13,9 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from filelock import FileLock
 
-from tests.harness.api import lasting_prefect_server, migrated_home
+from tests.harness.api import migrated_home, shared_prefect_server
 from tests.harness.forks import Forked, Forks, forks
 
 SCRIPT = Path(sys.executable).with_name("dataworth")
@@ -30,15 +29,9 @@ BROWSER_MILLISECONDS = 60_000
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory):
+def prefect_server():
     """Address of the API of a Prefect server on SQLite: one for all processes of the tests."""
-    shared = "PYTEST_XDIST_WORKER" in os.environ
-    folder = tmp_path_factory.getbasetemp()
-    kept = (folder.parent if shared else folder) / "prefect server"
-    with FileLock(f"{kept}.lock"):
-        if not kept.exists():
-            kept.write_text(lasting_prefect_server(os.getppid() if shared else os.getpid(), f"{kept} home"))
-    return kept.read_text()
+    return shared_prefect_server()
 
 
 @pytest.fixture(scope="session", autouse=True)

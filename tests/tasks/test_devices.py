@@ -20,6 +20,7 @@ def hold():
     print("held", flush=True)
     time.sleep(600)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 hold()
 """
 

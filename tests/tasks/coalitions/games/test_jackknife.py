@@ -135,7 +135,7 @@ def test_intervals_cover_the_value_of_the_population(game):
     drawn = DrawnSources(generator, n_documents=40)
     truth = valued(drawn.of_population(), game=game).values[:-1]
     covered = []
-    for _ in range(300):
+    for _ in range(200):
         found = valued(drawn.of_documents(drawn.documents(generator), 5), game=game)
         covered.append((found.low[:-1] <= truth) & (truth <= found.high[:-1]))
     assert 0.90 <= np.mean(covered) <= 0.98
