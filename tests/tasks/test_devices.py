@@ -12,6 +12,7 @@ import pytest
 from dataworth.tasks.devices import on_a_device
 
 HOLDS = """
+import signal
 import time
 from dataworth.tasks.devices import on_a_device
 
