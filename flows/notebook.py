@@ -30,6 +30,7 @@ from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
 from dataworth.storage.ref import StoreRef
+from dataworth.storage.spelling import as_field, spelled
 from dataworth.storage.zarr_arrays import array_at
 from dataworth.tasks.model.alike import refuse_other_tokenizers
 from dataworth.tasks.model.loading import load
@@ -48,6 +49,7 @@ ELSEWHERE = ("results", "tracking", "events", "overlap")
 IN_PROCESS = {"cluster": {"processes": False}}
 
 
+@spelled(as_field)
 def index(model: Any, tokenizer: Any, documents: Any, /, *, store: str | Path | None = None, **options: Any) -> "Rows":
     """Project and keep the gradient of every document's every window.
 
@@ -71,6 +73,7 @@ def index(model: Any, tokenizer: Any, documents: Any, /, *, store: str | Path | 
     return Rows(config, prepared[0].corpus, stores, place)
 
 
+@spelled(as_field)
 def value(
     model: Any, tokenizer: Any, documents: Any, queries: Any, /, *, store: str | Path | None = None, **options: Any
 ) -> "Valuation":
@@ -121,6 +124,7 @@ class Rows:
             raise KeyError(document)
         return GradientStore.open(self.stores[0]).rows_of(corpus.contents[numbers])[0]
 
+    @spelled(as_field)
     def scores(self, queries: Any, /, **options: Any) -> "Scores":
         """Influence of every document on every query.
 
@@ -130,6 +134,7 @@ class Rows:
         """
         return self.value(queries, **_merged({"scoring": {"save_matrix": True}}, options)).scores
 
+    @spelled(as_field)
     def value(self, queries: Any, /, **options: Any) -> "Valuation":
         """Value every document and source for some queries; see `dataworth.value`."""
         config = _merged(self.config.model_dump(mode="json"), IN_PROCESS)

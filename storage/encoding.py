@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from dataworth.storage.errors import RowRangeError
+from dataworth.storage.spelling import setting
 
 __all__ = ["STORED", "EncodedRows", "decoded", "encoded"]
 
@@ -63,7 +64,9 @@ def encoded(rows: np.ndarray, dtype: str, layers: Sequence[slice]) -> EncodedRow
         stored = rows.astype(STORED[dtype])
     fits = np.isfinite(stored).all(axis=1)
     if not fits.all():
-        raise RowRangeError(int(np.argmin(fits)), f"does not fit {dtype}: pass --gradients.dtype bfloat16 or float32")
+        raise RowRangeError(
+            int(np.argmin(fits)), f"does not fit {dtype}: pass {setting('gradients.dtype')} bfloat16 or float32"
+        )
     return EncodedRows(stored, None)
 
 

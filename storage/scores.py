@@ -18,6 +18,7 @@ from dataworth.storage.locations import Place, location_of
 from dataworth.storage.manifest import Store, new_store, write_manifest
 from dataworth.storage.place import Location
 from dataworth.storage.schema import LAYER_SCORES, PASSAGES, SOURCE_SUMS
+from dataworth.storage.spelling import setting
 from dataworth.storage.zarr_arrays import array_at
 
 __all__ = ["ScoreMatrix", "ScoreStore", "ScoreWriter"]
@@ -182,7 +183,9 @@ class ScoreStore(Store):
             StoreIncompleteError: it was not kept.
         """
         if self.matrix_path is None:
-            raise StoreIncompleteError(f"{self.path} was made without --scoring.save_matrix: value the corpus with it")
+            raise StoreIncompleteError(
+                f"{self.path} was made without {setting('scoring.save_matrix')}: value the corpus with it"
+            )
         return ScoreMatrix(self.files)
 
     @property

@@ -3,22 +3,25 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dataworth.storage.errors import DataworthError, InputError, WorkersLostError
+from dataworth.storage.spelling import setting
 from dataworth.tasks.configuration import ClusterConfig
-from dataworth.tasks.progress import show_link
+from dataworth.tasks.progress import run_logger, show_link
 from dataworth.tasks.visible import without_password
 
-__all__ = ["MAX_LOSSES", "cluster_address", "dask_client", "named_losses"]
+__all__ = ["MAX_LOSSES", "cluster_address", "dask_client", "named_losses", "windowed"]
 
 # Workers that may die in one pass, each with what it held, before the pass is given up.
 MAX_LOSSES = 3
 SECONDS_TO_CONNECT = 20
+Work = TypeVar("Work")
 IMPORTED_ONCE = ["distributed.nanny", "distributed.worker", "numcodecs", "dataworth.tasks.scoring.shards"]
 
 
@@ -58,7 +61,8 @@ def dask_client(config: ClusterConfig, n_parts: int) -> Iterator[Any]:
             yield client
         return
     n_workers = config.workers or (max(1, min(n_parts, os.cpu_count() or 1)) if config.processes else 1)
-    local: dict[str, Any] = {"dashboard_address": None}
+    # Its pages have a port of their own all the same: without an address it would be the one that others take.
+    local: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
     if config.processes:
         # The environment as it is now: the process that workers are forked from may be of an earlier one.
         local = {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "env": dict(os.environ)}
@@ -110,10 +114,12 @@ def _security(config: ClusterConfig, address: str) -> Any:
     if not any(paths.values()) and not encrypted:
         return None
     if not encrypted:
-        raise InputError(f"--cluster.address {without_password(address)}: expected tls://, since TLS files are given")
+        raise InputError(
+            f"{setting('cluster.address')} {without_password(address)}: expected tls://, since TLS files are given"
+        )
     for name, path in paths.items():
         if path is None or not Path(path).is_file():
-            raise InputError(f"--cluster.{name}: {path or 'not given'}; TLS needs all three files")
+            raise InputError(f"{setting(f'cluster.{name}')}: {path or 'not given'}; TLS needs all three files")
     return Security(
         require_encryption=True,
         tls_ca_file=config.tls_ca,
@@ -145,3 +151,59 @@ def named_losses(doing: str, client: Any) -> Iterator[None]:
         raise WorkersLostError(
             f"the Dask scheduler at {address} went away while {doing}: run again once it is back"
         ) from error
+
+
+def windowed(
+    client: Any,
+    doing: str,
+    works: Iterable[Work],
+    submit: Callable[[Work, Sequence[Any]], Any],
+    n_ahead: int,
+    *,
+    shared: Sequence[Any] = (),
+    ordered: bool = True,
+) -> Iterator[tuple[Work, Any]]:
+    """Each work and its result from a cluster, at most `n_ahead` of them handed out at a time.
+
+    A worker that dies takes its copy of what is shared with it; where it held the last one, that and the works under
+    way are handed out again.
+
+    Args:
+        client: of the cluster.
+        doing: what goes on, as in "scoring".
+        works: one after another.
+        submit: hands a work out, from it and what is shared: futures, in the order of `shared`.
+        n_ahead: so that memory stays bounded.
+        shared: goes to every worker once.
+        ordered: results in the order of the works; else as they come.
+
+    Raises:
+        WorkersLostError: more than MAX_LOSSES workers died with what they held, or the scheduler is gone.
+    """
+    from distributed import CancelledError, as_completed
+
+    todo, waiting = deque(works), dict[Any, Work]()
+    held: list[Any] | None = None
+    n_lost = 0
+    with named_losses(doing, client):
+        while todo or waiting:
+            try:
+                if held is None:
+                    held = [client.scatter(item, broadcast=True, hash=False) for item in shared]
+                    completed = as_completed(loop=client.loop)
+                while todo and len(waiting) < n_ahead:
+                    future = submit(todo[0], held)
+                    waiting[future] = todo.popleft()
+                    completed.add(future)
+                future = next(iter(waiting) if ordered else completed)
+                result = future.result()
+            except CancelledError:
+                n_lost += 1
+                if n_lost > MAX_LOSSES or client.status != "running":
+                    raise
+                run_logger().warning("a Dask worker died with what it held: handing its part out again")
+                todo.extendleft(reversed(waiting.values()))
+                waiting.clear()
+                held = None
+                continue
+            yield waiting.pop(future), result

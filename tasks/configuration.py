@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from dataworth.storage.spelling import setting
 from dataworth.tasks.visible import refuse_password
 
 __all__ = ["ClusterConfig", "Configuration", "Names"]
@@ -53,4 +54,4 @@ class ClusterConfig(Configuration):
     @field_validator("address")
     @classmethod
     def _tells_no_password(cls, address: str | None) -> str | None:
-        return refuse_password(address, "certificates: --cluster.tls_certificate")
+        return refuse_password(address, f"certificates: {setting('cluster.tls_certificate')}")

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.plain_files import open_plain
+from dataworth.storage.spelling import SHORT, as_option
 
 __all__ = ["ConfiguredCommand", "command_here", "command_line", "configuration", "options", "validated"]
 
@@ -23,17 +24,6 @@ MAX_FILE_BYTES = 2**20
 
 # Stands for the dot in the names that click hands over, which must be Python identifiers.
 LEVEL = "__"
-
-# The frequent options, by their short names.
-SHORT = {
-    "model.name": "--model",
-    "corpus.files": "--corpus",
-    "queries.file": "--queries",
-    "projection.kind": "--projection",
-    "curvature.kind": "--curvature",
-    "scoring.kind": "--scoring",
-    "sources.game": "--game",
-}
 
 
 def _fields(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -87,7 +77,7 @@ def command_line(command: str, config: BaseModel) -> str:
             continue
         if not field.is_required() and value == field.get_default(call_default_factory=True, validated_data={}):
             continue
-        flag = SHORT.get(name, f"--{name}")
+        flag = as_option(name)
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{name}")
         else:
@@ -217,11 +207,11 @@ def validated(kind: type[Config], content: Mapping[str, Any]) -> Config:
         sentences = []
         for problem in error.errors():
             name = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
-            option = SHORT.get(name, f"--{name}")
+            option = as_option(name)
             said = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "missing":
                 nested = [
-                    SHORT.get(leaf, f"--{leaf}")
+                    as_option(leaf)
                     for leaf, field in _fields(kind)
                     if leaf.startswith(f"{name}.") and field.is_required()
                 ]

@@ -27,6 +27,7 @@ from dataworth.command.terminal import sentences_for_known_errors
 from dataworth.config import CorpusRunConfig, run_title
 from dataworth.serving.embedded import close_embedded_server
 from dataworth.storage.processes import is_alive, process_space
+from dataworth.storage.spelling import as_field, spell
 from dataworth.tasks.progress import run_logger
 
 __all__ = ["announce", "run_name"]
@@ -57,6 +58,8 @@ def announce(config: CorpusRunConfig | None = None) -> None:
     if context is None or context.flow_run is None:
         return
     run = context.flow_run
+    if run.deployment_id is not None:
+        spell(as_field)  # its parameters come from a form
     with get_client(sync_client=True) as client:
         labels: dict[str, bool | int | float | str] = {
             NODE: platform.node(),

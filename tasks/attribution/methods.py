@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from dataworth.storage.spelling import setting
 from dataworth.tasks.attribution.arnoldi import ArnoldiInfluence
 from dataworth.tasks.attribution.attributor import Attributor
 from dataworth.tasks.attribution.baselines import EmbeddingSimilarity, RandomScores, TargetCount
@@ -132,7 +133,7 @@ def lacking(name: str, weight_decay: float | None, curvature: CurvatureConfig) -
         curvature: of the run.
     """
     if name in NEED_DAMPING and not weight_decay and curvature.damping.rule != "absolute":
-        return "it needs a damping in numbers: pass --curvature.damping.rule absolute and a value"
+        return f"it needs a damping in numbers: pass {setting('curvature.damping.rule')} absolute and a value"
     return ""
 
 

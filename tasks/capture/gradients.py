@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dataworth.storage.spelling import setting
 from dataworth.tasks.capture.hooks import CaptureError, LayerCapture
 
 __all__ = ["GradientCapture", "Projection"]
@@ -98,7 +99,7 @@ class GradientCapture(LayerCapture):
             )
         idle = next((name for number, name in enumerate(self._names) if number not in self._reached), None)
         if idle is not None and not self._may_idle:
-            raise CaptureError(f"layer {idle} has no part in the loss: exclude it with --model.exclude")
+            raise CaptureError(f"layer {idle} has no part in the loss: exclude it with {setting('model.exclude')}")
         rows, self._rows, self._shape = self._rows, None, None
         self._reached.clear()
         return rows

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dataworth.storage.spelling import setting
+
 __all__ = ["CaptureError", "LayerCapture"]
 
 ForwardHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Tensor | None]
@@ -83,7 +85,8 @@ class LayerCapture(ABC):
             activation = inputs[0] if inputs else next(iter(named.values()), None)
             if not isinstance(activation, Tensor) or not isinstance(output, Tensor):
                 raise CaptureError(
-                    f"layer {self._names[number]} does not turn one tensor into one: exclude it with --model.exclude"
+                    f"layer {self._names[number]} does not turn one tensor into one: exclude it with "
+                    f"{setting('model.exclude')}"
                 )
             with torch.no_grad():
                 kept = self._kept(number, self._by_example(activation.detach(), self._names[number]))
@@ -120,7 +123,7 @@ class LayerCapture(ABC):
                 return activation.view(n_examples, n_tokens, width)
         raise CaptureError(
             f"layer {name} reads a tensor of shape {tuple(shape)}, in which the examples cannot be told "
-            "apart: exclude it with --model.exclude"
+            f"apart: exclude it with {setting('model.exclude')}"
         )
 
     def _refuse_doubt(self, n_first: int, n_second: int, name: str) -> None:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.registry import GAMES
 from dataworth.tasks.configuration import Configuration
 from dataworth.tasks.corpus.groups import SOURCE, grouping_fields
@@ -104,11 +105,13 @@ class SourcesConfig(Configuration):
     def _playable(self) -> "SourcesConfig":
         entry = GAMES.get(self.game)
         if entry is not None and not entry.is_semivalue and self.semivalue != "shapley":
-            raise ValueError(f"{self.game} values are no semivalue: leave --sources.semivalue out")
+            raise ValueError(f"{self.game} values are no semivalue: leave {setting('sources.semivalue')} out")
         if self.document_values and not (entry and entry.values_documents):
             able = " or ".join(name for name, each in GAMES.items() if each.values_documents)
             raise ValueError(f"document_values: only values of the game {able} are of documents, too: pass {able}")
         trained = entry is not None and entry.made_of == "trainings"
         if trained and self.document_groups > 1 and "document_groups" in self.model_fields_set:
-            raise ValueError(f"{self.game} tells no errors of documents: leave --sources.document_groups out")
+            raise ValueError(
+                f"{self.game} tells no errors of documents: leave {setting('sources.document_groups')} out"
+            )
         return self

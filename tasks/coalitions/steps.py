@@ -10,9 +10,11 @@ import pyarrow as pa
 from dataworth.storage.coalitions import CoalitionStore, UtilityStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.locations import StoreFolders
+from dataworth.storage.place import Location
 from dataworth.storage.ref import StoreRef, fingerprint
 from dataworth.storage.schema import DOCUMENT_VALUES, OVERLAP, VALUES
 from dataworth.storage.scores import ScoreStore
+from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.games.source_game import Material, NothingKept, UtilityKeeper, game_class
 from dataworth.tasks.coalitions.parts import GameParts
@@ -28,6 +30,7 @@ from dataworth.tasks.coalitions.valuation import Valuation
 from dataworth.tasks.coalitions.values import value_rows
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.groups import SOURCE
+from dataworth.tasks.keeping import kept
 from dataworth.tasks.progress import run_logger
 
 __all__ = ["GameParts", "average_values", "game_fingerprint", "value_sources"]
@@ -38,8 +41,8 @@ AVERAGES = 2
 LOCAL = ClusterConfig()
 # What to pass where some are valued by the game that was asked for, and some fell back to the additive one.
 REMEDIES = {
-    "projection": "--sources.projection_seeds: {}; raise --projection.rank",
-    "checkpoint": "--model: {}; pass --game additive",
+    "projection": ("sources.projection_seeds", "raise", "projection.rank", ""),
+    "checkpoint": ("model.name", "pass", "sources.game", " additive"),
 }
 
 
@@ -69,22 +72,22 @@ def value_sources(
     }
     if game is not None:
         parts["game parts"] = game.model_dump(mode="json")
-    root, name = StoreFolders(store).values, fingerprint(parts)
-    if CoalitionStore.exists(root, name):
-        run_logger().info("values %s are there already", name)
-        return StoreRef(kind="coalitions", location=str(root / name), fingerprint=name)
-    opened = ScoreStore.open(scores)
-    table = opened.source_sums.to_pandas()
-    players = Players(
-        query_ids=table["query_id"].drop_duplicates().to_list(),
-        names=table["source"].drop_duplicates().to_list(),
-        grouping=opened.attributes.get("grouping", SOURCE),
-        table=table,
-    )
-    found = _played(Material(store, players, sources, game, cluster), scores)
-    attributes = {**parts, "game": found.game, "notes": dict(found.facts)}
-    rows = value_rows(players, found, sources)
-    return CoalitionStore.write(root, name, rows, attributes, found.overlap, found.documents)
+
+    def build(root: Location, name: str) -> None:
+        opened = ScoreStore.open(scores)
+        table = opened.source_sums.to_pandas()
+        players = Players(
+            query_ids=table["query_id"].drop_duplicates().to_list(),
+            names=table["source"].drop_duplicates().to_list(),
+            grouping=opened.attributes.get("grouping", SOURCE),
+            table=table,
+        )
+        valuation = _played(Material(store, players, sources, game, cluster), scores)
+        attributes = {**parts, "game": valuation.game, "notes": dict(valuation.facts)}
+        rows = value_rows(players, valuation, sources)
+        CoalitionStore.write(root, name, rows, attributes, valuation.overlap, valuation.documents)
+
+    return kept(store, "coalitions", parts, "values", build)
 
 
 def average_values(
@@ -111,19 +114,20 @@ def average_values(
     parts: dict[str, Any] = {"averaged": AVERAGES, f"{repeated}s": names, "confidence": confidence}
     if scores is not None:
         parts["scores"] = scores.fingerprint
-    root, name = StoreFolders(store).values, fingerprint(parts)
-    if CoalitionStore.exists(root, name):
-        run_logger().info("values %s are there already", name)
-        return StoreRef(kind="coalitions", location=str(root / name), fingerprint=name)
-    try:
-        table = averaged_tables([each.values.to_pandas() for each in stores], confidence, repeated)
-    except ValueError as error:
-        raise InputError(REMEDIES[repeated].format(error)) from None
-    rows = pa.Table.from_pandas(table, VALUES, preserve_index=False).to_pylist()
-    overlap = _mean_rows([each.overlap for each in stores], mean_overlap, OVERLAP)
-    documents = _mean_rows([each.documents for each in stores], mean_document_values, DOCUMENT_VALUES)
-    attributes = {**stores[0].attributes, **parts, "notes": _mean_notes(stores, repeated)}
-    return CoalitionStore.write(root, name, rows, attributes, overlap, documents)
+
+    def build(root: Location, name: str) -> None:
+        try:
+            table = averaged_tables([each.values.to_pandas() for each in stores], confidence, repeated)
+        except ValueError as error:
+            at_fault, verb, remedy, value = REMEDIES[repeated]
+            raise InputError(f"{setting(at_fault)}: {error}; {verb} {setting(remedy)}{value}") from None
+        rows = pa.Table.from_pandas(table, VALUES, preserve_index=False).to_pylist()
+        overlap = _mean_rows([each.overlap for each in stores], mean_overlap, OVERLAP)
+        documents = _mean_rows([each.documents for each in stores], mean_document_values, DOCUMENT_VALUES)
+        attributes = {**stores[0].attributes, **parts, "notes": _mean_notes(stores, repeated)}
+        CoalitionStore.write(root, name, rows, attributes, overlap, documents)
+
+    return kept(store, "coalitions", parts, f"values averaged over the {repeated}s", build)
 
 
 def _mean_rows(
@@ -173,6 +177,7 @@ def _played(material: Material, scores: StoreRef) -> Valuation:
         if checked.reliable or not sources.fallback:
             found = game.valuation()
             return replace(found, facts={**checked.facts(), **found.facts})
-    run_logger().warning("%s: valued by the %s game instead (--sources.fallback)", checked.reason, FALLBACK)
+    said = "%s: valued by the %s game instead (%s)"
+    run_logger().warning(said, checked.reason, FALLBACK, setting("sources.fallback"))
     instead = game_class(FALLBACK).made(material, NothingKept()).valuation()
     return instead.with_facts(**checked.facts(), fallback=f"{sources.game}: {checked.reason}")

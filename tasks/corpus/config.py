@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from dataworth.storage.errors import InputError
+from dataworth.storage.spelling import setting
 from dataworth.tasks.configuration import Configuration, Names
 
 __all__ = ["CorpusConfig", "QueriesConfig"]
@@ -50,8 +51,8 @@ class CorpusConfig(Configuration):
         most = max_positions or self.max_length or USUAL_WINDOW
         if self.max_length is not None and self.max_length > most:
             raise InputError(
-                f"--corpus.max_length {self.max_length}: the model reads at most {most} tokens; "
-                f"pass --corpus.max_length {most} or less"
+                f"{setting('corpus.max_length')} {self.max_length}: the model reads at most {most} tokens; "
+                f"pass {setting('corpus.max_length')} {most} or less"
             )
         return self.max_length or min(USUAL_WINDOW, most)
 

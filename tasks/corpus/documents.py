@@ -9,6 +9,7 @@ from dataworth.storage.corpus import FieldValue
 from dataworth.storage.errors import InputError
 from dataworth.storage.names import folded
 from dataworth.storage.schema import ALL_QUERIES
+from dataworth.storage.spelling import setting
 
 __all__ = [
     "MAX_TEXT_BYTES",
@@ -120,7 +121,7 @@ def refuse_half(names: Collection[str], text: str, where: str) -> None:
         if text in pair and pair[0] in names and pair[1] in names:
             raise InputError(
                 f"{where}, field {text!r}: {pair[0]} and {pair[1]} are halves of one text, and a corpus of such pairs "
-                "is not read yet; join them into one field and name that by --corpus.text"
+                f"is not read yet; join them into one field and name that by {setting('corpus.text')}"
             )
 
 

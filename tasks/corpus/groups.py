@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dataworth.storage.errors import InputError
+from dataworth.storage.spelling import setting
 
 if TYPE_CHECKING:
     from dataworth.storage.corpus import CorpusStore
@@ -59,7 +60,8 @@ def document_groups(corpus: "CorpusStore", grouping: str) -> list[str]:
         return group_names([corpus.field(name) for name in grouping_fields(grouping)])
     except KeyError as error:
         raise InputError(
-            f"--sources.by {grouping}: the corpus keeps no field {error}; name it in --corpus.fields"
+            f"{setting('sources.by')} {grouping}: the corpus keeps no field {error}; name it in "
+            f"{setting('corpus.fields')}"
         ) from None
     except ValueError as error:
-        raise InputError(f"--sources.by {grouping}: {error}") from None
+        raise InputError(f"{setting('sources.by')} {grouping}: {error}") from None

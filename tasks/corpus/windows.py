@@ -8,6 +8,7 @@ import numpy as np
 
 from dataworth.storage.corpus import TokenisedDocument
 from dataworth.storage.errors import InputError
+from dataworth.storage.spelling import setting
 from dataworth.tasks.corpus.documents import Document, short
 from dataworth.tasks.model.tokens import Encoded, encoded
 
@@ -25,7 +26,7 @@ __all__ = [
 
 
 REPEATED = "begin or end with what the tokenizer adds to every text: it is not added a second time"
-CUT = "have more tokens than the model reads, or than --corpus.max_length: what is beyond is left out"
+CUT = "have more tokens than the model reads, or than {}: what is beyond is left out"
 
 
 def window_bounds(n_tokens: int, max_length: int) -> list[tuple[int, int]]:
@@ -70,7 +71,7 @@ def tokenised_document(tokenizer: Any, document: Document, max_length: int) -> T
 
 
 def _remarks(text: Encoded) -> tuple[str, ...]:
-    said = ((text.repeated, REPEATED), (text.cut, CUT))
+    said = ((text.repeated, REPEATED), (text.cut, CUT.format(setting("corpus.max_length"))))
     return tuple(remark for holds, remark in said if holds)
 
 

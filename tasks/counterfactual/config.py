@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from dataworth.storage.spelling import setting
 from dataworth.tasks.configuration import Configuration, Names
 
 __all__ = ["METHODS", "AuditConfig"]
@@ -65,7 +66,10 @@ class AuditConfig(Configuration):
     @model_validator(mode="after")
     def _enough(self) -> "AuditConfig":
         if self.tune and self.subsets < 6:
-            raise ValueError("--audit.tune: takes half of the subsets to choose on: pass --audit.subsets 6 or more")
+            raise ValueError(
+                f"{setting('audit.tune')}: takes half of the subsets to choose on: pass "
+                f"{setting('audit.subsets')} 6 or more"
+            )
         return self
 
     @field_validator("problem")

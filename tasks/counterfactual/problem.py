@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.spelling import setting
 from dataworth.tasks.corpus.examples import CorpusExamples, Examples
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
@@ -165,8 +166,10 @@ def _opened(name: str) -> Problem:
     try:
         made = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--audit.problem {name}: cannot be found ({error})") from None
+        raise InputError(f"{setting('audit.problem')} {name}: cannot be found ({error})") from None
     problem = made()
     if not isinstance(problem, Problem):
-        raise InputError(f"--audit.problem {name}: returns a {type(problem).__name__}, which lacks parts of a Problem")
+        raise InputError(
+            f"{setting('audit.problem')} {name}: returns a {type(problem).__name__}, which lacks parts of a Problem"
+        )
     return problem

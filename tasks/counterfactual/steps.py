@@ -10,8 +10,9 @@ import numpy as np
 from dataworth.storage.errors import InputError
 from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
-from dataworth.storage.locations import StoreFolders
+from dataworth.storage.place import Location
 from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.spelling import setting
 from dataworth.tasks.attribution.baselines import bm25_scores
 from dataworth.tasks.attribution.logra import scores_by_damping
 from dataworth.tasks.attribution.methods import MethodSettings, attributor
@@ -28,8 +29,8 @@ from dataworth.tasks.counterfactual.problem import Problem, ProblemPlace
 from dataworth.tasks.counterfactual.randomised import randomised
 from dataworth.tasks.counterfactual.trainings import Outcomes
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
+from dataworth.tasks.keeping import kept
 from dataworth.tasks.model.loading import fingerprint_of
-from dataworth.tasks.progress import run_logger
 from dataworth.tasks.projection.config import ProjectionConfig
 
 __all__ = [
@@ -85,12 +86,12 @@ def _kept_outcomes(
     parts = {"trained on": what, "problem": problem.fingerprint, "seeds": seeds}
     parts["corpus"] = problem.contents
     parts["masks"] = fingerprint(np.packbits(masks, axis=1).tolist())
-    root, name = StoreFolders(store).layers, fingerprint(parts)
-    if LayerStore.exists(root, name):
-        run_logger().info("trainings (%s) are there already", what)
-        return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
-    outcomes = Outcomes(store, place, seeds, cluster).measured(masks)
-    return LayerStore.write(root, name, [Layer(ONLY)], [{"masks": masks, "outcomes": outcomes}], parts)
+
+    def build(root: Location, name: str) -> None:
+        outcomes = Outcomes(store, place, seeds, cluster).measured(masks)
+        LayerStore.write(root, name, [Layer(ONLY)], [{"masks": masks, "outcomes": outcomes}], parts)
+
+    return kept(store, "layers", parts, f"trainings ({what})", build)
 
 
 def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterConfig, seeds: int) -> StoreRef:
@@ -113,16 +114,16 @@ def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterC
     parts["models"] = _identities(models)
     if run.method in ("leave-one-out", "tmc-shapley"):
         parts["seeds"] = seeds
-    root, name = StoreFolders(store).layers, fingerprint(parts)
-    if LayerStore.exists(root, name):
-        run_logger().info("scores by %s are there already", run.title)
-        return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
-    examples = ShuffledLabels(problem.examples, run.seed) if run.control == "shuffled" else problem.examples
-    changed = randomised(models, run.seed) if run.control == "randomised" else nullcontext()
-    with changed, measured_cost() as cost:
-        scores = _scores(store, problem, place, models, examples, run, cluster, seeds)
-    attributes = {**parts, "seconds": cost.seconds, "bytes": cost.n_bytes}
-    return LayerStore.write(root, name, [Layer(ONLY)], [{"scores": scores}], attributes)
+
+    def build(root: Location, name: str) -> None:
+        examples = ShuffledLabels(problem.examples, run.seed) if run.control == "shuffled" else problem.examples
+        changed = randomised(models, run.seed) if run.control == "randomised" else nullcontext()
+        with changed, measured_cost() as cost:
+            scores = _scores(store, problem, place, models, examples, run, cluster, seeds)
+        attributes = {**parts, "seconds": cost.seconds, "bytes": cost.n_bytes}
+        LayerStore.write(root, name, [Layer(ONLY)], [{"scores": scores}], attributes)
+
+    return kept(store, "layers", parts, f"scores by {run.title}", build)
 
 
 def _identities(models: Sequence[Any]) -> list[list[Any]]:
@@ -181,16 +182,16 @@ def patch_tails(
         **audit.model_dump(mode="json", include={"patch", "patch_length"}),
         "queries": queries,
     }
-    root, name = StoreFolders(store).layers, fingerprint(parts)
-    if LayerStore.exists(root, name):
-        run_logger().info("steps on the best documents are there already")
-        return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
-    falls = []
-    for ref in scores.values():
-        found = LayerStore.open(ref).matrix(ONLY, "scores")
-        chosen = [(query, best_documents(found[query], audit.patch)) for query in queries]
-        falls.append(patched_falls(model, problem.examples, problem.queries, chosen, audit.patch_length))
-    return LayerStore.write(root, name, [Layer(ONLY)], [{"falls": np.stack(falls)}], parts)
+
+    def build(root: Location, name: str) -> None:
+        falls = []
+        for ref in scores.values():
+            own = LayerStore.open(ref).matrix(ONLY, "scores")
+            chosen = [(query, best_documents(own[query], audit.patch)) for query in queries]
+            falls.append(patched_falls(model, problem.examples, problem.queries, chosen, audit.patch_length))
+        LayerStore.write(root, name, [Layer(ONLY)], [{"falls": np.stack(falls)}], parts)
+
+    return kept(store, "layers", parts, "steps on the best documents", build)
 
 
 def sweep(
@@ -212,15 +213,15 @@ def sweep(
         "curvature": curvature.model_dump(mode="json", exclude={"damping"}),
         "dampings": [each.model_dump(mode="json") for each in dampings],
     }
-    root, name = StoreFolders(store).layers, fingerprint(parts)
-    if LayerStore.exists(root, name):
-        run_logger().info("scores of the sweep are there already")
-        return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
-    start = time.perf_counter()
-    found = scores_by_damping(models, problem.examples, problem.queries, projection, curvature, dampings)
-    scores = _of_documents(found, problem.examples)
-    attributes = {**parts, "seconds": time.perf_counter() - start}
-    return LayerStore.write(root, name, [Layer(ONLY)], [{"scores": scores}], attributes)
+
+    def build(root: Location, name: str) -> None:
+        start = time.perf_counter()
+        by_example = scores_by_damping(models, problem.examples, problem.queries, projection, curvature, dampings)
+        scores = _of_documents(by_example, problem.examples)
+        attributes = {**parts, "seconds": time.perf_counter() - start}
+        LayerStore.write(root, name, [Layer(ONLY)], [{"scores": scores}], attributes)
+
+    return kept(store, "layers", parts, "scores of the sweep", build)
 
 
 def choose(subsets: StoreRef, tried: list[tuple[Family, StoreRef]], audit: AuditConfig) -> Chosen:
@@ -234,7 +235,7 @@ def choose(subsets: StoreRef, tried: list[tuple[Family, StoreRef]], audit: Audit
     try:
         looked_at, kept = tuning_split(n_subsets, n_queries, audit.seed)
     except ValueError as error:
-        raise InputError(f"--audit.tune: {error}") from None
+        raise InputError(f"{setting('audit.tune')}: {error}") from None
     half = truth.part(*looked_at)
     trials: list[dict[str, Any]] = []
     candidates = []

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.locations import StoreFolders
 from dataworth.storage.ref import fingerprint
-from dataworth.tasks.cluster import dask_client, named_losses
+from dataworth.tasks.cluster import dask_client, windowed
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.counterfactual.problem import ProblemPlace
 from dataworth.tasks.progress import progress, run_logger
@@ -72,28 +72,18 @@ class Outcomes:
         return dict(zip(map(_key, masks), utilities, strict=True))
 
     def _train(self, missing: Sequence[tuple[int, bytes]]) -> None:
-        from distributed import as_completed
-
         with (
             dask_client(self._cluster, len(missing)) as client,
             progress("trainings", len(missing), "training") as bar,
-            named_losses("training again", client),
         ):
-            waiting = iter(missing)
-            ahead = TRAININGS_AHEAD * max(1, sum(client.nthreads().values()))
-            running = as_completed(
-                [self._submitted(client, *next(waiting)) for _ in range(min(ahead, len(missing)))], loop=client.loop
-            )
-            for future in running:
-                number, mask, losses = future.result()
+
+            def submit(work: tuple[int, bytes], held: Sequence[Any]) -> Any:
+                return client.submit(_trained, self._place, self._mask(work[1]), self._seeds[work[0]], pure=False)
+
+            n_ahead = TRAININGS_AHEAD * max(1, sum(client.nthreads().values()))
+            for (number, mask), losses in windowed(client, "training again", missing, submit, n_ahead, ordered=False):
                 self._stores[number].add(self._mask(mask)[None], -losses[None])
                 bar.advance()
-                for following in waiting:
-                    running.add(self._submitted(client, *following))
-                    break
-
-    def _submitted(self, client: Any, number: int, mask: bytes) -> Any:
-        return client.submit(_trained, self._place, self._mask(mask), self._seeds[number], number, mask, pure=False)
 
     def _mask(self, mask: bytes) -> np.ndarray:
         return np.unpackbits(np.frombuffer(mask, np.uint8), count=self._n_documents).astype(bool)
@@ -103,9 +93,7 @@ def _key(mask: np.ndarray) -> bytes:
     return np.packbits(np.asarray(mask, bool)).tobytes()
 
 
-def _trained(
-    place: ProblemPlace, members: np.ndarray, seed: int, number: int, mask: bytes
-) -> tuple[int, bytes, np.ndarray]:
+def _trained(place: ProblemPlace, members: np.ndarray, seed: int) -> np.ndarray:
     """One training on one thread, so that it comes to the same whatever else the machine does."""
     torch.set_num_threads(1)
-    return number, mask, place.opened().losses_after(members, seed)
+    return place.opened().losses_after(members, seed)

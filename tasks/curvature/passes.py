@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import DataworthError, InputError, StoreError
+from dataworth.storage.spelling import setting
 from dataworth.tasks.capture.factors import FactorCapture
 from dataworth.tasks.capture.hooks import CaptureError, LayerCapture
 from dataworth.tasks.capture.losses import Labeller, data_labels, drawn_labels, every_class
@@ -57,7 +58,8 @@ def curvature_passes(
         raise InputError(str(error)) from error
     except torch.OutOfMemoryError:
         raise StoreError(
-            f"the device has not enough memory for {input_ids.numel()} tokens: lower --gradients.batch_tokens"
+            f"the device has not enough memory for {input_ids.numel()} tokens: lower "
+            f"{setting('gradients.batch_tokens')}"
         ) from None
     except DataworthError:
         raise

@@ -1,6 +1,7 @@
 """Steps that fit covariances and the curvature of the training loss in the projected space."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,10 @@ from dataworth.storage.gradients import GradientStore
 from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.locations import StoreFolders
-from dataworth.storage.manifest import writer_lock
+from dataworth.storage.place import Location
 from dataworth.storage.ref import StoreRef, fingerprint
 from dataworth.storage.schema import SOURCE_SUMS_KIND
+from dataworth.storage.spelling import setting
 from dataworth.tasks.corpus.groups import SOURCE, document_groups
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.curvature.fitting import StoredPasses, covariance_sums, fitted, grouped_fisher_sums, is_wide
@@ -28,6 +30,7 @@ from dataworth.tasks.curvature.source_sums import (
     towards_base,
 )
 from dataworth.tasks.curvature.sums import MAX_COLUMNS
+from dataworth.tasks.keeping import kept
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.progress import run_logger
@@ -150,64 +153,68 @@ def fit_source_sums(
     if any(is_wide(layer.n_columns) for layer in basis_store.layers):
         raise InputError(
             f"a layer keeps more than {MAX_COLUMNS} columns, too many for a curvature of every source: lower "
-            "--projection.rank, or pass --game additive"
+            f"{setting('projection.rank')}, or pass {setting('sources.game')} additive"
         )
     halfway = towards_base(model)
     loaded = load(model, halfway)
     shared = _parts(loaded, documents, curvature) | {SOURCE_SUMS_KIND: SOURCE_SUMS, "bases": bases.fingerprint}
     shared |= {"gradients": gradients.fingerprint, "halfway": halfway, "document_groups": n_groups}
     sources = source_documents(documents, document_groups(documents, grouping))
-    root = StoreFolders(store).layers
-    names = [fingerprint(shared | {"corpus": source.fingerprint}) for source in sources]
-    missing = [n for n, name in enumerate(names) if not LayerStore.exists(root, name) and len(sources[n].documents)]
+    sources = [source for source in sources if len(source.documents)]
+    parts = [shared | {"corpus": source.fingerprint} for source in sources]
+    root, names = StoreFolders(store).layers, [fingerprint(each) for each in parts]
+    missing = [number for number, name in enumerate(names) if not LayerStore.exists(root, name)]
     run_logger().info("sums of %s of %s sources to compute", len(missing), len(sources))
+    totals: dict[int, np.ndarray] = {}
     if missing:
-        totals = grouped_gradient_sums(GradientStore.open(gradients), [sources[n] for n in missing], n_groups)
-        for total, n in zip(totals, missing, strict=True):
-            with writer_lock(root / f"{names[n]}-fit"):
-                matrices = _source_matrices(
-                    total, sources[n], names[n], store, model, corpus, bases, curvature, batch_tokens, halfway
-                )
-                counted = documents.column("n_windows").to_numpy()[sources[n].documents]
-                attributes = {**shared, "kind": SOURCE_SUMS_KIND, "corpus": sources[n].fingerprint}
-                attributes |= {"n_examples": int(counted.sum()), "n_documents": len(counted)}
-                LayerStore.write(root, names[n], basis_store.layers, matrices, attributes)
+        by_group = grouped_gradient_sums(GradientStore.open(gradients), [sources[n] for n in missing], n_groups)
+        totals = dict(zip(missing, by_group, strict=True))
+    passes = StoredPasses(store, model, corpus, bases, curvature, batch_tokens, np.empty(0, np.int64), "", halfway)
+
+    def build(number: int, root: Location, name: str) -> None:
+        source, layers = sources[number], basis_store.layers
+        matrices = _source_matrices(totals[number], source, replace(passes, name=name), documents, layers)
+        n_windows = documents.column("n_windows").to_numpy()[source.documents]
+        attributes = {**parts[number], "kind": SOURCE_SUMS_KIND}
+        attributes |= {"n_examples": int(n_windows.sum()), "n_documents": len(n_windows)}
+        LayerStore.write(root, name, layers, matrices, attributes)
+
     return {
-        source.name: StoreRef(kind="layers", location=str(root / name), fingerprint=name)
-        for name, source in zip(names, sources, strict=True)
-        if len(source.documents)
+        source.name: kept(store, "layers", parts[number], None, partial(build, number))
+        for number, source in enumerate(sources)
     }
 
 
 def _source_matrices(
     gradients: np.ndarray,
     source: SourceDocuments,
-    name: str,
-    store: str,
-    model: ModelConfig,
-    corpus: StoreRef,
-    bases: StoreRef,
-    curvature: CurvatureConfig,
-    batch_tokens: int | None,
-    halfway: float,
+    passes: StoredPasses,
+    documents: CorpusStore,
+    layers: Sequence[Layer],
 ) -> list[dict[str, np.ndarray]]:
     """The matrices `gradient` (G, k) and `curvature` (G, k, k) of each layer, and what they were made of.
 
     A curvature fitted on a share of the documents is scaled up to all of the source's windows; groups keep what falls
     to them, which may be nothing.
+
+    Args:
+        gradients: (G, n_columns) sums of the source.
+        source: its documents.
+        passes: over no windows yet.
+        documents: of the corpus.
+        layers: the layer table.
     """
-    documents, n_groups = CorpusStore.open(corpus), len(gradients)
+    n_groups, curvature = len(gradients), passes.curvature
     first, groups = documents.first_windows, source.groups(n_groups)
     n_windows = np.diff(first)
     chosen = chosen_share(source, curvature.fraction, curvature.seed)
     windows = np.concatenate([np.arange(first[document], first[document + 1]) for document in chosen])
     of_window = np.repeat(groups[np.searchsorted(source.documents, chosen)], n_windows[chosen])
     counts = np.bincount(np.repeat(groups, n_windows[source.documents]), minlength=n_groups)
-    passes = StoredPasses(store, model, corpus, bases, curvature, batch_tokens, windows, name, halfway)
-    parts = passes.result(partial(grouped_fisher_sums, groups=of_window, n_groups=n_groups))
+    means = replace(passes, windows=windows).result(partial(grouped_fisher_sums, groups=of_window, n_groups=n_groups))
     matrices = [
-        {"gradient": gradients[:, layer.columns], "curvature": part * counts.sum()}
-        for layer, part in zip(LayerStore.open(bases).layers, parts, strict=True)
+        {"gradient": gradients[:, layer.columns], "curvature": mean * counts.sum()}
+        for layer, mean in zip(layers, means, strict=True)
     ]
     matrices[0]["contents"] = np.frombuffer(source.contents.tobytes(), np.uint8).reshape(-1, 32)
     matrices[0]["counts"] = counts
@@ -223,13 +230,13 @@ def fit_query_factors(
     parts = _parts(loaded, documents, curvature) | {"factors": ALGORITHM, "bases": bases.fingerprint}
     # Rows are in the order of the queries, which the fingerprint of their contents does not tell.
     parts |= {"corpus": queries.fingerprint, "fraction": 1.0}
-    root, name = StoreFolders(store).layers, fingerprint(parts)
-    if not LayerStore.exists(root, name):
+
+    def build(root: Location, name: str) -> None:
         rows = label_rows(loaded, stored_projections(basis_store), documents, curvature)
-        layers = basis_store.layers
-        matrices = [{"factors": rows[..., layer.columns]} for layer in layers]
-        LayerStore.write(root, name, layers, matrices, {"kind": "query factors", **parts})
-    return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
+        matrices = [{"factors": rows[..., layer.columns]} for layer in basis_store.layers]
+        LayerStore.write(root, name, basis_store.layers, matrices, {"kind": "query factors", **parts})
+
+    return kept(store, "layers", parts, "curvature of the queries", build)
 
 
 def _parts(loaded: LoadedModel, corpus: CorpusStore, curvature: CurvatureConfig) -> dict[str, Any]:
@@ -237,8 +244,9 @@ def _parts(loaded: LoadedModel, corpus: CorpusStore, curvature: CurvatureConfig)
     unused = {"kind", "damping", "low_rank"} | (set() if curvature.labels == "sampled" else {"draws"})
     if curvature.labels == "exact" and loaded.n_classes is None:
         raise InputError(
-            "--curvature.labels exact: sums over every class, which a classifier has and a language model does not; "
-            "pass --curvature.labels sampled"
+            f"{setting('curvature.labels')} exact: sums over every class, which a classifier has and a "
+            "language model does not; "
+            f"pass {setting('curvature.labels')} sampled"
         )
     return {
         "model": loaded.fingerprint,
@@ -251,8 +259,9 @@ def _parts(loaded: LoadedModel, corpus: CorpusStore, curvature: CurvatureConfig)
 def _check_layers(bases: LayerStore, curvature: CurvatureConfig) -> None:
     if curvature.kind in ("kfac", "ekfac") and not all(layer.is_product for layer in bases.layers):
         raise InputError(
-            f"--curvature {curvature.kind}: needs the two sides of a layer apart, which factgrass sketches together; "
-            "pass --curvature fisher or another --projection"
+            f"{setting('curvature.kind')} {curvature.kind}: needs the two sides of a layer apart, which "
+            "factgrass sketches together; "
+            f"pass {setting('curvature.kind')} fisher or another {setting('projection.kind')}"
         )
 
 
@@ -264,14 +273,13 @@ def _stored(
     curvature: CurvatureConfig,
     made: Callable[[np.ndarray], Sequence[Mapping[str, np.ndarray]]],
 ) -> StoreRef:
-    """Fit and write, or say that it is there already."""
-    root, name = StoreFolders(store).layers, fingerprint(parts)
-    if LayerStore.exists(root, name):
-        run_logger().info("%s %s is there already", "curvature" if "kind" in parts else "covariances", name)
-        return StoreRef(kind="layers", location=str(root / name), fingerprint=name)
-    windows = _chosen_windows(corpus, curvature)
-    with writer_lock(root / f"{name}-fit"):
-        return LayerStore.write(root, name, layers, made(windows), {**parts, "n_examples": len(windows)})
+    """What is fitted on a share of the documents."""
+
+    def build(root: Location, name: str) -> None:
+        windows = _chosen_windows(corpus, curvature)
+        LayerStore.write(root, name, layers, made(windows), {**parts, "n_examples": len(windows)})
+
+    return kept(store, "layers", parts, "curvature" if "kind" in parts else "covariances", build)
 
 
 def _chosen_windows(corpus: CorpusStore, config: CurvatureConfig) -> np.ndarray:

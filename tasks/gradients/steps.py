@@ -14,6 +14,7 @@ from dataworth.storage.layers import LayerStore
 from dataworth.storage.locations import StoreFolders
 from dataworth.storage.ref import StoreRef, fingerprint
 from dataworth.storage.segments import Segment
+from dataworth.storage.spelling import setting
 from dataworth.tasks.capture.hooks import CaptureError
 from dataworth.tasks.capture.memory import measured_batch_tokens
 from dataworth.tasks.capture.passes import gradient_rows
@@ -201,7 +202,8 @@ class _Indexer:
                 if self._batch_tokens <= longest or self._loaded.sharded:
                     raise StoreError(
                         f"the device has not enough memory for {max(longest, self._batch_tokens)} tokens: lower "
-                        "--corpus.max_length or --gradients.batch_tokens, or pass --model.dtype bfloat16"
+                        f"{setting('corpus.max_length')} or {setting('gradients.batch_tokens')}, or pass "
+                        f"{setting('model.dtype')} bfloat16"
                     ) from None
             self._batch_tokens = max(longest, self._batch_tokens // 2)
             if torch.accelerator.is_available():

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dataworth.storage.errors import InputError
+from dataworth.storage.spelling import setting
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load, vocabulary
 
@@ -24,7 +25,8 @@ def refuse_other_tokenizers(checkpoints: Sequence[ModelConfig]) -> None:
         what = "another tokenizer" if own_tokenizer != tokenizer else "other classes" if own_classes != classes else ""
         if what:
             raise InputError(
-                f"--model {other.name}: has {what} than {first.name}; pass checkpoints of one model, or value them "
+                f"{setting('model.name')} {other.name}: has {what} than {first.name}; pass checkpoints of one "
+                "model, or value them "
                 "one by one"
             )
 
@@ -41,7 +43,9 @@ def refuse_same_weights(checkpoints: Sequence[ModelConfig]) -> None:
     for checkpoint in reversed(checkpoints):  # the first comes last: the run goes on with it, loaded already
         known = names.setdefault(load(checkpoint).fingerprint, checkpoint.name)
         if known != checkpoint.name:
-            raise InputError(f"--model {checkpoint.name}: holds the same weights as {known}; leave one of them out")
+            raise InputError(
+                f"{setting('model.name')} {checkpoint.name}: holds the same weights as {known}; leave one of them out"
+            )
 
 
 def refuse_other_layers(checkpoints: Sequence[ModelConfig]) -> None:
@@ -56,4 +60,7 @@ def refuse_other_layers(checkpoints: Sequence[ModelConfig]) -> None:
     first = checkpoints[0].name
     for other, layers in names.items():
         if layers != names[first]:
-            raise InputError(f"--scoring.by_layer: {other} has other layers than {first}; leave --scoring.by_layer out")
+            raise InputError(
+                f"{setting('scoring.by_layer')}: {other} has other layers than {first}; leave "
+                f"{setting('scoring.by_layer')} out"
+            )

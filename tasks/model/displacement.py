@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from dataworth.storage.errors import InputError
+from dataworth.storage.spelling import setting
 from dataworth.tasks.model.layers import TrackedLayer
 
 __all__ = ["base_displacements", "displaced"]
@@ -61,6 +62,6 @@ def base_displacements(layers: Sequence[TrackedLayer], base: Mapping[str, Tensor
         now = [None if tensor is None else tensor.detach().cpu().double() for tensor in _parameters(layer)]
         start = [None if now[n] is None else base[f"{layer.name}.{part}"].double() for n, part in enumerate(PARTS)]
         if any(one is not None and one.shape != two.shape for one, two in zip(now, start, strict=True)):  # type: ignore[union-attr]
-            raise InputError(f"--model.base: layer {layer.name} has another shape there")
+            raise InputError(f"{setting('model.base')}: layer {layer.name} has another shape there")
         found.append(_augmented(layer, start[0], start[1]) - _augmented(layer, now[0], now[1]))  # type: ignore[arg-type]
     return found

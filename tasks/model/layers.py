@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dataworth.storage.errors import InputError
+from dataworth.storage.spelling import setting
 
 __all__ = ["Coverage", "TrackedLayer", "batch_second", "coverage", "tracked_layers"]
 
@@ -142,7 +143,7 @@ def tracked_layers(
 def _of_kind(layers: list[TrackedLayer], adapters: str) -> Iterator[TrackedLayer]:
     of_adapters = [any(part in ADAPTER_PARTS for part in layer.name.split(".")) for layer in layers]
     if adapters == "only" and not any(of_adapters):
-        raise InputError("--model.adapters only: the model has no LoRA adapters")
+        raise InputError(f"{setting('model.adapters')} only: the model has no LoRA adapters")
     wanted = any(of_adapters) and adapters != "none"
     return (layer for layer, is_adapter in zip(layers, of_adapters, strict=True) if is_adapter == wanted)
 

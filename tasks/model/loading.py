@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from dataworth.storage.errors import InputError
+from dataworth.storage.spelling import setting
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.examination import embedded_ids, examined
 from dataworth.tasks.model.halves import Halves, halves, whole
@@ -105,7 +106,7 @@ def load(config: ModelConfig, towards_base: float = 0.0) -> LoadedModel:
         # The base changes nothing of the checkpoint itself: what was made of it is found again with and without one.
         return _loaded(config.model_copy(update={"base": None}).model_dump_json(), files, 0.0)
     if config.base is None:
-        raise InputError("--model.base: not given, so that nothing is known of where training began")
+        raise InputError(f"{setting('model.base')}: not given, so that nothing is known of where training began")
     return _loaded(config.model_dump_json(), files + _files_state(config.base), towards_base)
 
 
@@ -127,12 +128,12 @@ def base_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]
         InputError: there is none, or it lacks one of them.
     """
     if config.base is None:
-        raise InputError("--model.base: not given, so that nothing is known of where training began")
+        raise InputError(f"{setting('model.base')}: not given, so that nothing is known of where training began")
     state = _pretrained(config.model_copy(update={"name": config.base}), torch.device("cpu"))[0].state_dict()
     missing = [name for name in names if name not in state]
     if missing:
         raise InputError(
-            f"--model.base {config.base}: has no parameter {missing[0]}, so it is no base of {config.name}"
+            f"{setting('model.base')} {config.base}: has no parameter {missing[0]}, so it is no base of {config.name}"
         )
     return {name: state[name].detach().float() for name in names}
 
@@ -164,7 +165,7 @@ def _loading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a checkpoint's files decide which of all errors transformers meets
-        raise InputError(f"--model {name}: cannot be loaded ({_first_sentence(error)})") from error
+        raise InputError(f"{setting('model.name')} {name}: cannot be loaded ({_first_sentence(error)})") from error
 
 
 def _pretrained(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, Any]:
@@ -209,11 +210,11 @@ def _tokenizer(name: str) -> Any:
 def _move_towards(model: PreTrainedModel, config: ModelConfig, share: float) -> None:
     """Weights of the mean of a model and its base, in place."""
     if getattr(model, "is_quantized", False) or getattr(model, "peft_config", None):
-        raise InputError("--model.base: not yet for quantised models and adapters; leave it out")
+        raise InputError(f"{setting('model.base')}: not yet for quantised models and adapters; leave it out")
     state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     for name, start in base_weights(config, list(state)).items():
         if start.shape != state[name].shape:
-            raise InputError(f"--model.base {config.base}: {name} has another shape than in {config.name}")
+            raise InputError(f"{setting('model.base')} {config.base}: {name} has another shape than in {config.name}")
         state[name].copy_(torch.lerp(state[name].float(), start, share))
 
 
@@ -236,7 +237,7 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_
     try:
         found = examined(model, tokenizer, layers, parts, classifies=labels is not None)
     except InputError as error:
-        raise InputError(f"--model {config.name}: {error}") from error
+        raise InputError(f"{setting('model.name')} {config.name}: {error}") from error
     if config.shard:  # only now: passes over weights that are spread must be made by all processes in step
         shard(model, device)
     return LoadedModel(
@@ -295,7 +296,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--model.device {name}: not usable here ({_first_sentence(error)})") from None
+        raise InputError(f"{setting('model.device')} {name}: not usable here ({_first_sentence(error)})") from None
     return device
 
 

@@ -7,6 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from dataworth.storage.errors import InputError
+from dataworth.storage.spelling import setting
 
 __all__ = ["shard"]
 
@@ -24,7 +25,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
         InputError: the processes were not started together.
     """
     if not is_initialized():
-        raise InputError("--model.shard: start several processes with torchrun")
+        raise InputError(f"{setting('model.shard')}: start several processes with torchrun")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in list(model.modules()):
         if isinstance(module, nn.ModuleList):

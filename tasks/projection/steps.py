@@ -6,9 +6,11 @@ from typing import Any
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.layers import LayerStore
-from dataworth.storage.locations import StoreFolders, location_of
+from dataworth.storage.locations import location_of
 from dataworth.storage.place import Location
-from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.ref import StoreRef
+from dataworth.storage.spelling import setting
+from dataworth.tasks.keeping import kept
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.layers import coverage
 from dataworth.tasks.model.loading import load
@@ -51,27 +53,20 @@ def make_bases(
     parts = {"bases": ALGORITHM, "projection": settings, "layers": shapes}
     if covariances is not None:
         parts["covariances"] = covariances.fingerprint
-    name = fingerprint(parts)
-    root = StoreFolders(store).layers
-    ref = StoreRef(kind="layers", location=str(root / name), fingerprint=name)
-    if LayerStore.exists(root, name):
-        run_logger().info("bases %s are there already", ref.location)
-        return ref
-    found = None
-    if covariances is not None:
-        fitted = LayerStore.open(covariances)
-        found = {
-            layer.name: (
-                fitted.matrix(layer.name, "input_covariance"),
-                fitted.matrix(layer.name, "output_covariance"),
-            )
-            for layer in loaded.layers
-        }
-    projections = projections_of(loaded.layers, projection, found)
-    run_logger().info("bases in %s", ref.location)
-    matrices = [projection_matrices(entry) for entry in projections]
-    attributes = {"kind": "bases", "projection": settings}
-    return LayerStore.write(root, name, layer_table(projections), matrices, attributes)
+
+    def build(root: Location, name: str) -> None:
+        pairs = None
+        if covariances is not None:
+            fitted, sides = LayerStore.open(covariances), ("input_covariance", "output_covariance")
+            inputs, outputs = ({e.name: fitted.matrix(e.name, side) for e in loaded.layers} for side in sides)
+            pairs = {name: (inputs[name], outputs[name]) for name in inputs}
+        projections = projections_of(loaded.layers, projection, pairs)
+        run_logger().info("bases in %s", root / name)
+        matrices = [projection_matrices(entry) for entry in projections]
+        attributes = {"kind": "bases", "projection": settings}
+        LayerStore.write(root, name, layer_table(projections), matrices, attributes)
+
+    return kept(store, "layers", parts, "bases", build)
 
 
 def _settings(projection: ProjectionConfig) -> dict[str, Any]:
@@ -82,12 +77,12 @@ def _settings(projection: ProjectionConfig) -> dict[str, Any]:
 def _earlier(folder: Location, shapes: list[list[Any]]) -> StoreRef:
     """Bases made earlier, where they fit the layers."""
     if not LayerStore.exists(folder.parent, folder.name):
-        raise InputError(f"--projection.bases {folder}: holds no finished bases")
+        raise InputError(f"{setting('projection.bases')} {folder}: holds no finished bases")
     found = LayerStore(folder)
     if found.attributes.get("kind") != "bases":
-        raise InputError(f"--projection.bases {folder}: holds no bases, but another kind of matrices")
+        raise InputError(f"{setting('projection.bases')} {folder}: holds no bases, but another kind of matrices")
     if [[layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias] for layer in found.layers] != shapes:
-        raise InputError(f"--projection.bases {folder}: made for other layers than this model's")
+        raise InputError(f"{setting('projection.bases')} {folder}: made for other layers than this model's")
     return StoreRef(kind="layers", location=str(folder.absolute()), fingerprint=found.fingerprint)
 
 
@@ -101,6 +96,7 @@ def _refuse_idle_patterns(projection: ProjectionConfig, layers: Sequence[str]) -
         pattern = entry.rpartition("=")[0]
         if not any(fnmatchcase(layer, pattern) for layer in layers):
             raise InputError(
-                f"--projection.ranks {entry}: the pattern matches none of the {len(layers)} tracked layers, such as "
+                f"{setting('projection.ranks')} {entry}: the pattern matches none of the {len(layers)} "
+                "tracked layers, such as "
                 f"{layers[0]}"
             )

@@ -12,6 +12,7 @@ from dataworth.storage.gradients import GradientStore
 from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.ref import StoreRef
+from dataworth.storage.spelling import setting
 from dataworth.tasks.corpus.groups import document_groups
 from dataworth.tasks.curvature.config import DampingConfig
 from dataworth.tasks.curvature.precondition import Inverses, Preconditioner, curvature_of
@@ -101,7 +102,7 @@ def ready_players(corpus: CorpusStore, scoring: ScoringConfig, grouping: str) ->
     try:
         kept = chosen_sources(sorted(set(sources)), scoring.sources, scoring.without_sources)
     except ValueError as error:
-        raise InputError(f"--scoring.sources: {error}") from None
+        raise InputError(f"{setting('scoring.sources')}: {error}") from None
     chosen = np.fromiter((source in kept for source in sources), bool, len(sources))
     ids, n_tokens = corpus.column("document_id").to_pylist(), corpus.column("n_tokens").to_numpy()
     return players(ids, document_groups(corpus, grouping), n_tokens, chosen)
@@ -117,7 +118,7 @@ def damped_inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[s
             try:
                 inverses[name] = curvature_of(arrays).damped(config)
             except ValueError as error:
-                raise InputError(f"layer {name}: {error}; pass --curvature.damping.rule absolute") from None
+                raise InputError(f"layer {name}: {error}; pass {setting('curvature.damping.rule')} absolute") from None
     return inverses
 
 
@@ -130,4 +131,4 @@ def counted_layers(gradients: GradientStore, scoring: ScoringConfig) -> list[Lay
     try:
         return chosen_layers(gradients.layers, scoring.layers)
     except ValueError as error:
-        raise InputError(f"--scoring.layers: {error}") from None
+        raise InputError(f"{setting('scoring.layers')}: {error}") from None

@@ -1,6 +1,5 @@
 """Steps that score every document for every query: one that holds a Dask client, and one that averages."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,15 +10,17 @@ import numpy as np
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError, StoreIncompleteError
 from dataworth.storage.gradients import GradientStore
-from dataworth.storage.locations import StoreFolders
-from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.place import Location
+from dataworth.storage.ref import StoreRef
 from dataworth.storage.schema import ALL_QUERIES
 from dataworth.storage.scores import ScoreStore, ScoreWriter
-from dataworth.tasks.cluster import MAX_LOSSES, dask_client, named_losses
+from dataworth.storage.spelling import setting
+from dataworth.tasks.cluster import dask_client, windowed
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.groups import SOURCE
 from dataworth.tasks.curvature.config import DampingConfig
-from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.keeping import kept
+from dataworth.tasks.progress import progress
 from dataworth.tasks.scoring.averages import mean_blocks
 from dataworth.tasks.scoring.blocks import Preconditioned
 from dataworth.tasks.scoring.combination import Combination
@@ -70,20 +71,18 @@ def score_corpus(
         **scoring.model_dump(),
         **({} if grouping == SOURCE else {"grouping": grouping}),
     }
-    root, name = StoreFolders(store).scores, fingerprint(parts)
-    ref = StoreRef(kind="scores", location=str(root / name), fingerprint=name)
-    if ScoreStore.exists(root, name):
-        run_logger().info("scores %s are there already", name)
-        return ref
-    documents, query_store = CorpusStore.open(corpus), CorpusStore.open(queries)
-    scored = ready_players(documents, scoring, grouping)
-    ready = ReadyPass.of(documents, scored, gradients, query_store, query_gradients, curvature, damping_config, scoring)
-    query_ids = [*query_store.column("document_id").to_pylist(), ALL_QUERIES]
-    with ScoreStore.writing(root, name) as target:
-        tally = _tally(ready, scoring, cluster, query_ids, target.matrix_path)
-        table, by_layer = passages(tally, documents, scored, [ready], query_ids, by_layer=scoring.by_layer)
-        target.write(table, source_sums(tally, scored, query_ids), parts, by_layer)
-    return ref
+
+    def build(root: Location, name: str) -> None:
+        documents, asked = CorpusStore.open(corpus), CorpusStore.open(queries)
+        scored = ready_players(documents, scoring, grouping)
+        ready = ReadyPass.of(documents, scored, gradients, asked, query_gradients, curvature, damping_config, scoring)
+        query_ids = [*asked.column("document_id").to_pylist(), ALL_QUERIES]
+        with ScoreStore.writing(root, name) as target:
+            tally = _tally(ready, scoring, cluster, query_ids, target.matrix_path)
+            table, by_layer = passages(tally, documents, scored, [ready], query_ids, by_layer=scoring.by_layer)
+            target.write(table, source_sums(tally, scored, query_ids), parts, by_layer)
+
+    return kept(store, "scores", parts, "scores", build)
 
 
 def average_scores(
@@ -120,41 +119,34 @@ def average_scores(
         **scoring.model_dump(),
         **({} if grouping == SOURCE else {"grouping": grouping}),
     }
-    root, name = StoreFolders(store).scores, fingerprint(parts)
-    ref = StoreRef(kind="scores", location=str(root / name), fingerprint=name)
-    if ScoreStore.exists(root, name):
-        run_logger().info("scores %s are there already", name)
-        return ref
-    if scoring.by_layer:
-        _refuse_other_layers(passes, scoring)
-    documents, query_store = CorpusStore.open(corpus), CorpusStore.open(queries)
-    scored = ready_players(documents, scoring, grouping)
-    ready = (
-        ReadyPass.of(
-            documents,
-            scored,
-            each.gradients,
-            query_store,
-            each.query_gradients,
-            each.curvature,
-            damping_config,
-            scoring,
-        )
-        for each in passes
-    )
-    query_ids = [*query_store.column("document_id").to_pylist(), ALL_QUERIES]
-    with ScoreStore.writing(root, name) as target:
-        tally = _mean_tally(documents, scored, passes, scoring, query_ids, target.matrix_path)
-        table, by_layer = passages(tally, documents, scored, ready, query_ids, by_layer=scoring.by_layer)
-        target.write(table, source_sums(tally, scored, query_ids), parts, by_layer)
-    return ref
+
+    def build(root: Location, name: str) -> None:
+        if scoring.by_layer:
+            _refuse_other_layers(passes, scoring)
+        documents, asked = CorpusStore.open(corpus), CorpusStore.open(queries)
+        scored = ready_players(documents, scoring, grouping)
+
+        def ready(each: Pass) -> ReadyPass:
+            stores = (each.gradients, asked, each.query_gradients, each.curvature)
+            return ReadyPass.of(documents, scored, *stores, damping_config, scoring)
+
+        query_ids = [*asked.column("document_id").to_pylist(), ALL_QUERIES]
+        with ScoreStore.writing(root, name) as target:
+            tally = _mean_tally(documents, scored, passes, scoring, query_ids, target.matrix_path)
+            opened = map(ready, passes)
+            table, by_layer = passages(tally, documents, scored, opened, query_ids, by_layer=scoring.by_layer)
+            target.write(table, source_sums(tally, scored, query_ids), parts, by_layer)
+
+    return kept(store, "scores", parts, "mean scores", build)
 
 
 def _refuse_other_layers(passes: Sequence[Pass], scoring: ScoringConfig) -> None:
     stores = [GradientStore.open(each.gradients) for each in passes]
     names = {tuple(layer.name for layer in counted_layers(store, scoring)) for store in stores}
     if len(names) > 1:
-        raise InputError("--scoring.by_layer: the checkpoints have other layers; leave --scoring.by_layer out")
+        raise InputError(
+            f"{setting('scoring.by_layer')}: the checkpoints have other layers; leave {setting('scoring.by_layer')} out"
+        )
 
 
 def _shard_results(
@@ -165,50 +157,22 @@ def _shard_results(
     scoring: ScoringConfig,
     combination: Combination,
 ) -> Iterator[tuple[ShardWork, ShardScores]]:
-    """Results in the order of the shards, a few shards ahead of the reader, so that memory stays bounded.
+    """Results in the order of the shards."""
 
-    A worker that dies takes its copy of the queries with it; where it held the last one, they are handed out again.
-    """
-    from distributed import CancelledError
+    def submit(work: ShardWork, held: Sequence[Any]) -> Any:
+        return client.submit(
+            score_shard,
+            work,
+            *held,
+            len(players.names),
+            scoring.top_k,
+            keep_block=scoring.save_matrix,
+            floors=combination.reached,
+            pure=False,
+        )
 
     n_ahead = SHARDS_AHEAD * max(1, len(client.scheduler_info()["workers"]))
-    waiting: deque[tuple[ShardWork, Any]] = deque()
-    todo = deque(works)
-    shared: list[Any] = []
-    n_lost = 0
-    with named_losses("scoring", client):
-        while todo or waiting:
-            if not shared:
-                shared = [
-                    client.scatter(item, broadcast=True, hash=False) for item in (preconditioned, players.sources)
-                ]
-            while todo and len(waiting) < n_ahead:
-                work = todo.popleft()
-                future = client.submit(
-                    score_shard,
-                    work,
-                    *shared,
-                    len(players.names),
-                    scoring.top_k,
-                    keep_block=scoring.save_matrix,
-                    floors=combination.reached,
-                    pure=False,
-                )
-                waiting.append((work, future))
-            work, future = waiting[0]
-            try:
-                result = future.result()
-            except CancelledError:
-                n_lost += 1
-                if n_lost > MAX_LOSSES or client.status != "running":
-                    raise
-                run_logger().warning("a Dask worker died with what it held: handing its shards out again")
-                todo.extendleft(work for work, _ in reversed(waiting))
-                waiting.clear()
-                shared = []
-                continue
-            waiting.popleft()
-            yield work, result
+    return windowed(client, "scoring", works, submit, n_ahead, shared=(preconditioned, players.sources))
 
 
 def _tally(

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.ref import StoreRef
+from dataworth.storage.spelling import setting
 from dataworth.tasks.capture.losses import IGNORED, next_tokens
 from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch
 from dataworth.tasks.corpus.groups import document_groups
@@ -92,7 +93,7 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
         Mean loss over the targets of each step, nats.
     """
     if loaded.sharded:
-        raise InputError("--model.shard: a model spread over several processes cannot be trained again yet")
+        raise InputError(f"{setting('model.shard')}: a model spread over several processes cannot be trained again yet")
     batches = shuffled_batches(corpus.windows["n_tokens"][windows].tolist(), training)
     model = loaded.model
     torch.manual_seed(training.seed)

@@ -101,6 +101,12 @@ def test_a_model_needs_its_tokenizer(checkpoint, documents):
         dw.index(AutoModelForCausalLM.from_pretrained(checkpoint), None, documents)
 
 
+def test_settings_are_named_as_arguments(checkpoint, documents):
+    exact, asked = {"curvature": {"labels": "exact"}}, [{"id": "q", "prompt": "a", "completion": " b"}]
+    with pytest.raises(InputError, match=r"^`curvature\.labels` exact: .* pass `curvature\.labels` sampled$"):
+        dw.value(checkpoint, None, documents, asked, **SETTINGS, **exact)
+
+
 def test_a_path_that_is_none_is_no_prompt(checkpoint, documents, tmp_path):
     with pytest.raises(InputError, match="no such file|cannot be read|not there"):
         dw.value(checkpoint, None, documents, str(tmp_path / "questions.jsonl"), **SETTINGS)

@@ -84,7 +84,7 @@ def test_the_digits_tuned_and_run_again(dataworth, prefect_server, tmp_path):
     again = dataworth(*given, timeout=900)
     assert again.returncode == 0, again.stderr
     assert "trainings to do" not in again.stderr
-    assert "scores by recommended are there already" in again.stderr
+    assert "scores by recommended: there already" in again.stderr
     pd.testing.assert_frame_equal(rows, pd.read_parquet(out / "methods.parquet").set_index("method"))
 
 

@@ -68,7 +68,7 @@ def test_a_valuation_and_all_it_leaves(dataworth, prefect_server, checkpoints, c
     again = dataworth("value", *given, "--tracking.experiment", "first of all")
     assert again.returncode == 0, again.stderr
     assert re.search(r"corpus: 0 of \d+ examples to compute", again.stderr)
-    assert "is there already" in again.stderr
+    assert "there already" in again.stderr
     pd.testing.assert_frame_equal(sources, pd.read_parquet(out / "sources.parquet"))
 
     top = dataworth("top", "--results", out, "--query", "q0", "--count", "2")

@@ -148,7 +148,8 @@ def test_pca_bases_are_the_leading_eigenvectors(tmp_path, checkpoints, corpus_fi
 
 def test_a_killed_fit_goes_on_from_what_it_kept(tmp_path, checkpoints, corpus_file, queries_file, monkeypatch):
     """Interrupted after three batches, with what it had kept: the same matrices, each batch computed once."""
-    from dataworth.tasks.curvature import fitting as module
+    from dataworth.tasks.curvature import fitting
+    from dataworth.tasks.curvature import passes as module
 
     def fitted(store, kind, stop_after=None):
         passes, real = [], module.backward_passes
@@ -160,7 +161,7 @@ def test_a_killed_fit_goes_on_from_what_it_kept(tmp_path, checkpoints, corpus_fi
             return real(*arguments)
 
         monkeypatch.setattr(module, "backward_passes", counted)
-        monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        monkeypatch.setattr(fitting, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
         curvature = CurvatureConfig(kind=kind, draws=2)
         try:
             pipeline = Pipeline(

@@ -9,6 +9,7 @@ from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
 from dataworth.storage.layers import LayerStore
+from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.games.model_game import ModelSums
 from dataworth.tasks.coalitions.games.path_values import path_points
 from dataworth.tasks.coalitions.games.play import Play
@@ -46,7 +47,8 @@ def path_document_values(play: Play, game: GameParts, grouping: str, names: Sequ
         raise TypeError("values of documents need the sums of a model")
     if game.curvature.fraction < 1:
         raise InputError(
-            "--sources.document_values: each document needs its own curvature, leave --curvature.fraction out"
+            f"{setting('sources.document_values')}: each document needs its own curvature, leave "
+            f"{setting('curvature.fraction')} out"
         )
     documents = CorpusStore.open(game.corpus)
     points = path_points(sums.layers, sums.damping, play.expansion)

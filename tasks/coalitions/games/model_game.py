@@ -15,6 +15,7 @@ from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.ref import StoreRef
+from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.games.expansion import QueryExpansion
 from dataworth.tasks.coalitions.games.groups import SourceGroups
 from dataworth.tasks.coalitions.games.newton_steps import LayerSums, endpoint_matched, estimated_damping
@@ -88,7 +89,9 @@ def model_sums(
     basis_store = LayerStore.open(bases)
     projections = stored_projections(basis_store)
     if any(projection.sketch is not None for projection in projections):
-        raise InputError("--projection factgrass: games over sources need the two sides apart; pass another one")
+        raise InputError(
+            f"{setting('projection.kind')} factgrass: games over sources need the two sides apart; pass another one"
+        )
     coordinates = [orthonormal_coordinates(projection) for projection in projections]
     stores = [LayerStore.open(source) for source in sources]
     names = [layer.name for layer in basis_store.layers]
@@ -259,6 +262,7 @@ def in_order(found: Mapping[str, StoreRef], names: Sequence[str]) -> list[StoreR
     missing = [name for name in names if name not in found]
     if missing:
         raise InputError(
-            f"source {missing[0]!r} has no document that can be valued: leave it out, or pass --game additive"
+            f"source {missing[0]!r} has no document that can be valued: leave it out, or pass "
+            f"{setting('sources.game')} additive"
         )
     return [found[name] for name in names]

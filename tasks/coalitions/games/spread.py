@@ -4,7 +4,7 @@ Of an expanded game each worker holds the sums of some layers, so that together 
 step in those layers tells of the queries, and its squared length, add up over the layers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from dataworth.tasks.cluster import MAX_LOSSES, cluster_address, dask_client, named_losses
+from dataworth.tasks.cluster import MAX_LOSSES, cluster_address, dask_client, named_losses, windowed
 from dataworth.tasks.coalitions.estimation.designs import Coalitions
 from dataworth.tasks.coalitions.games.expansion import QueryExpansion
 from dataworth.tasks.coalitions.games.newton_steps import NewtonSteps
@@ -22,7 +22,10 @@ from dataworth.tasks.configuration import ClusterConfig
 
 __all__ = ["PARTS", "SpreadGame", "SpreadRows", "game_client"]
 
+DOING = "asking for the utilities of coalitions"
 COALITIONS_AT_ONCE = 256
+# Rows on the cluster or waiting there, for each of its threads.
+ROWS_AHEAD = 4
 # Of the layers, however many workers there are, so that sums are rounded in the same way.
 PARTS = 16
 
@@ -79,7 +82,7 @@ class SpreadGame:
         """
         expansion, steps = self._game.expansion, self._game.steps
         utilities = np.empty((len(masks), len(expansion.losses)))
-        with named_losses("asking for the utilities of coalitions", self._client):
+        with named_losses(DOING, self._client):
             for first in range(0, len(masks), COALITIONS_AT_ONCE):
                 rows = slice(first, first + COALITIONS_AT_ONCE)
                 told = self._asked(masks[rows])
@@ -137,9 +140,13 @@ class SpreadRows:
         Raises:
             DataworthError: the cluster was lost.
         """
-        with named_losses("asking for the utilities of coalitions", self.client):
-            futures = [self.client.submit(_alone, self.work, row[None], pure=False) for row in rows]
-            return np.concatenate(self.client.gather(futures))
+        client = self.client
+
+        def submit(row: np.ndarray, held: Sequence[Any]) -> Any:
+            return client.submit(_alone, self.work, row[None], pure=False)
+
+        n_ahead = ROWS_AHEAD * max(1, sum(client.nthreads().values()))
+        return np.concatenate([found for _, found in windowed(client, DOING, rows, submit, n_ahead)])
 
 
 def _alone(work: Callable[[np.ndarray], np.ndarray], row: np.ndarray) -> np.ndarray:

@@ -7,9 +7,8 @@ import numpy as np
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.layers import LayerStore
-from dataworth.storage.locations import StoreFolders
-from dataworth.storage.manifest import writer_lock
-from dataworth.storage.ref import fingerprint
+from dataworth.storage.place import Location
+from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.semivalues import size_weights
 from dataworth.tasks.coalitions.games.model_game import in_order
@@ -18,6 +17,7 @@ from dataworth.tasks.coalitions.games.play import Sums
 from dataworth.tasks.coalitions.games.sums_game import MAX_REPLAYED
 from dataworth.tasks.coalitions.games.vectors import VectorDesign, VectorValues, vector_design, vector_values
 from dataworth.tasks.coalitions.parts import GameParts
+from dataworth.tasks.keeping import kept
 from dataworth.tasks.progress import run_logger
 
 __all__ = ["stored_vectors"]
@@ -51,20 +51,17 @@ def stored_vectors(
         "damping": game.damping.model_dump(mode="json"),
         **sources.model_dump(include=chosen),
     }
-    root, name = StoreFolders(store).layers, fingerprint(parts)
     layers = LayerStore.open(game.bases).layers
-    if LayerStore.exists(root, name):
-        run_logger().info("the sources' values in parameters are there already: no coalition is asked for")
-    else:
-        with writer_lock(root / f"{name}-vectors"):
-            if not LayerStore.exists(root, name):  # another run may just have made it
-                found = _found(sums, sources)
-                matrices = _by_layer(found, [layer.gradients.shape[1] for layer in sums.layers])
-                attributes = {**parts, "kind": KIND, "n_coalitions": found.n_coalitions, "exact": found.exact}
-                # With the corpus goes what was made of it, when one of its documents is withdrawn.
-                attributes["corpus"] = CorpusStore.open(game.corpus).contents_fingerprint
-                LayerStore.write(root, name, layers, matrices, attributes)
-    read = LayerStore(root / name)
+
+    def build(root: Location, name: str) -> None:
+        vectors = _found(sums, sources)
+        matrices = _by_layer(vectors, [layer.gradients.shape[1] for layer in sums.layers])
+        attributes = {**parts, "kind": KIND, "n_coalitions": vectors.n_coalitions, "exact": vectors.exact}
+        # With the corpus goes what was made of it, when one of its documents is withdrawn.
+        attributes["corpus"] = CorpusStore.open(game.corpus).contents_fingerprint
+        LayerStore.write(root, name, layers, matrices, attributes)
+
+    read = LayerStore.open(kept(store, "layers", parts, "the sources' values in parameters", build))
     samples, replicates = (
         [read.matrix(layer.name, kind) for layer in layers if kind in read.names(layer.name)]
         for kind in ("samples", "replicates")
@@ -94,7 +91,7 @@ def _found(sums: Sums, sources: SourcesConfig) -> VectorValues:
     try:
         design = vector_design(n_sources, weights, sources.budget, np.random.default_rng(sources.seed))
     except ValueError as error:
-        raise InputError(f"--sources.budget: {error}") from None
+        raise InputError(f"{setting('sources.budget')}: {error}") from None
     run_logger().info("finding the sources' values in parameters: %s coalitions", f"{design.n_coalitions:,}")
     steps = NewtonSteps(sums.layers, sums.damping, sums.largest)
     groups = sums.groups

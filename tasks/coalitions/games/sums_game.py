@@ -9,6 +9,7 @@ from jaxtyping import Float
 from scipy.stats import t as student
 
 from dataworth.storage.schema import ALL_QUERIES
+from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.estimators import Estimate, exact
 from dataworth.tasks.coalitions.estimation.sampling import ESTIMATORS, MAX_ENUMERATED, Sampled
@@ -216,10 +217,10 @@ def _of_closed(by_query: Float[np.ndarray, "q s"]) -> Estimate:
 def _why_not(groups: SourceGroups | None, n_coalitions: int) -> str:
     """Why documents have no errors, to be put behind a sentence; empty where they have."""
     if groups is None or groups.n_groups < 2:
-        return " (--sources.document_groups 1)"
+        return f" ({setting('sources.document_groups')} 1)"
     if groups.n_groups * n_coalitions > MAX_REPLAYED:
         return (
             f", as {groups.n_groups} times {n_coalitions:,} coalitions are more than {MAX_REPLAYED:,}: "
-            "lower --sources.budget or --sources.document_groups"
+            f"lower {setting('sources.budget')} or {setting('sources.document_groups')}"
         )
     return ""

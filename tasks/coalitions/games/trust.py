@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from dataworth.storage.spelling import setting
+
 __all__ = ["RetrainedCheck", "SumsCheck"]
 
 # A check fails where the way back to the base is covered to less than half, or half as far again, and where the
@@ -42,7 +44,7 @@ class SumsCheck:
         if self.reach is not None and not REACH[0] <= self.reach <= REACH[1]:
             return (
                 f"the projected parameters cover {self.reach:.0%} of the way back to the base: track more layers or "
-                "raise --projection.rank"
+                f"raise {setting('projection.rank')}"
             )
         if not self.missed <= MAX_MISSED:
             return f"predicted changes of loss miss the measured ones by {self.missed:.0%}"
@@ -96,7 +98,10 @@ class RetrainedCheck:
         """Why it is not reliable; empty where it is."""
         if REACH[0] <= self.reach <= REACH[1]:
             return ""
-        return f"training on everything goes {self.reach:.0%} of the way from the base to the model: set --training.*"
+        return (
+            f"training on everything goes {self.reach:.0%} of the way from the base to the model: set "
+            f"{setting('training')}"
+        )
 
     @property
     def reliable(self) -> bool:

@@ -21,6 +21,7 @@ from mlflow.tracking import MlflowClient
 from dataworth.storage.errors import DataworthError
 from dataworth.storage.locations import home
 from dataworth.storage.ref import fingerprint
+from dataworth.storage.spelling import setting
 from dataworth.tasks.report.mlflow.single_runs import BATCH, SingleRuns
 from dataworth.tasks.report.runs import LoggedRun, TrackedStep, TrackedValuation, metric_name, run_page
 from dataworth.tasks.visible import without_password
@@ -102,7 +103,9 @@ def _experiment(client: MlflowClient, address: str, name: str) -> str:
         if found is None:
             raise DataworthError(f"the experiment {name!r} cannot be made")
     if found.lifecycle_stage != "active":
-        raise DataworthError(f"the experiment {name!r} was deleted: restore it or pass --tracking.experiment")
+        raise DataworthError(
+            f"the experiment {name!r} was deleted: restore it or pass {setting('tracking.experiment')}"
+        )
     return str(found.experiment_id)
 
 

@@ -12,6 +12,7 @@ from dataworth.storage.checksums import is_sealed, sealed, unsealed
 from dataworth.storage.durable import replace_file
 from dataworth.storage.errors import InputError
 from dataworth.storage.ref import fingerprint
+from dataworth.storage.spelling import setting
 from dataworth.tasks.report.page.figures import GOOD, INK, UNKNOWN, drawing, empty_figure, label, png
 from dataworth.tasks.report.page.html import audit_page
 from dataworth.tasks.report.results.parameters import flat
@@ -266,14 +267,14 @@ def read_audit(folder: Path) -> Audit:
     """
     path = folder / "audit.json"
     if not path.is_file():
-        raise InputError(f"--results {folder}: holds no finished audit (no audit.json)")
+        raise InputError(f"{setting('results')} {folder}: holds no finished audit (no audit.json)")
     try:
         made = json.loads(path.read_bytes())
         if not is_sealed(made):
             raise ValueError(path)
         return Audit(**unsealed(made))
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"--results {folder}: audit.json is damaged; run `dataworth audit` again") from None
+        raise InputError(f"{setting('results')} {folder}: audit.json is damaged; run `dataworth audit` again") from None
 
 
 def as_json(audit: Audit) -> str:

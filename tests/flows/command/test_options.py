@@ -40,7 +40,7 @@ def test_options_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
         ({**NEEDED, "projection__rank": "0"}, "--projection.rank: input should be greater than or equal to 1, got '0'"),
         ({**NEEDED, "projection__rank": "x"}, "--projection.rank: input should be a valid integer"),
         ({**NEEDED, "config_file": "gone.yaml"}, "gone.yaml: cannot be read"),
-        ({**NEEDED, "sources__game": "path", "sources__semivalue": "banzhaf"}, "path values are averages along a path"),
+        ({**NEEDED, "sources__game": "path", "sources__semivalue": "banzhaf"}, "path values are no semivalue"),
         ({**NEEDED, "sources__game": "newton", "scoring__layers": ("*",)}, "the game newton is over all sources and"),
         ({**NEEDED, "model__name": ("m", "m")}, "--model: m is given twice, got ['m', 'm']"),
         ({**NEEDED, "model__name": ("a/m", "b", "./a//m/")}, "--model: ./a//m/ is given twice"),

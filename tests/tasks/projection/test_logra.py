@@ -43,4 +43,4 @@ def test_the_layer_table_gives_consecutive_columns():
     second = LayerProjection("b", 5, 4, False, BasisSide(torch.ones(2, 5)), IdentitySide(4))
     table = layer_table([first, second])
     assert [(row.first_column, row.n_columns) for row in table] == [(0, 6), (6, 8)]
-    assert [(row["k_in"], row["k_out"]) for row in table] == [(3, 2), (2, 4)]
+    assert [(row.k_in, row.k_out) for row in table] == [(3, 2), (2, 4)]
