@@ -192,6 +192,30 @@ class CorpusStore(Store):
             yield from part.to_pylist()
 
 
+def _parts(document: TokenisedDocument, further: str | None) -> list[bytes]:
+    """What of a document is in the fingerprint of its corpus."""
+    parts = [document.document_id.encode(), document.source.encode(), document.text.encode(), document.content]
+    if document.n_prompt_characters:
+        parts.append(b"prompt %d" % document.n_prompt_characters)
+    return parts if further is None else [*parts, further.encode()]
+
+
+def _window_rows(document: TokenisedDocument, number: int, first_token: int) -> list[dict[str, Any]]:
+    """Rows of WINDOWS of dataworth.storage.schema."""
+    return [
+        {
+            "document": number,
+            "token_start": first_token + start,
+            "n_tokens": length,
+            "n_masked": n_masked,
+            "character_start": first_character,
+            "character_end": end_character,
+            "label": document.label,
+        }
+        for start, length, n_masked, first_character, end_character in document.windows
+    ]
+
+
 def _write_tables(
     folder: Path, documents: Iterable[TokenisedDocument], digest: "hashlib._Hash", *, with_fields: bool
 ) -> dict[str, int]:
@@ -213,14 +237,8 @@ def _write_tables(
 
         n_pending = 0
         for document in documents:
-            content = document.content
-            parts = [document.document_id.encode(), document.source.encode(), document.text.encode(), content]
-            if document.n_prompt_characters:
-                parts.append(b"prompt %d" % document.n_prompt_characters)
             further = json.dumps(dict(document.fields), sort_keys=True) if with_fields else None
-            if further is not None:
-                parts.append(further.encode())
-            for part in parts:
+            for part in _parts(document, further):
                 digest.update(len(part).to_bytes(8, "little") + part)
             n_tokens = sum(window[1] for window in document.windows)
             rows.append(
@@ -229,24 +247,13 @@ def _write_tables(
                     "source": document.source,
                     "text": document.text,
                     "n_prompt_characters": document.n_prompt_characters,
-                    "content": content,
+                    "content": document.content,
                     "n_tokens": n_tokens,
                     "n_windows": len(document.windows),
                     FIELDS.name: further,
                 }
             )
-            for start, length, n_masked, first_character, end_character in document.windows:
-                windows.append(
-                    {
-                        "document": counts["n_documents"],
-                        "token_start": counts["n_stored_tokens"] + start,
-                        "n_tokens": length,
-                        "n_masked": n_masked,
-                        "character_start": first_character,
-                        "character_end": end_character,
-                        "label": document.label,
-                    }
-                )
+            windows += _window_rows(document, counts["n_documents"], counts["n_stored_tokens"])
             tokens.write(document.tokens.astype(TOKEN_DTYPE).tobytes())
             counts["n_documents"] += 1
             counts["n_examples"] += len(document.windows)

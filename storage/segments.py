@@ -66,39 +66,33 @@ def new_segment(
     rows = table.rows_per_shard
     with new_store(store / name) as folder:
         group = zarr.open_group(folder, mode="w", zarr_format=3)
-        group.create_array(
+        stored = STORED[table.dtype]
+
+        def rows_array(name: str, widths: tuple[int, ...], names: tuple[str, ...], **more: Any) -> None:
+            """An array of the rows, a shard a chunk."""
+            group.create_array(
+                name,
+                shape=(n_rows, *widths),
+                chunks=(rows, *widths),
+                compressors=[Crc32cCodec()],
+                config={"write_empty_chunks": True},
+                dimension_names=("example", *names),
+                **more,
+            )
+
+        rows_array(
             "gradients",
-            shape=(n_rows, table.n_columns),
-            chunks=(rows, table.n_columns),
-            dtype=STORED[table.dtype],
-            fill_value=np.nan if STORED[table.dtype].kind == "f" else 0,
+            (table.n_columns,),
+            ("column",),
+            dtype=stored,
+            fill_value=np.nan if stored.kind == "f" else 0,
             serializer=BytesCodec(),
-            compressors=[Crc32cCodec()],
-            config={"write_empty_chunks": True},
-            dimension_names=("example", "column"),
             attributes={"dtype": table.dtype},
         )
         if table.dtype == "int8":
-            group.create_array(
-                "scales",
-                shape=(n_rows, len(table.layers)),
-                chunks=(rows, len(table.layers)),
-                dtype=np.float32,
-                serializer=BytesCodec(),
-                compressors=[Crc32cCodec()],
-                config={"write_empty_chunks": True},
-                dimension_names=("example", "layer"),
-            )
+            rows_array("scales", (len(table.layers),), ("layer",), dtype=np.float32, serializer=BytesCodec())
         for column, dtype in EXAMPLE_COLUMNS.items():
-            group.create_array(
-                f"examples/{column}",
-                shape=(n_rows,),
-                chunks=(rows,),
-                dtype=dtype,
-                compressors=[Crc32cCodec()],
-                config={"write_empty_chunks": True},
-                dimension_names=("example",),
-            )
+            rows_array(f"examples/{column}", (), (), dtype=dtype)
         for content_column, values in (("hash", hashes), ("n_windows", n_windows.astype(np.int32))):
             group.create_array(
                 f"contents/{content_column}",

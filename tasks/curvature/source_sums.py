@@ -60,7 +60,12 @@ class SourceDocuments:
 
 
 def towards_base(model: ModelConfig) -> float:
-    """At which weights a source's curvature is taken (see `dataworth.tasks.model.loading.load`)."""
+    """At which weights a source's curvature is taken (see `dataworth.tasks.model.loading.load`).
+
+    Where it is known what training began from, half-way between there and the checkpoint: a step that leaves out a
+    whole source goes far, and what matters is the curvature along it. Measured on digits against all 256 retrainings,
+    shares were 2 to 5 times nearer to the truth than with the curvature at the checkpoint.
+    """
     return 0.0 if model.base is None else HALFWAY
 
 
