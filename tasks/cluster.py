@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ __all__ = ["MAX_LOSSES", "cluster_address", "dask_client", "named_losses", "wind
 # Workers that may die in one pass, each with what it held, before the pass is given up.
 MAX_LOSSES = 3
 SECONDS_TO_CONNECT = 20
+SECONDS_BETWEEN_LOOKS = 0.02
 Work = TypeVar("Work")
 IMPORTED_ONCE = ["distributed.nanny", "distributed.worker", "numcodecs", "dataworth.tasks.scoring.shards"]
 
@@ -180,7 +182,7 @@ def windowed(
     Raises:
         WorkersLostError: more than MAX_LOSSES workers died with what they held, or the scheduler is gone.
     """
-    from distributed import CancelledError, as_completed
+    from distributed import CancelledError
 
     todo, waiting = deque(works), dict[Any, Work]()
     held: list[Any] | None = None
@@ -190,12 +192,10 @@ def windowed(
             try:
                 if held is None:
                     held = [client.scatter(item, broadcast=True, hash=False) for item in shared]
-                    completed = as_completed(loop=client.loop)
                 while todo and len(waiting) < n_ahead:
                     future = submit(todo[0], held)
                     waiting[future] = todo.popleft()
-                    completed.add(future)
-                future = next(iter(waiting) if ordered else completed)
+                future = next(iter(waiting)) if ordered else _first_done(waiting)
                 result = future.result()
             except CancelledError:
                 n_lost += 1
@@ -207,3 +207,11 @@ def windowed(
                 held = None
                 continue
             yield waiting.pop(future), result
+
+
+def _first_done(futures: Iterable[Any]) -> Any:
+    while True:
+        for future in futures:
+            if future.done():
+                return future
+        time.sleep(SECONDS_BETWEEN_LOOKS)

@@ -11,7 +11,7 @@ from tests.harness.faults import COMMANDS, swept
 __all__ = ["rows"]
 
 # Every call of the short ones.
-EVERY = {"withdraw": 1, "verify": 1, "compact": 5, "compact what was set aside": 9, "publish": 7}
+EVERY = {"withdraw": 1, "verify": 1, "compact": 5, "compact what was set aside": 9, "publish": 7, "audit": 3}
 ELSE = 25
 
 

@@ -34,7 +34,7 @@ from dataworth.tasks.report.steps import publish_valuation
 from dataworth.what_if import valued
 from tests.harness.pipeline import Pipeline
 
-__all__ = ["Damaged", "Valued", "kind_of", "sweep", "unnamed"]
+__all__ = ["Damaged", "Valued", "here", "kind_of", "sweep", "unnamed"]
 
 SAMPLED = CurvatureConfig(kind="fisher", draws=1, seed=5)
 # Stages whose stores are removed so that a damaged earlier one has to be read again.
@@ -55,6 +55,9 @@ class _Here:
 
     status, scheduler = "running", mock.Mock(addr="here")
 
+    def nthreads(self) -> dict[str, int]:
+        return {"here": 1}
+
     def scheduler_info(self) -> dict[str, Any]:
         return {"workers": {"here": None}}
 
@@ -66,7 +69,7 @@ class _Here:
 
 
 @contextmanager
-def _here(*_: Any) -> Iterator[_Here]:
+def here(*_: Any) -> Iterator[_Here]:
     yield _Here()
 
 
@@ -96,7 +99,7 @@ class Valued:
     def outcome(self) -> str:
         """What every command says, as one text: the pipeline run again, then what reads the results."""
         with (
-            mock.patch("dataworth.tasks.scoring.steps.dask_client", _here),
+            mock.patch("dataworth.tasks.scoring.steps.dask_client", here),
             mock.patch("dataworth.storage.gradients.rows_per_shard", return_value=4),
         ):
             return repr(self._outcome())

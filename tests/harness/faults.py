@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 __all__ = ["HOW", "forked", "state", "swept"]
 
 ROOT = Path(__file__).parents[2]
 HOW = ("kill", "I/O error", "full disk", "torn write")
-# What differs between two runs of the same: dates, and whose turn it was.
-DATES = ("begun", "finished", "date", "made", "crc32c")
+# What differs between two runs of the same: dates, whose turn it was, and what it cost.
+DATES = ("begun", "finished", "date", "made", "crc32c", "seconds", "bytes")
 
 
 def swept(folder: Path, every: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -120,12 +121,35 @@ def _value(valued: Any) -> None:
     valued.outcome()
 
 
+def _audit(valued: Any) -> None:
+    """Trainings that take no time, kept one by one; scores by two methods; what comes of them."""
+    from dataworth.tasks.configuration import ClusterConfig
+    from dataworth.tasks.counterfactual import steps
+    from dataworth.tasks.counterfactual.config import AuditConfig
+    from dataworth.tasks.counterfactual.parts import MethodRun
+    from dataworth.tasks.counterfactual.problem import NamedProblem
+    from dataworth.tasks.curvature.config import CurvatureConfig
+    from dataworth.tasks.projection.config import ProjectionConfig
+    from tests.harness.damage import here
+
+    store, place = str(valued.root / "store"), NamedProblem("tests.reference.instant:instant")
+    audit, cluster = AuditConfig(subsets=6, seeds=2), ClusterConfig()
+    with mock.patch("dataworth.tasks.counterfactual.trainings.dask_client", here):
+        steps.train_subsets(store, place, audit, cluster)
+        steps.train_without_sources(store, place, audit, cluster)
+        for method in ("dot", "leave-one-out"):
+            run = MethodRun(method=method, projection=ProjectionConfig(kind="identity"), curvature=CurvatureConfig())
+            scores = steps.attribute(store, place, run, cluster, audit.seeds)
+        steps.train_without_best(store, place, audit, cluster, method, scores, [0, 1])
+
+
 COMMANDS = {
     "withdraw": Command(lambda valued: None, _withdraw),
     "compact": Command(_withdraw, _compact),
     "compact what was set aside": Command(_withdrawn_and_set_aside, _compact),
     "verify": Command(_flip_shards, _verify),
     "publish": Command(_without_results, _value),
+    "audit": Command(lambda valued: None, _audit),
     "index, score, play, publish": Command(_empty, _value),
 }
 
