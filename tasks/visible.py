@@ -16,7 +16,7 @@ PASSWORD = re.compile(r"(?<=://)[^\s/?#'\"]*@")
 
 def visible(text: str) -> str:
     r"""The same text with every character that acts instead of being seen as its escape: `\n`, `\x1b`, `\u202e`."""
-    return HIDDEN.sub(lambda found: repr(found.group())[1:-1], text)
+    return HIDDEN.sub(lambda match: repr(match.group())[1:-1], text)
 
 
 def without_password(text: str) -> str:

@@ -59,5 +59,5 @@ class SingleModelAttributor(Attributor):
         """The mean over the models."""
         if not self._scorers:
             raise ValueError("fit the method before it scores")
-        found: Float[np.ndarray, "q n"] = np.mean([scorer(queries) for scorer in self._scorers], axis=0)
-        return found
+        scores: Float[np.ndarray, "q n"] = np.mean([scorer(queries) for scorer in self._scorers], axis=0)
+        return scores

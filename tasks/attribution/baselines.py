@@ -67,13 +67,13 @@ def embeddings(model: Model, examples: Examples) -> Float[np.ndarray, "n d"]:
         ValueError: the last tracked layer of a module reads no single row an example.
     """
     inner = next((module for module in model.model.modules() if isinstance(module, PreTrainedModel)), None)
-    found: list[np.ndarray] = []
+    embedded: list[np.ndarray] = []
     batches = batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching)
     for numbers in batches:
         inputs, mask, _ = examples.batch(numbers, model.device, model.reading.pad_token)
         vectors = _read_by_last_layer(model, inputs, mask) if inner is None else _mean_state(inner, inputs, mask)
-        found.append(vectors.double().cpu().numpy())
-    return np.concatenate(found)[np.argsort(np.concatenate(batches))]
+        embedded.append(vectors.double().cpu().numpy())
+    return np.concatenate(embedded)[np.argsort(np.concatenate(batches))]
 
 
 def _mean_state(model: PreTrainedModel, inputs: Tensor, mask: Tensor) -> Tensor:

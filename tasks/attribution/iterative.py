@@ -139,7 +139,7 @@ class LiSSAInfluence(IterativeInfluence):
         if scale is None:
             scale = SCALE_MARGIN * largest_eigenvalue(damped, products.n_columns, self.seed)
         n_examples = products.examples.n_examples
-        found = np.zeros_like(right)
+        solution = np.zeros_like(right)
         for repeat in range(self.repeats):
             generator = np.random.default_rng([self.seed, repeat])
             drawn = None if self.samples is None else generator.integers(0, n_examples, (self.depth, self.samples))
@@ -147,11 +147,11 @@ class LiSSAInfluence(IterativeInfluence):
             def step(number: int, vectors: np.ndarray, drawn: np.ndarray | None = drawn) -> np.ndarray:
                 return damped(vectors, None if drawn is None else drawn[number])
 
-            found += lissa(step, right, scale, self.depth) / self.repeats
-        worst = float(relative_residuals(damped, found, right).max(initial=0.0))
+            solution += lissa(step, right, scale, self.depth) / self.repeats
+        worst = float(relative_residuals(damped, solution, right).max(initial=0.0))
         if not worst <= self.tolerance:
             raise NotConvergedError(
                 f"the series left a relative residual of {worst:.2g}, above {self.tolerance:.2g}: take a larger depth "
                 f"than {self.depth} (about {scale / self.damping:.0f} steps shrink it e-fold), more samples or damping"
             )
-        return found
+        return solution

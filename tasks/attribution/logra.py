@@ -52,11 +52,11 @@ class LoGra(SingleModelAttributor):
             ready = applied(asked, inverses)
             if self.kind == "cosine":
                 ready /= _positive(np.sqrt(np.einsum("qc,qc->q", ready, asked)))[:, None]
-            found = np.empty((len(ready), examples.n_examples))
+            influences = np.empty((len(ready), examples.n_examples))
             for numbers, rows, _ in example_rows(model, projections, examples):
                 taught = rows.double().cpu().numpy()
-                found[:, numbers] = ready @ taught.T / self._lengths(taught, inverses)
-            return found
+                influences[:, numbers] = ready @ taught.T / self._lengths(taught, inverses)
+            return influences
 
         return scores
 
@@ -84,14 +84,14 @@ def scores_by_damping(
         projection, curvature: as of LoGra; the curvature's own damping does not count.
         dampings: one after another.
     """
-    found = np.zeros((len(dampings), queries.n_examples, examples.n_examples))
+    scores = np.zeros((len(dampings), queries.n_examples, examples.n_examples))
     for model in models:
         projections, columns, curvatures = fitted(model, examples, projection, curvature)
         asked = all_rows(model, projections, queries)[0].double().cpu().numpy()
         ready = np.stack([applied(asked, _inverses(columns, curvatures, damping)) for damping in dampings])
         for numbers, rows, _ in example_rows(model, projections, examples):
-            found[:, :, numbers] += ready @ rows.double().cpu().numpy().T / len(models)
-    return found
+            scores[:, :, numbers] += ready @ rows.double().cpu().numpy().T / len(models)
+    return scores
 
 
 def fitted(
@@ -125,11 +125,11 @@ def _projections(
     model: Model, projection: ProjectionConfig, whole: Sequence[Covariances] | None
 ) -> list[LayerProjection]:
     names = [layer.name for layer in model.layers]
-    found = None
+    covariances = None
     if projection.kind == "pca" and whole is not None:
         pairs = [(entry.inputs, entry.outputs) for entry in whole]
-        found = dict(zip(names, pairs, strict=True))
-    precise = projections_of(model.layers, projection, found)
+        covariances = dict(zip(names, pairs, strict=True))
+    precise = projections_of(model.layers, projection, covariances)
     dtype = next(model.model.parameters()).dtype
     return [entry.to(torch.device("cpu"), dtype) for entry in precise]
 

@@ -100,8 +100,8 @@ class CurvatureProducts:
             logits = head(states)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             product = _gauss_newton(logits, moved) if self.kind == "gauss_newton" else _hessian(logits, targets, moved)
-            found = [torch.cat([part.flatten() for part in product(vector)]) for vector in vectors]
-        return torch.stack(found).double().cpu().numpy()
+            products = [torch.cat([part.flatten() for part in product(vector)]) for vector in vectors]
+        return torch.stack(products).double().cpu().numpy()
 
 
 Product = Callable[[Sequence[Tensor]], Sequence[Tensor]]

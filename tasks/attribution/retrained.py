@@ -69,8 +69,8 @@ class LeaveOneOut(RetrainedAttributor):
         """The difference, of all documents."""
         masks = np.concatenate([~np.eye(n_documents, dtype=bool), np.ones((1, n_documents), bool)])
         losses = losses_after(self.outcome, masks)
-        found: Float[np.ndarray, "q d"] = (losses[:-1] - losses[-1]).T
-        return found
+        differences: Float[np.ndarray, "q d"] = (losses[:-1] - losses[-1]).T
+        return differences
 
 
 class TruncatedMonteCarloShapley(RetrainedAttributor):
@@ -103,8 +103,8 @@ class TruncatedMonteCarloShapley(RetrainedAttributor):
         orders = np.array([generator.permutation(n_documents) for _ in range(self.permutations)])
         gains = permutation_gains(self.outcome, orders, self.tolerance)
         self.standard_errors = (gains.std(axis=0, ddof=1) / np.sqrt(self.permutations)).T
-        found: Float[np.ndarray, "q d"] = gains.mean(axis=0).T
-        return found
+        mean_gains: Float[np.ndarray, "q d"] = gains.mean(axis=0).T
+        return mean_gains
 
 
 def losses_after(outcome: Outcome, masks: Bool[np.ndarray, "m d"]) -> Float[np.ndarray, "m q"]:

@@ -61,14 +61,14 @@ def example_rows(
 
 def all_rows(model: Model, projections: Sequence[LayerProjection], examples: Examples) -> tuple[Tensor, np.ndarray]:
     """(n, c) rows of all examples in their order, and their (n,) losses in nats; n c floats of memory."""
-    found: list[Tensor] = []
+    blocks: list[Tensor] = []
     order, losses = [], []
     for numbers, rows, loss in example_rows(model, projections, examples):
-        found.append(rows)
+        blocks.append(rows)
         order.append(numbers)
         losses.append(loss.double().cpu().numpy())
     back = np.argsort(np.concatenate(order))
-    rows = torch.cat(found)[torch.from_numpy(back).to(found[0].device)]
+    rows = torch.cat(blocks)[torch.from_numpy(back).to(blocks[0].device)]
     return rows, np.concatenate(losses)[back]
 
 
@@ -76,10 +76,10 @@ def row_products(
     vectors: Float[np.ndarray, "q c"], model: Model, projections: Sequence[LayerProjection], examples: Examples
 ) -> Float[np.ndarray, "q n"]:
     """v . g(z) of every vector and example, float64; one pass over the examples, whose rows are not kept."""
-    found = np.empty((len(vectors), examples.n_examples))
+    products = np.empty((len(vectors), examples.n_examples))
     for numbers, rows, _ in example_rows(model, projections, examples):
-        found[:, numbers] = vectors @ rows.double().cpu().numpy().T
-    return found
+        products[:, numbers] = vectors @ rows.double().cpu().numpy().T
+    return products
 
 
 def _capture(model: Model, projections: Sequence[LayerProjection]) -> GradientCapture:

@@ -79,10 +79,10 @@ def largest_eigenvalue(
     before = 0.0
     for _ in range(most_iterations):
         vector = product(vector / np.linalg.norm(vector))
-        found = float(np.linalg.norm(vector))
-        if abs(found - before) <= tolerance * found:
-            return found
-        before = found
+        magnitude = float(np.linalg.norm(vector))
+        if abs(magnitude - before) <= tolerance * magnitude:
+            return magnitude
+        before = magnitude
     raise NotConvergedError(f"the largest eigenvalue still changed after {most_iterations} iterations: allow more")
 
 

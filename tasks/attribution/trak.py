@@ -68,13 +68,13 @@ def features(
         examples: whose features are wanted.
     """
     counts = np.maximum(target_counts(examples), 1)
-    found, doubts = np.zeros((examples.n_examples, sketch.size)), np.zeros(examples.n_examples)
+    phi, doubts = np.zeros((examples.n_examples, sketch.size)), np.zeros(examples.n_examples)
     for numbers, rows, losses in example_rows(model, whole_space(model), examples):
         sketched = sketch.to(rows.device, rows.dtype).sketched(rows).double().cpu().numpy()
         doubt = -np.expm1(-losses.double().cpu().numpy() / counts[numbers])
         scale = np.divide(-1.0, doubt * counts[numbers], out=np.zeros_like(doubt), where=doubt > 0)
-        found[numbers], doubts[numbers] = sketched * scale[:, None], doubt
-    return found, doubts
+        phi[numbers], doubts[numbers] = sketched * scale[:, None], doubt
+    return phi, doubts
 
 
 def regression(phi: Float[np.ndarray, "n k"], ridge: float) -> Float[np.ndarray, "n k"]:
@@ -135,5 +135,5 @@ class TRAK(Attributor):
             raise ValueError("fit the method before it scores")
         terms = [features(entry.model, entry.sketch, queries)[0] @ entry.solved.T for entry in self.fitted]
         doubts = np.mean([entry.doubts for entry in self.fitted], axis=0)
-        found: Float[np.ndarray, "q n"] = np.mean(terms, axis=0) * doubts
-        return found
+        scores: Float[np.ndarray, "q n"] = np.mean(terms, axis=0) * doubts
+        return scores

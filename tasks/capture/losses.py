@@ -149,5 +149,5 @@ def target_losses(hidden: Float[Tensor, "p d"], head: Head, labeller: Labeller) 
     """
     if len(hidden) == 0:
         return (hidden.sum(dim=1).float(),)
-    found: tuple[Tensor, ...] = _TargetLosses.apply(hidden, head, labeller)
-    return found
+    losses: tuple[Tensor, ...] = _TargetLosses.apply(hidden, head, labeller)
+    return losses

@@ -26,5 +26,5 @@ class Players:
 
     def column(self, name: str) -> np.ndarray:
         """(n_queries + 1, n_sources) of a column of the sums."""
-        found: np.ndarray = self.table[name].to_numpy().reshape(len(self.query_ids), len(self.names))
-        return found
+        column: np.ndarray = self.table[name].to_numpy().reshape(len(self.query_ids), len(self.names))
+        return column

@@ -143,14 +143,14 @@ def _mean_rows(
 
 def _mean_notes(stores: Sequence[CoalitionStore], repeated: Repeated) -> dict[str, Any]:
     """What is to be known of the first, but that a game is reliable only where it is so for all."""
-    found = [each.attributes["notes"] for each in stores]
+    all_notes = [each.attributes["notes"] for each in stores]
     counted = f"{len(stores)} seeds" if repeated == "projection" else f"{len(stores)} of them"
-    notes = found[0] | {
+    notes = all_notes[0] | {
         f"{repeated}s": len(stores),
-        "errors": f"{found[0]['errors']}; of the {repeated}, by {counted}",
+        "errors": f"{all_notes[0]['errors']}; of the {repeated}, by {counted}",
     }
-    if "reliable" in found[0]:
-        notes["reliable"] = all(each.get("reliable", True) for each in found)
+    if "reliable" in all_notes[0]:
+        notes["reliable"] = all(each.get("reliable", True) for each in all_notes)
     return dict(notes)
 
 
@@ -175,8 +175,8 @@ def _played(material: Material, scores: StoreRef) -> Valuation:
         for line in checked.sentences():
             run_logger().info(line)
         if checked.reliable or not sources.fallback:
-            found = game.valuation()
-            return replace(found, facts={**checked.facts(), **found.facts})
+            valuation = game.valuation()
+            return replace(valuation, facts={**checked.facts(), **valuation.facts})
     said = "%s: valued by the %s game instead (%s)"
     run_logger().warning(said, checked.reason, FALLBACK, setting("sources.fallback"))
     instead = game_class(FALLBACK).made(material, NothingKept()).valuation()

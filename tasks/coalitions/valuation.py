@@ -43,19 +43,19 @@ class Valuation:
     documents: list[dict[str, Any]] | None = None
 
     @classmethod
-    def of_estimate(cls, found: Estimate, game: str, facts: Mapping[str, Any], *, exact: bool) -> "Valuation":
+    def of_estimate(cls, estimate: Estimate, game: str, facts: Mapping[str, Any], *, exact: bool) -> "Valuation":
         """Values from coalitions, or in closed form.
 
         Args:
-            found: values with the errors of sampled coalitions.
+            estimate: values with the errors of sampled coalitions.
             game: that was played.
             facts: of it.
             exact: no coalition that counts is left out, so that an interval of its own says nothing.
         """
         if exact:
-            unknown = np.full(found.values.shape, np.nan)
-            return cls(found.values, {COALITIONS: np.zeros_like(found.values)}, unknown, unknown, game, facts)
-        return cls(found.values, {COALITIONS: found.standard_errors}, found.low, found.high, game, facts)
+            unknown = np.full(estimate.values.shape, np.nan)
+            return cls(estimate.values, {COALITIONS: np.zeros_like(estimate.values)}, unknown, unknown, game, facts)
+        return cls(estimate.values, {COALITIONS: estimate.standard_errors}, estimate.low, estimate.high, game, facts)
 
     @property
     def errors(self) -> Float[np.ndarray, "r p"]:
@@ -92,16 +92,16 @@ class Valuation:
         return replace(self, facts={**self.facts, **facts})
 
 
-def with_queries(found: Valuation, confidence: float) -> Valuation:
+def with_queries(valuation: Valuation, confidence: float) -> Valuation:
     """The error of the last row also tells how it would move had other queries been asked."""
-    errors = np.full(found.values.shape, np.nan)
+    errors = np.full(valuation.values.shape, np.nan)
     n_queries = len(errors) - 1
     if n_queries > 1:
-        errors[-1] = np.sqrt(n_queries) * found.values[:-1].std(axis=0, ddof=1)
+        errors[-1] = np.sqrt(n_queries) * valuation.values[:-1].std(axis=0, ddof=1)
     reach = student.ppf(0.5 + confidence / 2, max(n_queries - 1, 1)) * errors
     said = "of sampled coalitions, and in the row of all queries of the queries asked"
-    facts = {"sum of values": float(found.values[-1].sum()), "errors": said}
-    return found.with_cause(QUERIES, errors, reach).with_facts(**facts)
+    facts = {"sum of values": float(valuation.values[-1].sum()), "errors": said}
+    return valuation.with_cause(QUERIES, errors, reach).with_facts(**facts)
 
 
 def with_total(by_query: Float[np.ndarray, "q m"]) -> Float[np.ndarray, "r m"]:

@@ -18,18 +18,18 @@ from dataworth.tasks.corpus.groups import grouping_fields
 __all__ = ["value_rows"]
 
 
-def value_rows(players: Players, found: Valuation, sources: SourcesConfig) -> list[dict[str, Any]]:
+def value_rows(players: Players, valuation: Valuation, sources: SourcesConfig) -> list[dict[str, Any]]:
     """Rows of VALUES, the players' own level first."""
     return [
         row
         for level in levels(players.names, len(grouping_fields(players.grouping)))
-        for row in _level_rows(level, players, found, sources)
+        for row in _level_rows(level, players, valuation, sources)
     ]
 
 
-def _at_level(level: Level, players: Players, found: Valuation, confidence: float) -> Valuation:
+def _at_level(level: Level, players: Players, valuation: Valuation, confidence: float) -> Valuation:
     """Values of groups of players: errors of different sources are taken as independent."""
-    if found.game == ADDITIVE:
+    if valuation.game == ADDITIVE:
         sums, squares = level.summed(players.column("sum")), level.summed(players.column("sum_of_squares"))
         return additive_valuation(sums, squares, level.summed(players.column("n_documents")[0]), confidence)
 
@@ -37,19 +37,22 @@ def _at_level(level: Level, players: Players, found: Valuation, confidence: floa
         known = level.summed((~np.isnan(parts)).astype(np.int64)) > 0
         return np.where(known, np.sqrt(level.summed(np.nan_to_num(parts) ** 2)), np.nan)
 
-    values = level.summed(found.values)
-    low, high = values - together(found.values - found.low), values + together(found.high - found.values)
-    causes = {name: together(errors) for name, errors in found.causes.items()}
-    return replace(found, values=values, low=low, high=high, causes=causes)
+    values = level.summed(valuation.values)
+    low, high = (
+        values - together(valuation.values - valuation.low),
+        values + together(valuation.high - valuation.values),
+    )
+    causes = {name: together(errors) for name, errors in valuation.causes.items()}
+    return replace(valuation, values=values, low=low, high=high, causes=causes)
 
 
-def _level_rows(level: Level, players: Players, found: Valuation, sources: SourcesConfig) -> list[dict[str, Any]]:
+def _level_rows(level: Level, players: Players, valuation: Valuation, sources: SourcesConfig) -> list[dict[str, Any]]:
     counts, tokens = (level.summed(players.column(name)[0]) for name in ("n_documents", "n_tokens"))
     if level.names != players.names:
-        found = _at_level(level, players, found, sources.confidence)
-    values, errors = found.values, found.errors
+        valuation = _at_level(level, players, valuation, sources.confidence)
+    values, errors = valuation.values, valuation.errors
     unknown = np.full(values.shape, np.nan)
-    causes = {f"error_{name}": found.causes.get(name, unknown) for name in CAUSES}
+    causes = {f"error_{name}": valuation.causes.get(name, unknown) for name in CAUSES}
     share = shares(values)
     return [
         {
@@ -57,12 +60,12 @@ def _level_rows(level: Level, players: Players, found: Valuation, sources: Sourc
             "source": name,
             "value": float(values[row, column]),
             "standard_error": _or_none(errors[row, column]),
-            "low": _or_none(found.low[row, column]),
-            "high": _or_none(found.high[row, column]),
+            "low": _or_none(valuation.low[row, column]),
+            "high": _or_none(valuation.high[row, column]),
             "share": _or_none(share[row, column]),
             "n_documents": int(counts[column]),
             "n_tokens": int(tokens[column]),
-            "game": found.game,
+            "game": valuation.game,
             "semivalue": sources.semivalue,
             "grouping": players.grouping,
             "level": level.number,

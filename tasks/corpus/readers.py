@@ -76,13 +76,13 @@ def _at_least_one(items: Iterator[Any], what: str, where: str) -> Iterator[Any]:
 
 def _documents(name: str, fields: Mapping[str, str], kept: Sequence[str]) -> Iterator[Document]:
     wanted = list(dict.fromkeys([*fields.values(), *kept]))
-    found: Iterator[Row]
+    all_rows: Iterator[Row]
     if name.startswith("hf:"):
-        found = hugging_face(name)
+        all_rows = hugging_face(name)
     elif not os.path.isdir(name):
-        found = rows(_file(name), wanted, fields["text"])
+        all_rows = rows(_file(name), wanted, fields["text"])
     elif holds_rows(Path(name)):
-        found = rows_of_folder(Path(name), wanted, fields["text"])
+        all_rows = rows_of_folder(Path(name), wanted, fields["text"])
     else:
         if "label" in fields:
             raise InputError(f"{visible(name)}: a folder of text says no classes; give a classifier's corpus as JSONL")
@@ -92,7 +92,7 @@ def _documents(name: str, fields: Mapping[str, str], kept: Sequence[str]) -> Ite
             yield from texts_of_folder(Path(name), fields["text"])
         return
     with _in_memory(name):
-        for row, where in found:
+        for row, where in all_rows:
             yield document(row, fields, where, kept)
 
 

@@ -103,8 +103,8 @@ class DigitsProblem:
 
     def losses_after(self, members: Bool[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " q"]:
         logits = self.trained(members, seed)(self.queries.inputs).detach()
-        found: np.ndarray = cross_entropy(logits.double(), self.queries.labels, reduction="none").numpy()
-        return found
+        losses: np.ndarray = cross_entropy(logits.double(), self.queries.labels, reduction="none").numpy()
+        return losses
 
 
 def _network(seed: int) -> nn.Module:

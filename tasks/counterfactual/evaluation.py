@@ -50,10 +50,10 @@ def method_rows(scores: Mapping[str, np.ndarray], truth: Truth) -> list[dict[str
         scores: (q, n) of documents, by method; the first is what others are compared with.
         truth: to be predicted.
     """
-    found = {name: truth.agreement(each) for name, each in scores.items()}
-    first = next(iter(found.values()))
+    agreements = {name: truth.agreement(each) for name, each in scores.items()}
+    first = next(iter(agreements.values()))
     rows = []
-    for name, agreement in found.items():
+    for name, agreement in agreements.items():
         below = difference(first, agreement)
         reach = REACH * below.standard_error
         rows.append(
@@ -101,8 +101,8 @@ def source_rows(
 
 def mean_with_error(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Mean and its standard error; NaN without any, and of one."""
-    found = np.asarray(values, np.float64)
-    if len(found) == 0:
+    sample = np.asarray(values, np.float64)
+    if len(sample) == 0:
         return float("nan"), float("nan")
-    error = float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else float("nan")
-    return float(found.mean()), error
+    error = float(sample.std(ddof=1) / np.sqrt(len(sample))) if len(sample) > 1 else float("nan")
+    return float(sample.mean()), error

@@ -105,8 +105,8 @@ def ceiling(outcomes: Float[np.ndarray, "r q m"]) -> Agreement:
 def _reached(alike: np.ndarray, n_seeds: int) -> np.ndarray:
     """Root of the reliability of the mean over seeds; 0 where seeds do not agree at all."""
     alike = np.maximum(alike, 0.0)
-    found: np.ndarray = np.sqrt(n_seeds * alike / (1 + (n_seeds - 1) * alike))
-    return found
+    roots: np.ndarray = np.sqrt(n_seeds * alike / (1 + (n_seeds - 1) * alike))
+    return roots
 
 
 def _without_each(one: np.ndarray, two: np.ndarray) -> np.ndarray:

@@ -117,8 +117,8 @@ class CheckpointProblem:
 
     @property
     def sources(self) -> Sequence[str]:
-        found: list[str] = CorpusStore.open(self.corpus).column("source").to_pylist()
-        return found
+        names: list[str] = CorpusStore.open(self.corpus).column("source").to_pylist()
+        return names
 
     @property
     def texts(self) -> tuple[Sequence[str], Sequence[str]] | None:

@@ -72,8 +72,8 @@ def train_without_best(
     queries: list[int],
 ) -> StoreRef:
     """Train on everything, then without the best documents of each of some queries; as in `train_subsets`."""
-    found = LayerStore.open(scores).matrix(ONLY, "scores")
-    masks = without_best(found, np.array(queries), audit.removal)
+    matrix = LayerStore.open(scores).matrix(ONLY, "scores")
+    masks = without_best(matrix, np.array(queries), audit.removal)
     everything = np.ones((1, masks.shape[1]), bool)
     return _kept_outcomes(store, place, audit, cluster, f"without best, {method}", np.concatenate([everything, masks]))
 
@@ -164,9 +164,9 @@ def _scores(
 
 def _of_documents(scores: np.ndarray, examples: Examples) -> np.ndarray:
     """(…, n_documents) sums over the examples of each document."""
-    found = np.zeros((examples.n_documents, *scores.shape[:-1]))
-    np.add.at(found, examples.documents, np.moveaxis(scores, -1, 0))
-    return np.moveaxis(found, 0, -1)
+    sums = np.zeros((examples.n_documents, *scores.shape[:-1]))
+    np.add.at(sums, examples.documents, np.moveaxis(scores, -1, 0))
+    return np.moveaxis(sums, 0, -1)
 
 
 def patch_tails(
@@ -242,8 +242,8 @@ def choose(subsets: StoreRef, tried: list[tuple[Family, StoreRef]], audit: Audit
     for family, ref in tried:
         scores = LayerStore.open(ref).matrix(ONLY, "scores")
         for candidate, each in zip(family.candidates(), scores, strict=True):
-            found = half.agreement(each[looked_at[1]])
-            trials.append({**candidate.described(), "lds": found.mean, "standard_error": found.standard_error})
+            agreement = half.agreement(each[looked_at[1]])
+            trials.append({**candidate.described(), "lds": agreement.mean, "standard_error": agreement.standard_error})
             candidates.append(candidate)
     best = candidates[int(np.argmax([trial["lds"] for trial in trials]))]
     return Chosen(
@@ -290,8 +290,8 @@ def evaluate(
     for row, each in zip(rows, scored, strict=True):
         cost = LayerStore.open(each.scores).attributes
         row |= {"control": each.run.control, "seconds": cost["seconds"], "bytes": cost["bytes"]}
-        for column, found in (("sources", further), ("removal", rises), ("patch", falls)):
-            row[column], row[f"{column}_error"] = map(_known, found.get(each.name, (None, None)))
+        for column, measured in (("sources", further), ("removal", rises), ("patch", falls)):
+            row[column], row[f"{column}_error"] = map(_known, measured.get(each.name, (None, None)))
     return Findings(
         ceiling=ceiling_row(truth),
         rows=rows,
@@ -307,8 +307,8 @@ def _known(value: float | None) -> float | None:
 
 
 def _truth(subsets: StoreRef) -> Truth:
-    found = LayerStore.open(subsets)
-    return Truth(found.matrix(ONLY, "masks").astype(bool), found.matrix(ONLY, "outcomes"))
+    trainings = LayerStore.open(subsets)
+    return Truth(trainings.matrix(ONLY, "masks").astype(bool), trainings.matrix(ONLY, "outcomes"))
 
 
 def _without_sources(
@@ -316,16 +316,16 @@ def _without_sources(
 ) -> dict[str, tuple[float, float]]:
     if sources is None:
         return {}
-    found = LayerStore.open(sources)
-    outcomes, present = found.matrix(ONLY, "outcomes"), found.matrix(ONLY, "masks").astype(bool)[1:]
+    trainings = LayerStore.open(sources)
+    outcomes, present = trainings.matrix(ONLY, "outcomes"), trainings.matrix(ONLY, "masks").astype(bool)[1:]
     outcomes, asked = outcomes[:, queries], {name: each[queries] for name, each in scores.items()}
     return source_rows(asked, ~present, outcomes[:, :, 1:], outcomes[:, :, 0])
 
 
 def _rises(removed: StoreRef, followed: Sequence[int]) -> tuple[float, float]:
     """Of the loss of each query that is followed, without its best documents: mean, and error over queries."""
-    found = LayerStore.open(removed)
-    lost = found.matrix(ONLY, "outcomes").mean(axis=0)
+    trainings = LayerStore.open(removed)
+    lost = trainings.matrix(ONLY, "outcomes").mean(axis=0)
     return mean_with_error([lost[query, 0] - lost[query, 1 + place] for place, query in enumerate(followed)])
 
 

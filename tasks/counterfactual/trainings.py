@@ -53,19 +53,19 @@ class Outcomes:
         missing = [
             (number, mask)
             for mask in dict.fromkeys(_key(mask) for mask in masks)
-            for number, found in enumerate(known)
-            if mask not in found
+            for number, by_mask in enumerate(known)
+            if mask not in by_mask
         ]
         if missing:
             run_logger().info("%s of %s trainings to do", len(missing), len(self._seeds) * len(masks))
             self._train(missing)
             known = [self._known(store) for store in self._stores]
-        return np.array([[found[_key(mask)] for mask in masks] for found in known]).transpose(0, 2, 1)
+        return np.array([[by_mask[_key(mask)] for mask in masks] for by_mask in known]).transpose(0, 2, 1)
 
     def mean_losses(self, masks: Bool[np.ndarray, "m n"]) -> Float[np.ndarray, "m q"]:
         """Mean over the seeds of the losses, for methods that train again."""
-        found: np.ndarray = -self.measured(masks).mean(axis=0).T
-        return found
+        losses: np.ndarray = -self.measured(masks).mean(axis=0).T
+        return losses
 
     def _known(self, store: UtilityStore) -> dict[bytes, np.ndarray]:
         masks, utilities = store.known(self._n_documents, self._n_queries)

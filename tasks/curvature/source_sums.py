@@ -51,8 +51,8 @@ class SourceDocuments:
         alone. Neither the documents' order nor other sources change a group; a further document changes many.
         """
         _, ranks = np.unique(self.contents, return_inverse=True)
-        found: np.ndarray = ranks % n_groups
-        return found
+        groups: np.ndarray = ranks % n_groups
+        return groups
 
     def part(self, chosen: Bool[np.ndarray, " d"]) -> "SourceDocuments":
         """Some of the documents."""
@@ -78,11 +78,11 @@ def source_documents(corpus: CorpusStore, sources: Sequence[str]) -> list[Source
     """
     names, numbers = np.unique(np.asarray(sources, dtype=object), return_inverse=True)
     has_windows = corpus.column("n_windows").to_numpy() > 0
-    found = []
+    by_source = []
     for number, name in enumerate(names):
         documents = np.flatnonzero((numbers == number) & has_windows)
-        found.append(SourceDocuments(str(name), documents, corpus.contents[documents]))
-    return found
+        by_source.append(SourceDocuments(str(name), documents, corpus.contents[documents]))
+    return by_source
 
 
 def gradient_sums(store: GradientStore, sources: Sequence[SourceDocuments]) -> Float[np.ndarray, "s c"]:

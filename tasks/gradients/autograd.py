@@ -55,7 +55,7 @@ def error_against_autograd(
     some = _Some(loaded, layers)
     projections = projections_of(layers, ProjectionConfig(kind="identity"))
     projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
-    found = np.empty((len(rows), sum(projection.n_columns for projection in projections)), np.float32)
+    gradients = np.empty((len(rows), sum(projection.n_columns for projection in projections)), np.float32)
     lengths = np.array([len(row) for row in rows])
     with gradient_capture(some, projections) as capture:
         for batch in batches_by_length(lengths, BATCH_TOKENS, loaded.reading.batching):
@@ -63,12 +63,12 @@ def error_against_autograd(
             ids, mask, labels = (torch.from_numpy(array).to(loaded.device) for array in arrays)
             if loaded.labels is not None:
                 labels = torch.tensor([classes[n] for n in batch], device=loaded.device)
-            found[batch] = gradient_rows(*loaded.halves, capture, ids, mask, labels)[0].float().cpu().numpy()
+            gradients[batch] = gradient_rows(*loaded.halves, capture, ids, mask, labels)[0].float().cpu().numpy()
     largest = difference = 0.0
     for number, row in enumerate(rows):
         right = _by_autograd(loaded, layers, torch.from_numpy(np.asarray(row, np.int64)), classes[number])
         largest = max(largest, float(np.abs(right).max()))
-        difference = max(difference, float(np.abs(found[number] - right).max()))
+        difference = max(difference, float(np.abs(gradients[number] - right).max()))
     return difference / largest if np.isfinite(difference) and largest > 0 else float("inf")
 
 

@@ -57,11 +57,11 @@ def base_displacements(layers: Sequence[TrackedLayer], base: Mapping[str, Tensor
         layers: of the trained model.
         base: parameters of the model that training began from, by name.
     """
-    found = []
+    displacements = []
     for layer in layers:
         now = [None if tensor is None else tensor.detach().cpu().double() for tensor in _parameters(layer)]
         start = [None if now[n] is None else base[f"{layer.name}.{part}"].double() for n, part in enumerate(PARTS)]
         if any(one is not None and one.shape != two.shape for one, two in zip(now, start, strict=True)):  # type: ignore[union-attr]
             raise InputError(f"{setting('model.base')}: layer {layer.name} has another shape there")
-        found.append(_augmented(layer, start[0], start[1]) - _augmented(layer, now[0], now[1]))  # type: ignore[arg-type]
-    return found
+        displacements.append(_augmented(layer, start[0], start[1]) - _augmented(layer, now[0], now[1]))  # type: ignore[arg-type]
+    return displacements

@@ -14,8 +14,8 @@ def end_tokens(loaded: LoadedModel) -> frozenset[int]:
     """The ids with which the model ends what it says: those of its generation settings, else the tokenizer's."""
     settings = getattr(loaded.model, "generation_config", None)
     named = [getattr(settings, "eos_token_id", None), loaded.tokenizer.eos_token_id]
-    found: int | list[int] = next((ids for ids in named if ids is not None), [])
-    return frozenset(found if isinstance(found, list) else [found])
+    ends: int | list[int] = next((ids for ids in named if ids is not None), [])
+    return frozenset(ends if isinstance(ends, list) else [ends])
 
 
 @torch.no_grad()

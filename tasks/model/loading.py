@@ -190,8 +190,8 @@ def _pretrained(config: ModelConfig, device: torch.device) -> tuple[PreTrainedMo
             trust_remote_code=False,
             output_loading_info=True,
         )
-        model, found = loaded
-        refuse_missing(found["missing_keys"])
+        model, information = loaded
+        refuse_missing(information["missing_keys"])
     return model, architecture
 
 
@@ -235,7 +235,7 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_
         nn.Module.to(model, device)
     parts = whole(model) if config.shard or labels is not None else halves(model)
     try:
-        found = examined(model, tokenizer, layers, parts, classifies=labels is not None)
+        examination = examined(model, tokenizer, layers, parts, classifies=labels is not None)
     except InputError as error:
         raise InputError(f"{setting('model.name')} {config.name}: {error}") from error
     if config.shard:  # only now: passes over weights that are spread must be made by all processes in step
@@ -243,15 +243,15 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        layers=found.layers,
-        left_out=found.left_out,
+        layers=examination.layers,
+        left_out=examination.left_out,
         halves=parts,
-        reading=found.reading,
+        reading=examination.reading,
         sharded=config.shard,
         labels=labels,
-        fingerprint=_read_so(identity, found.reading),
+        fingerprint=_read_so(identity, examination.reading),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        max_positions=found.max_positions,
+        max_positions=examination.max_positions,
         n_embedded=embedded_ids(model),
     )
 

@@ -89,9 +89,9 @@ def _folder(name: str) -> Path | None:
     for file in FILES:
         # Whether there is such a checkpoint is for those to say who load it next.
         with contextlib.suppress(OSError, ValueError):
-            found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-            if found is not None:
-                return Path(found).parent
+            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+            if path is not None:
+                return Path(path).parent
     return None
 
 

@@ -64,9 +64,9 @@ def _indexes(name: str) -> Iterator[Path]:
     if Path(name).is_dir():
         yield from sorted(Path(name).glob("*.index.json"))
         return
-    found = cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False)
-    if found is not None:
-        yield Path(found)
+    path = cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False)
+    if path is not None:
+        yield Path(path)
 
 
 def _named(path: Path) -> list[Any]:

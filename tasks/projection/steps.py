@@ -78,12 +78,12 @@ def _earlier(folder: Location, shapes: list[list[Any]]) -> StoreRef:
     """Bases made earlier, where they fit the layers."""
     if not LayerStore.exists(folder.parent, folder.name):
         raise InputError(f"{setting('projection.bases')} {folder}: holds no finished bases")
-    found = LayerStore(folder)
-    if found.attributes.get("kind") != "bases":
+    bases = LayerStore(folder)
+    if bases.attributes.get("kind") != "bases":
         raise InputError(f"{setting('projection.bases')} {folder}: holds no bases, but another kind of matrices")
-    if [[layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias] for layer in found.layers] != shapes:
+    if [[layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias] for layer in bases.layers] != shapes:
         raise InputError(f"{setting('projection.bases')} {folder}: made for other layers than this model's")
-    return StoreRef(kind="layers", location=str(folder.absolute()), fingerprint=found.fingerprint)
+    return StoreRef(kind="layers", location=str(folder.absolute()), fingerprint=bases.fingerprint)
 
 
 def _refuse_idle_patterns(projection: ProjectionConfig, layers: Sequence[str]) -> None:

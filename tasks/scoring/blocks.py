@@ -44,11 +44,11 @@ def _product(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         room = _THREAD.room = torch.empty(PIECE_ROWS, rows.shape[1])
     # The library's kernels round differently at different addresses, and what a worker received may lie anywhere.
     ready = torch.empty(queries.shape).copy_(torch.from_numpy(queries))
-    found = torch.empty(len(queries), len(rows))
+    products = torch.empty(len(queries), len(rows))
     for first in range(0, len(rows), PIECE_ROWS):
         piece = torch.from_numpy(rows[first : first + PIECE_ROWS])
-        found[:, first : first + len(piece)] = torch.mm(ready, room[: len(piece)].copy_(piece).T)
-    scores: np.ndarray = found.numpy()
+        products[:, first : first + len(piece)] = torch.mm(ready, room[: len(piece)].copy_(piece).T)
+    scores: np.ndarray = products.numpy()
     return scores
 
 

@@ -115,10 +115,10 @@ def _passage_rows(
 
 def _kept(tally: Tally) -> Iterator[_Kept]:
     """The best, then the worst documents of every query."""
-    for sign, found in ((1, tally.top), (-1, tally.bottom)):
-        for query in range(len(found.documents)):
-            for place in np.flatnonzero(found.documents[query] >= 0):
-                number, score = int(found.documents[query, place]), float(found.scores[query, place])
+    for sign, ranking in ((1, tally.top), (-1, tally.bottom)):
+        for query in range(len(ranking.documents)):
+            for place in np.flatnonzero(ranking.documents[query] >= 0):
+                number, score = int(ranking.documents[query, place]), float(ranking.scores[query, place])
                 yield _Kept(query, sign, int(place), number, score)
 
 

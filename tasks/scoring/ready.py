@@ -88,8 +88,8 @@ class ReadyPass:
         """Document number → (n_windows, n_columns) gradients of every document among the best or the worst."""
         numbers = np.unique(np.concatenate([tally.top.documents, tally.bottom.documents], axis=None))
         numbers = numbers[numbers >= 0]
-        found = self.gradients.rows_of(self.corpus.contents[self.players.rows[numbers]])
-        return dict(zip(numbers.tolist(), found, strict=True))
+        rows = self.gradients.rows_of(self.corpus.contents[self.players.rows[numbers]])
+        return dict(zip(numbers.tolist(), rows, strict=True))
 
 
 def ready_players(corpus: CorpusStore, scoring: ScoringConfig, grouping: str) -> Players:

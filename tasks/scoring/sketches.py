@@ -45,5 +45,5 @@ def best_rows(
         first += len(block)
     if index.ntotal == 0:
         return np.empty(0, np.int64)
-    _, found = index.search(np.ascontiguousarray(query[None], np.float32), min(count, index.ntotal))
-    return np.concatenate(numbers)[found[0]]
+    _, best = index.search(np.ascontiguousarray(query[None], np.float32), min(count, index.ntotal))
+    return np.concatenate(numbers)[best[0]]

@@ -156,14 +156,14 @@ def merged_tally(tallies: Sequence[Tally]) -> Tally:
     def merged(rankings: Sequence[Ranking], *, descending: bool) -> Ranking:
         first = rankings[0]
         news = np.flatnonzero(np.any([other.documents[:, 0] >= 0 for other in rankings[1:]], axis=0))
-        found = ranking(
+        ranked = ranking(
             np.concatenate([each.scores[news] for each in rankings], axis=1),
             np.concatenate([each.documents[news] for each in rankings], axis=1),
             first.documents.shape[1],
             descending=descending,
         )
         documents, scores = first.documents.copy(), first.scores.copy()
-        documents[news], scores[news] = found.documents, found.scores
+        documents[news], scores[news] = ranked.documents, ranked.scores
         return Ranking(documents, scores)
 
     if len(tallies) == 1:

@@ -56,11 +56,11 @@ class Retrained:
         numbers = {name: number for number, name in enumerate(self.names)}
         players = np.array([numbers.get(name, -1) for name in document_groups(corpus, self.grouping)])
         of_windows = players[corpus.windows["document"]]
-        found = []
+        losses = []
         for mask in np.asarray(masks, bool):
             chosen = np.flatnonzero((of_windows >= 0) & mask[of_windows])
-            found.append(losses_after_training(loaded, corpus, chosen, queries, self.training))
-        return np.array(found).reshape(len(found), queries.n_examples)
+            losses.append(losses_after_training(loaded, corpus, chosen, queries, self.training))
+        return np.array(losses).reshape(len(losses), queries.n_examples)
 
 
 def losses_after_training(

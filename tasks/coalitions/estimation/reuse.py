@@ -48,26 +48,26 @@ class _Simpler:
 
     def utilities(self, masks: np.ndarray) -> np.ndarray:
         """(…, q) of (…, n) coalitions."""
-        found = self.by_size[masks.sum(axis=-1)] + masks @ self.by_member
-        return found if self.by_pair is None else found + _pairs(masks) @ self.by_pair
+        utilities = self.by_size[masks.sum(axis=-1)] + masks @ self.by_member
+        return utilities if self.by_pair is None else utilities + _pairs(masks) @ self.by_pair
 
     def values(self, weights: np.ndarray) -> np.ndarray:
         """(q, n) semivalues: a pair counts for a member as often as the other one was there before."""
         n, chances = len(weights), size_chances(weights)
-        found = (chances @ np.diff(self.by_size, axis=0))[:, None] + self.by_member.T
+        values = (chances @ np.diff(self.by_size, axis=0))[:, None] + self.by_member.T
         if self.by_pair is not None:
             before = float(chances @ np.arange(n)) / (n - 1)
             one, two = np.triu_indices(n, 1)
             for ends in (one, two):
-                np.add.at(found.T, ends, before * self.by_pair)
-        return found
+                np.add.at(values.T, ends, before * self.by_pair)
+        return values
 
 
 def _pairs(masks: np.ndarray) -> np.ndarray:
     """(…, n (n - 1) / 2) which pairs are in a coalition."""
     one, two = np.triu_indices(masks.shape[-1], 1)
-    found: np.ndarray = masks[..., one] & masks[..., two]
-    return found
+    both: np.ndarray = masks[..., one] & masks[..., two]
+    return both
 
 
 def _fit(masks: np.ndarray, residuals: np.ndarray, by_member: bool) -> _Simpler:
@@ -90,9 +90,9 @@ def _fit(masks: np.ndarray, residuals: np.ndarray, by_member: bool) -> _Simpler:
         return _Simpler(by_size, np.zeros((n, q)), None)
     basis = _size_basis(n, degree)
     columns = np.hstack([basis[sizes], *further])
-    found = np.linalg.lstsq(columns, residuals, rcond=None)[0]
-    by_size[1:-1] = (basis @ found[: degree + 1])[1:-1]
-    slopes, pairs = found[degree + 1 : degree + 1 + n], found[degree + 1 + n :]
+    coefficients = np.linalg.lstsq(columns, residuals, rcond=None)[0]
+    by_size[1:-1] = (basis @ coefficients[: degree + 1])[1:-1]
+    slopes, pairs = coefficients[degree + 1 : degree + 1 + n], coefficients[degree + 1 + n :]
     return _Simpler(
         by_size,
         slopes - slopes.mean(axis=0) if further else np.zeros((n, q)),

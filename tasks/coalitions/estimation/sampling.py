@@ -236,20 +236,20 @@ def sampled(
     remembered = Utilities(utility, n_players, known)
     everything = enumerated(weights, budget)
     if everything is not None:
-        found = exact(everything, remembered(everything), weights, confidence)
+        estimate = exact(everything, remembered(everything), weights, confidence)
         reason = f"exact, as {len(everything)} coalitions are all there are to ask for"
-        return Sampled(found, reason, "exact", 0.0, *remembered.everything(), remembered.evaluated, everything)
+        return Sampled(estimate, reason, "exact", 0.0, *remembered.everything(), remembered.evaluated, everything)
     if n_players == 1 or budget < 2:
         raise ValueError(f"a budget of {budget} coalitions does not pay for nobody and everybody")
     search = _search(remembered, weights, confidence, budget, generator, decisive)
     chosen, reason = _choice(search) if estimator == "auto" else (str(estimator), f"{estimator}, as asked")
-    found, ended_by = _sample(search, chosen, tolerance)
+    estimate, ended_by = _sample(search, chosen, tolerance)
     design = search.design(chosen).masks
     return Sampled(
-        found,
+        estimate,
         reason,
         ended_by,
-        widest_interval(search.decided_by(found)),
+        widest_interval(search.decided_by(estimate)),
         *remembered.everything(),
         remembered.evaluated,
         design,

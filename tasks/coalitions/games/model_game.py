@@ -111,8 +111,8 @@ def model_sums(
     else:
         chosen = (_relative(layers, config), "the estimate is not positive: by damping")
 
-    def matched(found: Sequence[LayerSums]) -> list[LayerSums]:
-        return endpoint_matched(found, origin, n_examples, chosen[0])
+    def matched(sums: Sequence[LayerSums]) -> list[LayerSums]:
+        return endpoint_matched(sums, origin, n_examples, chosen[0])
 
     largest = TRUST * float(np.sqrt(sum(start @ start for start in origin)))
     groups = _groups(stores, names, coordinates, layers, matched)
@@ -128,8 +128,8 @@ def _layer_sums(
     """The stored sums of every layer in the coordinates, of all groups of documents together or of one."""
 
     def read(store: LayerStore, layer: str, name: str) -> np.ndarray:
-        found: np.ndarray = store.matrix(layer, name, group)
-        return found.sum(axis=0) if group is None else found
+        stored: np.ndarray = store.matrix(layer, name, group)
+        return stored.sum(axis=0) if group is None else stored
 
     layers = []
     for name, turn in zip(names, coordinates, strict=True):
@@ -173,11 +173,11 @@ def _origin(
     parts = ("weight", "bias")
     names = [f"{layer.name}.{part}" for layer in loaded.layers for part in parts if part == "weight" or layer.has_bias]
     away = base_displacements(loaded.layers, base_weights(model, names))
-    found = []
+    displacements = []
     for amount, projection, turn in zip(away, projections, coordinates, strict=True):
         start = projected_weights(projection, amount)
-        found.append(start if turn is None else start @ turn)
-    return found
+        displacements.append(start if turn is None else start @ turn)
+    return displacements
 
 
 def query_expansion(
@@ -253,16 +253,16 @@ def play_of(game: GameParts, names: Sequence[str], pull: float | None) -> Play:
     )
 
 
-def in_order(found: Mapping[str, StoreRef], names: Sequence[str]) -> list[StoreRef]:
+def in_order(stores: Mapping[str, StoreRef], names: Sequence[str]) -> list[StoreRef]:
     """The stores of some sources.
 
     Raises:
         InputError: a source has no document with the two tokens an example needs.
     """
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if name not in stores]
     if missing:
         raise InputError(
             f"source {missing[0]!r} has no document that can be valued: leave it out, or pass "
             f"{setting('sources.game')} additive"
         )
-    return [found[name] for name in names]
+    return [stores[name] for name in names]

@@ -93,10 +93,10 @@ class Newton(SumsGame):
             self.vectors = stored_vectors(material.store, material.needed, names, sums, self.sources)
         self.client = self.resources.enter_context(game_client(material.cluster, PARTS))
 
-    def found(self) -> tuple[Valuation, Sampled | None]:
+    def valued(self) -> tuple[Valuation, Sampled | None]:
         """Read off the values in parameters, where they are there."""
         if self.vectors is None:
-            return super().found()
+            return super().valued()
         estimate = self.vectors.estimate(self.play.expansion.gradients, self.sources.confidence)
         facts = {
             "estimator": f"{estimate.estimator}, in parameters",

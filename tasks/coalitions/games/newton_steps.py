@@ -60,8 +60,8 @@ def estimated_damping(layers: Sequence[LayerSums], origin: Sequence[np.ndarray])
     """
     eigenvalues, gradients, ways = [], [], []
     for layer, start in zip(layers, origin, strict=True):
-        found, vectors = np.linalg.eigh(layer.curvatures.sum(axis=0))
-        eigenvalues.append(np.maximum(found, 0.0))
+        spectrum, vectors = np.linalg.eigh(layer.curvatures.sum(axis=0))
+        eigenvalues.append(np.maximum(spectrum, 0.0))
         gradients.append(layer.gradients.sum(axis=0) @ vectors)
         ways.append(start @ vectors)
     h, g, d = (np.concatenate(parts) for parts in (eigenvalues, gradients, ways))
@@ -148,8 +148,8 @@ class NewtonSteps:
             matrices.diagonal(dim1=1, dim2=2).add_(self._damping)
             factor = torch.linalg.cholesky(matrices)
             steps[part] = torch.cholesky_solve(removed[part, :, None], factor)[:, :, 0]
-        found: np.ndarray = steps.numpy()
-        return found
+        layer_steps: np.ndarray = steps.numpy()
+        return layer_steps
 
 
 def _summed(masks: np.ndarray, kept: Tensor, flat: Tensor) -> Tensor:
@@ -162,11 +162,11 @@ def _summed(masks: np.ndarray, kept: Tensor, flat: Tensor) -> Tensor:
     changes = masks[1:] != masks[:-1]
     if len(masks) < 2 or changes.sum() > FEW_CHANGES * changes.size:
         return torch.mm(kept, flat)
-    found = flat.new_empty(len(masks), flat.shape[1])
-    found[0] = kept[0] @ flat
+    sums = flat.new_empty(len(masks), flat.shape[1])
+    sums[0] = kept[0] @ flat
     for row, (changed, before, now) in enumerate(zip(changes, masks[:-1], masks[1:], strict=True), 1):
         players = np.flatnonzero(changed)
-        found[row] = found[row - 1]
+        sums[row] = sums[row - 1]
         for player in players:
-            found[row].add_(flat[player], alpha=float(now[player]) - float(before[player]))
-    return found
+            sums[row].add_(flat[player], alpha=float(now[player]) - float(before[player]))
+    return sums

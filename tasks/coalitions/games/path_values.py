@@ -101,16 +101,16 @@ class PathPoints:
 
     def of_gradients(self, gradients: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """What gradients are worth, nats."""
-        found: np.ndarray = gradients @ self.slopes.sum(axis=0)
-        return found
+        worth: np.ndarray = gradients @ self.slopes.sum(axis=0)
+        return worth
 
     def of_factors(self, factors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """What curvatures f f^T are worth, nats; there is none between layers."""
-        found = np.zeros(len(factors))
+        worth = np.zeros(len(factors))
         for layer in self.columns:
             along, across = factors[:, layer] @ self.slopes[:, layer].T, factors[:, layer] @ self.positions[:, layer].T
-            found += (along * across).sum(axis=1)
-        return found
+            worth += (along * across).sum(axis=1)
+        return worth
 
 
 def path_points(

@@ -87,9 +87,9 @@ class Play:
         steps = self.steps(np.concatenate([nobody, leave_one_out(self.n_sources)[1 : 1 + MAX_CHECKED]]))
         measured = self.losses_at(steps).sum(axis=1)
         here = float(self.expansion.losses.sum())
-        predicted, found = self.expansion.after(steps[1:]).sum(axis=1) - here, measured[1:] - here
-        size = float(np.sqrt((found**2).mean()))
-        missed = float(np.sqrt(((predicted - found) ** 2).mean())) / size if size > 0 else 0.0
+        predicted, actual = self.expansion.after(steps[1:]).sum(axis=1) - here, measured[1:] - here
+        size = float(np.sqrt((actual**2).mean()))
+        missed = float(np.sqrt(((predicted - actual) ** 2).mean())) / size if size > 0 else 0.0
         base = None if self.base_losses is None else float(self.base_losses.sum())
         return SumsCheck(here, float(measured[0]), base, missed)
 

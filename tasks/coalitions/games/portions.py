@@ -51,8 +51,8 @@ class PortionedGame:
     def utilities(self, masks: Coalitions) -> Float[np.ndarray, "m q"]:
         """The utility of what the members hold together; asked for once where several coalitions hold the same."""
         degrees, rows = np.unique(_held(masks, self.portions), axis=0, return_inverse=True)
-        found: np.ndarray = self.game.utilities(degrees)[rows.reshape(-1)]
-        return found
+        utilities: np.ndarray = self.game.utilities(degrees)[rows.reshape(-1)]
+        return utilities
 
 
 def known_utilities(

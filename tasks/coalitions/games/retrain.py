@@ -84,8 +84,8 @@ class Retrain(SourceGame):
         sources = self._material.sources
         # Trainings that a cluster does at a time.
         at_once = 1 if self._client is None else max(1, sum(self._client.nthreads().values()))
-        found = asked(self._game, len(self._base), sources, self._kept, at_once=at_once)
-        return with_queries(valuation_of(found, sources.game, "retrained"), sources.confidence)
+        sample = asked(self._game, len(self._base), sources, self._kept, at_once=at_once)
+        return with_queries(valuation_of(sample, sources.game, "retrained"), sources.confidence)
 
     @cached_property
     def _client(self) -> Any:
@@ -111,6 +111,6 @@ def _of_all(game: Game, n_queries: int, kept: UtilityKeeper) -> Float[np.ndarray
     if there.any():
         return utilities[there][0]
     everybody = np.ones((1, game.n_players), bool)
-    found = game.utilities(everybody)
-    kept.add(everybody, found)
-    return found[0]
+    utility = game.utilities(everybody)
+    kept.add(everybody, utility)
+    return utility[0]

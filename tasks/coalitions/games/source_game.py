@@ -145,8 +145,8 @@ class SourceGame(ABC):
 def game_class(name: str) -> type[SourceGame]:
     """The class of a game of the registry."""
     module, attribute = GAMES[name].where.split(":")
-    found: type[SourceGame] = getattr(import_module(module), attribute)
-    return found
+    registered: type[SourceGame] = getattr(import_module(module), attribute)
+    return registered
 
 
 def asked(
@@ -170,13 +170,13 @@ def asked(
 
     def utilities(masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
         step = at_once or max(1, len(masks))
-        found = [np.empty((0, n_queries))]
+        answers = [np.empty((0, n_queries))]
         for first in range(0, len(masks), step):
             part = masks[first : first + step]
-            found.append(game.utilities(part))
+            answers.append(game.utilities(part))
             if known is None:
-                kept.add(part, found[-1])
-        return with_total(np.concatenate(found).T).T
+                kept.add(part, answers[-1])
+        return with_total(np.concatenate(answers).T).T
 
     masks, before = kept.known(game.n_players, n_queries) if known is None else known
     return sampled(
@@ -192,21 +192,21 @@ def asked(
     )
 
 
-def valuation_of(found: Sampled, game: str, utility: str) -> Valuation:
+def valuation_of(sample: Sampled, game: str, utility: str) -> Valuation:
     """What was asked for, with the errors of sampled coalitions.
 
     Args:
-        found: by `asked`.
+        sample: by `asked`.
         game: its name.
         utility: how that of a coalition is found.
     """
     facts = {
-        "estimator": found.reason,
-        "ended by": found.ended_by,
-        "widest interval": found.widest,
-        "widest interval of a query": widest_interval(found.estimate),
-        "coalitions": found.estimate.n_coalitions,
-        "coalitions evaluated now": found.n_evaluated,
+        "estimator": sample.reason,
+        "ended by": sample.ended_by,
+        "widest interval": sample.widest,
+        "widest interval of a query": widest_interval(sample.estimate),
+        "coalitions": sample.estimate.n_coalitions,
+        "coalitions evaluated now": sample.n_evaluated,
         "utility": utility,
     }
-    return Valuation.of_estimate(found.estimate, game, facts, exact=found.ended_by == "exact")
+    return Valuation.of_estimate(sample.estimate, game, facts, exact=sample.ended_by == "exact")

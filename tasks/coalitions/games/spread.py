@@ -99,8 +99,8 @@ class SpreadGame:
                 if not self._held:
                     self._held = self._handed_out()
                 futures = [self._client.submit(_told, layers, masks, pure=False) for layers in self._held]
-                found: np.ndarray = np.sum(self._client.gather(futures), axis=0)
-                return found
+                told: np.ndarray = np.sum(self._client.gather(futures), axis=0)
+                return told
             except CancelledError:
                 self._held = []
                 n_lost += 1
@@ -146,7 +146,7 @@ class SpreadRows:
             return client.submit(_alone, self.work, row[None], pure=False)
 
         n_ahead = ROWS_AHEAD * max(1, sum(client.nthreads().values()))
-        return np.concatenate([found for _, found in windowed(client, DOING, rows, submit, n_ahead)])
+        return np.concatenate([losses for _, losses in windowed(client, DOING, rows, submit, n_ahead)])
 
 
 def _alone(work: Callable[[np.ndarray], np.ndarray], row: np.ndarray) -> np.ndarray:

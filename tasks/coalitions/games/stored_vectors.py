@@ -76,9 +76,9 @@ def stored_vectors(
     )
 
 
-def _by_layer(found: VectorValues, sizes: Sequence[int]) -> list[dict[str, np.ndarray]]:
+def _by_layer(values: VectorValues, sizes: Sequence[int]) -> list[dict[str, np.ndarray]]:
     ends = np.cumsum(sizes)
-    named = {"samples": found.samples} | ({"replicates": found.replicates} if len(found.replicates) else {})
+    named = {"samples": values.samples} | ({"replicates": values.replicates} if len(values.replicates) else {})
     return [
         {name: vectors[..., end - size : end] for name, vectors in named.items()}
         for size, end in zip(sizes, ends, strict=True)

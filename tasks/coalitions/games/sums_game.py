@@ -137,12 +137,12 @@ class SumsGame(SourceGame):
 
     def played(self) -> Valuation:
         """Everybody's value, and the errors of coalitions, queries and documents."""
-        values, sampled = self.found()
+        values, sampled = self.valued()
         facts = {"damping": self.play.sums.damping, "damping from": self.play.sums.damping_origin}
-        found = with_queries(values.with_facts(**facts), self.sources.confidence)
-        return self._with_documents(found, sampled)
+        valuation = with_queries(values.with_facts(**facts), self.sources.confidence)
+        return self._with_documents(valuation, sampled)
 
-    def found(self) -> tuple[Valuation, Sampled | None]:
+    def valued(self) -> tuple[Valuation, Sampled | None]:
         """Values in closed form where there is one, else from coalitions, which are told, too."""
         closed = self.closed_form()
         if closed is not None:
@@ -184,17 +184,17 @@ class SumsGame(SourceGame):
         sums = _ReplicateSums(groups.replicate(number), whole.damping, whole.damping_origin, whole.largest)
         return replace(self.play, sums=sums)
 
-    def _with_documents(self, found: Valuation, sampled: Sampled | None) -> Valuation:
+    def _with_documents(self, valuation: Valuation, sampled: Sampled | None) -> Valuation:
         """With the cause `documents`, where it can be told; `facts` say why not."""
         groups = self.play.sums.groups
-        reason = _why_not(groups, int(found.facts.get("coalitions", 0)))
+        reason = _why_not(groups, int(valuation.facts.get("coalitions", 0)))
         if groups is None or reason:
-            return found.with_facts(errors=f"{found.facts['errors']}; not of documents{reason}")
+            return valuation.with_facts(errors=f"{valuation.facts['errors']}; not of documents{reason}")
         errors = jackknife_errors(self.replicates(groups, sampled), groups.counts)
         degrees = degrees_of_freedom(groups.counts)
         reach = student.ppf(0.5 + self.sources.confidence / 2, np.maximum(degrees, 1)) * errors
-        said = f"{found.facts['errors']}; of documents, by leaving each of {groups.n_groups} groups of them out"
-        return found.with_cause(DOCUMENTS, errors, reach).with_facts(errors=said)
+        said = f"{valuation.facts['errors']}; of documents, by leaving each of {groups.n_groups} groups of them out"
+        return valuation.with_cause(DOCUMENTS, errors, reach).with_facts(errors=said)
 
 
 def game_on(play: Play, sources: SourcesConfig, kept: UtilityKeeper) -> SumsGame:

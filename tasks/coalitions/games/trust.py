@@ -56,13 +56,13 @@ class SumsCheck:
 
     def facts(self) -> dict[str, Any]:
         """What is printed beside the values."""
-        found = {
+        facts = {
             "v(all)": -self.everybody,
             "v(none)": -self.nobody,
             "missed": self.missed,
             "reliable": self.reliable,
         }
-        return found if self.base is None else found | {"v(none), measured": -self.base, "reach": self.reach}
+        return facts if self.base is None else facts | {"v(none), measured": -self.base, "reach": self.reach}
 
     def sentences(self) -> list[str]:
         """For a log."""

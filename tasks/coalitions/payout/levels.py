@@ -42,12 +42,12 @@ def levels(names: Sequence[str], depth: int) -> list[Level]:
         names: (n_players,) as `group_names` gives them, each once.
         depth: fields of the grouping.
     """
-    found = [Level(depth, list(names), np.arange(len(names)))]
+    finest_first = [Level(depth, list(names), np.arange(len(names)))]
     for number in range(depth - 1, 0, -1):
         above = [SEPARATOR.join(name.split(SEPARATOR)[:number]) for name in names]
         coarse, members = _numbered(above)
-        found.append(Level(number, coarse, members))
-    return found
+        finest_first.append(Level(number, coarse, members))
+    return finest_first
 
 
 def _numbered(names: Sequence[str]) -> tuple[list[str], Int[np.ndarray, " s"]]:

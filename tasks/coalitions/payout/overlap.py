@@ -36,13 +36,13 @@ def overlap_rows(names: Sequence[str], interactions: Float[np.ndarray, "s s"], q
         interactions: b of the query.
         query_id: which query they are of.
     """
-    found = overlaps(interactions)
+    matrix = overlaps(interactions)
     return [
         {
             "query_id": query_id,
             "source": names[one],
             "other": names[two],
-            "overlap": None if np.isnan(found[one, two]) else float(found[one, two]),
+            "overlap": None if np.isnan(matrix[one, two]) else float(matrix[one, two]),
         }
         for one, two in combinations(range(len(names)), 2)
     ]

@@ -29,14 +29,14 @@ def published(values: pd.DataFrame, config: PayoutConfig) -> pd.DataFrame:
 
 def _by_query(rows: pd.DataFrame, name: str) -> np.ndarray:
     """(n_queries, n_sources) of a column."""
-    found: np.ndarray = rows[name].to_numpy().reshape(rows["query_id"].nunique(), -1)
-    return found
+    column: np.ndarray = rows[name].to_numpy().reshape(rows["query_id"].nunique(), -1)
+    return column
 
 
 def _paid(rows: pd.DataFrame, config: PayoutConfig) -> pd.DataFrame:
     n_tokens = _by_query(rows, "n_tokens")
-    found = payouts(_by_query(rows, "value"), n_tokens[0], config.rule, config.floor)
-    return rows.assign(payout=found.parts.ravel(), clipped=np.repeat(found.clipped, n_tokens.shape[1]))
+    paid = payouts(_by_query(rows, "value"), n_tokens[0], config.rule, config.floor)
+    return rows.assign(payout=paid.parts.ravel(), clipped=np.repeat(paid.clipped, n_tokens.shape[1]))
 
 
 def _merged(rows: pd.DataFrame, minimum: int) -> pd.DataFrame:

@@ -51,8 +51,8 @@ class SplitGain:
     @property
     def gain(self) -> Float[np.ndarray, " q"]:
         """How much more its parts get together; 0 where that is within rounding."""
-        found = self.in_parts - self.whole
-        return np.where(np.abs(found) <= ROUNDING * np.abs(self.whole), 0.0, found)
+        difference = self.in_parts - self.whole
+        return np.where(np.abs(difference) <= ROUNDING * np.abs(self.whole), 0.0, difference)
 
     @property
     def relative(self) -> Float[np.ndarray, " q"]:
@@ -72,8 +72,8 @@ def mean_estimate(checkpoints: Sequence[Estimate]) -> Estimate:
     """
 
     def mean(arrays: list[np.ndarray]) -> np.ndarray:
-        found: np.ndarray = np.mean(arrays, axis=0)
-        return found
+        means: np.ndarray = np.mean(arrays, axis=0)
+        return means
 
     return Estimate(
         values=mean([each.values for each in checkpoints]),
@@ -98,7 +98,7 @@ def shares_without(others: Estimate, absent: Sequence[int]) -> SharesWithout:
         for end in (others.low, others.high)
     )
     places = [number - earlier for earlier, number in enumerate(sorted(absent))]
-    return SharesWithout(*(np.insert(found, places, 0.0, axis=1) for found in (shares(others.values), *ends)))
+    return SharesWithout(*(np.insert(present, places, 0.0, axis=1) for present in (shares(others.values), *ends)))
 
 
 def split_gain(whole: Estimate, parts: Estimate, source: int) -> SplitGain:

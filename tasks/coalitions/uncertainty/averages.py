@@ -57,13 +57,13 @@ def averaged_tables(tables: Sequence[pd.DataFrame], confidence: float, repeated:
             games = sorted({game for table in tables for game in table["game"]})
             raise ValueError(f"the {repeated}s are not valued by one game, but by {' and '.join(games)}")
     known = [cause for cause in CAUSES if any(table[f"error_{cause}"].notna().any() for table in tables)]
-    found = averaged([_in_a_row(table, known) for table in tables], confidence, repeated)
+    mean = averaged([_in_a_row(table, known) for table in tables], confidence, repeated)
     table = first.assign(
-        value=found.values[0],
-        standard_error=found.errors[0],
-        low=found.low[0],
-        high=found.high[0],
-        **{f"error_{cause}": errors[0] for cause, errors in found.causes.items()},
+        value=mean.values[0],
+        standard_error=mean.errors[0],
+        low=mean.low[0],
+        high=mean.high[0],
+        **{f"error_{cause}": errors[0] for cause, errors in mean.causes.items()},
     )
     by_query = table.groupby(["query_id", "level"], sort=False)["value"]
     table["share"] = by_query.transform(lambda column: shares(column.to_numpy()[None])[0])

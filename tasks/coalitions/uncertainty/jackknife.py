@@ -40,8 +40,8 @@ def replicate_scales(
 
 def degrees_of_freedom(counts: Int[np.ndarray, "s g"]) -> Int[np.ndarray, " s"]:
     """Of each source's error: its groups that are not empty, less one; 0 where it has no error."""
-    found: np.ndarray = np.maximum((counts > 0).sum(axis=1) - 1, 0)
-    return found
+    degrees: np.ndarray = np.maximum((counts > 0).sum(axis=1) - 1, 0)
+    return degrees
 
 
 def jackknife_errors(

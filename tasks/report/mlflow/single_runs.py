@@ -44,9 +44,9 @@ class SingleRuns:
                 as failed.
         """
         own = None
-        found = self._oldest_first(tags)
-        if found:
-            run_id = str(found[0].info.run_id)
+        runs = self._oldest_first(tags)
+        if runs:
+            run_id = str(runs[0].info.run_id)
         else:
             run_id = own = str(
                 self.client.create_run(
@@ -60,13 +60,13 @@ class SingleRuns:
                 with contextlib.suppress(Exception):
                     self.client.set_terminated(run_id, "FAILED")
                 raise
-            found = self._oldest_first(tags)
-            if not found or found[0].info.run_id == run_id:
+            runs = self._oldest_first(tags)
+            if not runs or runs[0].info.run_id == run_id:
                 break
             if own == run_id:
                 self._remove(run_id)
-            run_id = str(found[0].info.run_id)
-        for run in found[1:]:
+            run_id = str(runs[0].info.run_id)
+        for run in runs[1:]:
             if run.info.status != "RUNNING":
                 self._give_points(run, run_id)
                 self._remove(run.info.run_id)
@@ -74,8 +74,8 @@ class SingleRuns:
 
     def _oldest_first(self, tags: Mapping[str, str]) -> list[Any]:
         condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        found = self.client.search_runs([self.experiment_id], condition, max_results=1000)
-        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+        runs = self.client.search_runs([self.experiment_id], condition, max_results=1000)
+        return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
     def _give_points(self, run: Any, to: str) -> None:
         points = [point for name in run.data.metrics for point in self.client.get_metric_history(run.info.run_id, name)]

@@ -40,12 +40,12 @@ def log_results(results: str, tracking: TrackingConfig) -> LoggedRun:
         InputError: no finished valuation, or one of an older version.
         NotLoggedError: MLflow did not take it; the results folder is whole all the same.
     """
-    found = read_results(results)
-    tracked = tracked_valuation(found, tracking.series)
+    loaded = read_results(results)
+    tracked = tracked_valuation(loaded, tracking.series)
     folder = Path(results).absolute()
     try:
         logged = log_run(tracking.uri, tracking.experiment, tracked)
-        write_record(folder, with_run(found.record, logged))
+        write_record(folder, with_run(loaded.record, logged))
     except (DataworthError, OSError) as error:
         command = f"dataworth publish --results {shlex.quote(str(folder))}"
         raise NotLoggedError(f"{error}; the valuation is kept, and `{command}` logs it later") from error

@@ -116,13 +116,13 @@ def _known(results: Results) -> _Record:
 
 def _of_sources(sources: pd.DataFrame) -> dict[str, float]:
     """Value and share of each source, under names that MLflow takes."""
-    found = {}
+    metrics = {}
     for row in sources.to_dict("records"):
         name = metric_name(row["source"])
-        found[f"value/{name}"] = float(row["value"])
+        metrics[f"value/{name}"] = float(row["value"])
         if row["share"] is not None:
-            found[f"share/{name}"] = float(row["share"])
-    return found
+            metrics[f"share/{name}"] = float(row["share"])
+    return metrics
 
 
 def _note(known: _Record, sources: pd.DataFrame) -> str:

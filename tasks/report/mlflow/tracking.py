@@ -92,21 +92,21 @@ def log_run(uri: str | None, experiment: str | None, valuation: TrackedValuation
 
 
 def _experiment(client: MlflowClient, address: str, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         location = None
         if address.startswith("sqlite:///"):
             location = (Path(address.removeprefix("sqlite:///")).parent / "artifacts" / metric_name(name)).as_uri()
         with contextlib.suppress(MlflowException):  # another process may just have made it
             return str(client.create_experiment(name, artifact_location=location))
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
             raise DataworthError(f"the experiment {name!r} cannot be made")
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise DataworthError(
             f"the experiment {name!r} was deleted: restore it or pass {setting('tracking.experiment')}"
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _log_series(client: MlflowClient, run_id: str, valuation: TrackedValuation) -> None:

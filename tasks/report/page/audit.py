@@ -83,13 +83,13 @@ class Audit:
 
     def sentences(self) -> list[str]:
         """What it comes to: the ceiling, the best, the ties, the controls."""
-        found = self.findings
-        ceiling, rows = found["ceiling"], [row for row in self.rows if not row["control"]]
+        findings = self.findings
+        ceiling, rows = findings["ceiling"], [row for row in self.rows if not row["control"]]
         best = max(rows, key=lambda row: row["lds"])
         first = rows[0]
         said = [
-            f"Linear datamodeling scores over {found['n_subsets']} subsets of {found['n_documents']:,} documents and "
-            f"{found['n_queries']} queries.",
+            f"Linear datamodeling scores over {findings['n_subsets']} subsets of {findings['n_documents']:,} documents "
+            f"and {findings['n_queries']} queries.",
             "No noise ceiling: it takes two seeds or more."
             if ceiling["lds"] is None
             else f"Noise ceiling {_score(ceiling)}: a prediction without any error would reach it, for the trainings "

@@ -42,8 +42,8 @@ class SourcePair:
         """Whether the intervals overlap: yes, no or unknown."""
         if self.first is None or self.second is None:
             return "unknown"
-        found = overlapping(self.first, self.second)
-        return "unknown" if found is None else "yes" if found else "no"
+        overlap = overlapping(self.first, self.second)
+        return "unknown" if overlap is None else "yes" if overlap else "no"
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ def _common_axis(charts: Sequence[Chart]) -> Chart:
 
 def _described(results: Results) -> dict[str, str]:
     """Parameters, the model's fingerprint, and the game that values are of, which a fallback may have changed."""
-    found = {name: value for name, value in flat(results.parameters).items() if name not in LEFT_OUT}
-    found["model fingerprint"] = str(results.fingerprints.get("model"))
+    described = {name: value for name, value in flat(results.parameters).items() if name not in LEFT_OUT}
+    described["model fingerprint"] = str(results.fingerprints.get("model"))
     for column in ("game", "semivalue", "grouping"):
         played = results.sources[column].drop_duplicates().to_list()
-        found[f"{column} of the values"] = ", ".join(map(str, played))
-    return found
+        described[f"{column} of the values"] = ", ".join(map(str, played))
+    return described
 
 
 def _differing(one: Mapping[str, str], two: Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -149,18 +149,18 @@ def _differing(one: Mapping[str, str], two: Mapping[str, str]) -> list[tuple[str
 
 
 def _warnings(first: Results, second: Results, charts: Sequence[Chart]) -> list[str]:
-    found = []
+    warnings = []
     if first.fingerprints.get("queries") != second.fingerprints.get("queries"):
-        found.append("The queries differ: the two answer different questions.")
+        warnings.append("The queries differ: the two answer different questions.")
     if first.fingerprints.get("corpus") != second.fingerprints.get("corpus"):
-        found.append("The corpora differ: a source of the same name may hold other documents.")
+        warnings.append("The corpora differ: a source of the same name may hold other documents.")
     if set(first.sources["game"]) != set(second.sources["game"]):
-        found.append("The values are of different games: compare shares and ranks, not values.")
+        warnings.append("The values are of different games: compare shares and ranks, not values.")
     if _grouping(first) != _grouping(second):
-        found.append("Sources are grouped differently: the same name may stand for different documents.")
+        warnings.append("Sources are grouped differently: the same name may stand for different documents.")
     if charts[0].in_shares != charts[1].in_shares:
-        found.append("In one of them no source has a positive value: it has no shares.")
-    return found
+        warnings.append("In one of them no source has a positive value: it has no shares.")
+    return warnings
 
 
 def _grouping(results: Results) -> tuple[object, ...]:

@@ -35,8 +35,8 @@ class Shared:
 
 def _words(text: str) -> set[str]:
     """Distinct words, upper and lower case as one, without numbers and single letters."""
-    found = {match.casefold() for match in WORD.findall(text)}
-    return {word for word in found if not word.isdigit() and (len(word) > 1 or re.match(f"[{UNSPACED}]", word))}
+    words = {match.casefold() for match in WORD.findall(text)}
+    return {word for word in words if not word.isdigit() and (len(word) > 1 or re.match(f"[{UNSPACED}]", word))}
 
 
 class Vocabulary:

@@ -75,10 +75,10 @@ def _monitors() -> list[Any]:
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-    found = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     with suppress(ImportError, RuntimeError):  # without NVIDIA's library, or without a GPU
-        found.append(GPUMonitor())
-    for monitor in found:  # the first look at a CPU's load says 0
+        monitors.append(GPUMonitor())
+    for monitor in monitors:  # the first look at a CPU's load says 0
         monitor.collect_metrics()
         monitor.clear_metrics()
-    return found
+    return monitors

@@ -114,11 +114,11 @@ def valuation_summary(parts: ValuationParts) -> Summary:
     queries = CorpusStore.open(parts.queries)
     measured = [each.query_gradients for each in parts.checkpoints] or [parts.query_gradients]
     losses = mean_losses([query_losses(queries, GradientStore.open(each)) for each in measured])
-    found = summary(queries, ScoreStore.open(parts.scores), published_values(parts), facts, losses)
+    overview = summary(queries, ScoreStore.open(parts.scores), published_values(parts), facts, losses)
     overlap = CoalitionStore.open(parts.values).overlap
-    names = [row["source"] for row in found.sources]
+    names = [row["source"] for row in overview.sources]
     pairs = None if overlap is None else strongest_overlaps(overlap.to_pandas(), names, MAX_PAIRS)
-    return replace(found, notes=game_notes(parts), overlaps=pairs, command=parts.command)
+    return replace(overview, notes=game_notes(parts), overlaps=pairs, command=parts.command)
 
 
 def _models(parts: ValuationParts) -> list[tuple[str, str]]:
@@ -129,8 +129,8 @@ def _models(parts: ValuationParts) -> list[tuple[str, str]]:
 
 def game_notes(parts: ValuationParts) -> dict[str, Any]:
     """What is to be known beside the values: the utility of everybody and of nobody, damping, checks."""
-    found: dict[str, Any] = CoalitionStore.open(parts.values).attributes.get("notes", {})
-    return found
+    notes: dict[str, Any] = CoalitionStore.open(parts.values).attributes.get("notes", {})
+    return notes
 
 
 def _said(value: Any) -> str:
