@@ -63,7 +63,7 @@ def conjugate_gradients(
 def largest_eigenvalue(
     product: Product, size: int, seed: int, tolerance: float = 1e-3, most_iterations: int = 200
 ) -> float:
-    """The eigenvalue of A of the largest magnitude, from below, by power iteration.
+    """The largest magnitude of an eigenvalue of A, from below, by power iteration.
 
     Args:
         product: A v; A symmetric.
