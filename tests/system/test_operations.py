@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +57,20 @@ def prefect_server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def api(prefect_server, tmp_path_factory):
-    """A server with every deployment, and a worker."""
-    apply_deployments(prefect_server, {"PREFECT_API_URL": prefect_server})
-    with child(worker_command(), {"PREFECT_API_URL": prefect_server, "PREFECT_WORKER_QUERY_SECONDS": "2"}) as process:
-        found = Api(prefect_server)
-        found.worker = process
-        yield found
+    """A server with every deployment, and a worker, in the folder of somebody whose own code has such names."""
+    own = tmp_path_factory.mktemp("own")
+    for name in ("flows", "storage"):
+        (own / name).mkdir()
+        (own / name / "__init__.py").write_text("raise ImportError('somebody else's')\n")
+    (own / "tasks.py").write_text("raise ImportError('somebody else's')\n")
+    environment = {"PREFECT_API_URL": prefect_server, "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    with ExitStack() as lasting:
+        with chdir(own):
+            apply_deployments(prefect_server, {"PREFECT_API_URL": prefect_server})
+            process = lasting.enter_context(child(worker_command(), environment))
+        served = Api(prefect_server)
+        served.worker = process
+        yield served
 
 
 @pytest.fixture(autouse=True)
