@@ -87,8 +87,8 @@ def demo_report(outcome: dict[str, Any]) -> str:
     queries = pd.read_json(folder / "queries.jsonl", lines=True)
     own_source = json.loads((folder / "query_sources.json").read_text())
     own = [own_source[name] for name in queries["id"]]
-    found = read_results(outcome["results"])
-    values, documents = found.sources, found.documents
+    valuation = read_results(outcome["results"])
+    values, documents = valuation.sources, valuation.documents
     names = sorted(set(corpus["source"]))
     matrix = values.pivot(index="query_id", columns="source", values="value").loc[queries["id"], names].to_numpy()
     by_passage = documents[documents["rank"] == 1].set_index("query_id").loc[queries["id"], "source"]

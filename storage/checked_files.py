@@ -133,11 +133,11 @@ class CheckedFiles:
             StoreDamagedError: they are not those that were written.
         """
         with self.reading(name):
-            found = (self.root / name).read_bytes()
+            content = (self.root / name).read_bytes()
             expected = self._known(name)
-            if expected is not None and not expected.is_of(found):
+            if expected is not None and not expected.is_of(content):
                 raise self.damaged(name)
-            return found
+            return content
 
     def mapped(self, name: str) -> CheckedBytes:
         """A file to read here and there.

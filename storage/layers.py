@@ -66,7 +66,7 @@ class LayerStore(Store):
                         config={"write_empty_chunks": True},
                     )
                     array[...] = matrix
-            paths = [f"{_layer_path(number)}/{name}" for number, found in enumerate(matrices) for name in found]
+            paths = [f"{_layer_path(number)}/{name}" for number, of_layer in enumerate(matrices) for name in of_layer]
             write_manifest(
                 folder,
                 {

@@ -49,10 +49,10 @@ class OwnerStore(Store):
 
 def kept_owners(root: Place) -> set[Owner]:
     """What is known of the contents that no corpus names any more."""
-    found: set[Owner] = set()
+    owners: set[Owner] = set()
     for path in _records(root):
-        found |= OwnerStore(path).owners()
-    return found
+        owners |= OwnerStore(path).owners()
+    return owners
 
 
 def keep_owners(root: Place, owners: Iterable[Owner]) -> None:

@@ -74,7 +74,7 @@ def begun_removal(root: Place) -> Removal | None:
     Raises:
         StoreDamagedError: a receipt is not what was written.
     """
-    return next((found for found in receipts(root) if found.finished is None), None)
+    return next((removal for removal in receipts(root) if removal.finished is None), None)
 
 
 def receipts(root: Place) -> list[Removal]:

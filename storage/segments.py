@@ -357,8 +357,8 @@ class Segment(Store):
         Raises:
             StoreDamagedError: that of a shard that is done is gone, or its bytes changed.
         """
-        found = np.zeros(self.n_rows, EXAMPLE_COLUMNS[name])
+        column = np.zeros(self.n_rows, EXAMPLE_COLUMNS[name])
         for shard, done in enumerate(self.shards_done()):
             if done:
-                found[self.rows(shard)] = self._example_chunk(name, shard)
-        return found
+                column[self.rows(shard)] = self._example_chunk(name, shard)
+        return column

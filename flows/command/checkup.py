@@ -146,8 +146,8 @@ def _gradients(loaded: LoadedModel, texts: Sequence[str]) -> Check:
         return Check("gradients", "not compared: no text has two tokens")
     error = error_against_autograd(loaded, layers, rows, [0] * len(rows))
     allowed = ROUNDING.get(loaded.model.dtype, ROUNDING_OF_HALF)
-    found = f"differ from autograd's by at most {error:.0e} of the largest ({len(layers)} layers, {len(rows)} texts)"
-    return Check("gradients", found, error <= allowed, "" if error <= allowed else "this model is computed wrongly")
+    sentence = f"differ from autograd's by at most {error:.0e} of the largest ({len(layers)} layers, {len(rows)} texts)"
+    return Check("gradients", sentence, error <= allowed, "" if error <= allowed else "this model is computed wrongly")
 
 
 def _cut(loaded: LoadedModel, text: str, room: int) -> np.ndarray:

@@ -137,10 +137,10 @@ def _adapted(name: str) -> str | None:
     """The checkpoint that a folder of adapters names as the one they were trained on."""
     file = Path(name) / "adapter_config.json"
     try:
-        found = json.loads(file.read_bytes())["base_model_name_or_path"]
+        base = json.loads(file.read_bytes())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):  # not there, or said by whoever loads the model
         return None
-    return found if isinstance(found, str) else None
+    return base if isinstance(base, str) else None
 
 
 def _check_place(field: str, value: str) -> None:

@@ -90,13 +90,13 @@ def each_in_turn(store: str, config: CorpusRunConfig, work: Callable[[CorpusRunC
     Returns:
         What the work returns for each; the state Skipped where one was skipped, and with it those after it.
     """
-    found: list[T] = []
+    outcomes: list[T] = []
     for one in config.by_checkpoint:
         outcome = in_turn(run_turn(store, one), one.overlap, partial(work, one))
         if isinstance(outcome, State):
             return outcome
-        found.append(outcome)
-    return found
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _wait(folder: str | None) -> None:

@@ -166,12 +166,12 @@ class LocalServer:
             if is_alive(self.record.process):
                 continue
             with suppress(OSError, InputError), self._starting():
-                found = self._found()
-                if found is None:
+                record = self._found()
+                if record is None:
                     if self._socket is None:
                         self._socket = _listening(self.record.port)
-                    found = self._started(self.record.port, self.record.key)
-                self.record = found
+                    record = self._started(self.record.port, self.record.key)
+                self.record = record
 
     def close(self) -> None:
         """Of no more use to this one; the last one ends it."""
@@ -202,15 +202,15 @@ class LocalServer:
 
 
 def _listening(port: int) -> socket.socket:
-    found = socket.socket()
+    listener = socket.socket()
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(("127.0.0.1", port))
-        found.listen(2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(2048)
     except OSError:
-        found.close()
+        listener.close()
         raise
-    return found
+    return listener
 
 
 def _log(folder: Path) -> IO[bytes]:
@@ -261,14 +261,14 @@ def prefect_api(prepare: Callable[[], object]) -> Iterator[None]:
     with local_server() as server:
         prepare()
         server.wait()
-        told = {**addresses_of(server.record), HERE: "1"}
-        os.environ.update(told)
+        variables = {**addresses_of(server.record), HERE: "1"}
+        os.environ.update(variables)
         refresh_global_settings_context()
         try:
             yield
         finally:
             _send_the_rest()
-            for name in told:
+            for name in variables:
                 os.environ.pop(name, None)
             refresh_global_settings_context()
 
