@@ -52,7 +52,7 @@ class Found:
 
 
 def search(config: SearchConfig) -> Found:
-    """The documents with the highest influence on a query, the mean over the checkpoints, among those a sketch finds.
+    """The documents with the highest influence on a query (mean over the checkpoints) among those that a sketch finds.
 
     Raises:
         InputError: the corpus is not indexed, or the search library is missing.

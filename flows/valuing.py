@@ -1,4 +1,4 @@
-"""A valuation, whichever door it came in by: of each checkpoint its stores, its scores, the values of the sources."""
+"""A valuation, however it was started: for each checkpoint its stores, its scores and the values of the sources."""
 
 import time
 from collections.abc import Iterator
@@ -229,12 +229,12 @@ def _narrowed(config: ValueConfig) -> CorpusRunConfig:
 
 
 def sums_only(scoring: ScoringConfig) -> ScoringConfig:
-    """What a pass for a further grouping keeps: passages and matrix are those of the first."""
+    """How to score for a further grouping: keep sums alone, as passages and matrix are those of the first."""
     return scoring.model_copy(update={"top_k": 1, "save_matrix": False, "by_layer": False})
 
 
 def refuse_unlike(config: ValueConfig) -> None:
-    """Checkpoints that cannot be averaged, before any work is done."""
+    """Refuse checkpoints that cannot be averaged, before any work is done."""
     checkpoints = config.model.checkpoints
     refuse_other_tokenizers(checkpoints)
     if config.scoring.by_layer:

@@ -1,4 +1,4 @@
-"""What if, over a finished valuation: the shares had some sources been absent, what a source would gain by splitting.
+"""What-if questions on a valuation: the shares without some sources, and what a source would gain by splitting.
 
 Reads the results folder and the stores; writes nothing.
 """
@@ -81,7 +81,7 @@ class Valued:
     checkpoints: tuple["Valued", ...] = ()
 
     def numbers(self, option: str, names: Sequence[str]) -> list[int]:
-        """Sources by name, each once.
+        """The numbers of the sources with these names, each once.
 
         Raises:
             InputError: a name is none of a source.
@@ -120,7 +120,7 @@ class Valued:
         return self._game(game, portions).estimate()
 
     def title(self, game: SourcesConfig) -> str:
-        """A game's name; that of newton with its utility."""
+        """The name of a game; for newton also its utility."""
         if self.checkpoints:
             return self.checkpoints[0].title(game)
         if GAMES[game.game].made_of == "scores":
@@ -215,7 +215,7 @@ def _grouped(locations: dict[str, str], by: str | None) -> str:
 def what_if(
     results: Path, without: Sequence[str], split: Sequence[str], parts: int, by: str | None = None
 ) -> list[str]:
-    """What a person reads: a table for the sources that are absent together, one for each that splits, remarks.
+    """The texts to print: a table for the sources that are absent together, one for each that splits, remarks.
 
     Args:
         results: folder of the valuation.

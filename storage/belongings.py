@@ -53,7 +53,7 @@ def finished_stores(folder: Location) -> Iterator[Location]:
 
 
 def belonging(root: Place, withdrawn: Withdrawals) -> Belongings:
-    """Look through all stores but the gradients, whose rows are known by their contents.
+    """Find what belongs to withdrawn documents, in all stores but gradients, whose rows are known by their contents.
 
     Args:
         root: of the stores.

@@ -35,7 +35,7 @@ class _CheckedArrays(WrapperStore[Store]):
 
 
 def checked_arrays(files: CheckedFiles, below: str = "") -> StorePath:
-    """What zarr opens a group from, to be read only.
+    """A read-only place for zarr to open a group from, whose files are checked as they are read.
 
     Args:
         files: of the folder.

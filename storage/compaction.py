@@ -42,7 +42,7 @@ class Compaction:
 
 
 def compact(root: Place) -> Compaction:
-    """Remove what belongs to withdrawn documents alone; killed at any moment, the next one ends it.
+    """Remove what belongs to withdrawn documents alone; if killed at any moment, the next call finishes the work.
 
     Gradients of a withdrawn text stay where another source provided the same text. Corpora that hold a withdrawn
     document go as a whole, with the fits, scores and values made of them: a later run reads its files again and finds

@@ -172,7 +172,7 @@ class GradientStore(Store):
         return [values[content] for content in contents]
 
     def lacks(self, contents: np.ndarray, n_windows: np.ndarray) -> bool:
-        """A content that has rows is not stored in full: arguments as of `plan`."""
+        """Whether a content that has rows is not stored in full; arguments as of `plan`."""
         return bool((~np.isin(contents, self.stored()) & (n_windows > 0)).any())
 
     def plan(self, contents: np.ndarray, n_windows: np.ndarray) -> list[Segment]:

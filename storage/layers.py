@@ -40,7 +40,7 @@ class LayerStore(Store):
         matrices: Sequence[Mapping[str, np.ndarray]],
         attributes: Mapping[str, Any],
     ) -> StoreRef:
-        """Write one mapping of matrices a layer; the store appears whole or not at all.
+        """Write one mapping of matrices for each layer; the store appears whole or not at all.
 
         Args:
             root: folder of all layer stores.

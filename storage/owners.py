@@ -42,7 +42,7 @@ class OwnerStore(Store):
         )
 
     def owners(self) -> set[Owner]:
-        """All that it names."""
+        """All owners that the record names."""
         columns = [self.files.table(TABLE).column(name).to_pylist() for name in OWNERS.names]
         return set(zip(*columns, strict=True))
 
@@ -56,7 +56,7 @@ def kept_owners(root: Place) -> set[Owner]:
 
 
 def keep_owners(root: Place, owners: Iterable[Owner]) -> None:
-    """Replace what is known; killed between, all that was known and all that is to be are there."""
+    """Replace the kept owners; if killed meanwhile, all old and all new ones are there."""
     rows = sorted(owners)
     name = hashlib.sha256(repr(rows).encode()).hexdigest()[:32]
     target = StoreFolders(root).owners / name

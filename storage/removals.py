@@ -69,7 +69,7 @@ def written(root: Place, removal: Removal) -> Location:
 
 
 def begun_removal(root: Place) -> Removal | None:
-    """The one that was stopped under way, if there is one.
+    """The removal that was stopped under way, if there is one.
 
     Raises:
         StoreDamagedError: a receipt is not what was written.
@@ -78,7 +78,7 @@ def begun_removal(root: Place) -> Removal | None:
 
 
 def receipts(root: Place) -> list[Removal]:
-    """Of all compactions that removed something, the first one first.
+    """The receipts of all compactions that removed something, the earliest first.
 
     Raises:
         StoreDamagedError: one is not what was written.

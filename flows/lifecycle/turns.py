@@ -31,12 +31,12 @@ IRRELEVANT = {"store", "overlap", "tracking", "cluster", "events"}
 
 
 def run_turn(store: str, config: CorpusRunConfig) -> Location:
-    """Whose lock a run holds that no other with the same parameters may overlap."""
+    """The place whose lock keeps runs with the same parameters from overlapping."""
     return _turn(store, {"run": 1, **config.model_dump(mode="json", exclude=IRRELEVANT)})
 
 
 def results_turn(store: str, results: str) -> Location:
-    """Whose lock a run holds that no other into the same folder may overlap."""
+    """The place whose lock keeps runs that write to the same results folder from overlapping."""
     return _turn(store, {"results": 1, "folder": results})
 
 

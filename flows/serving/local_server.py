@@ -59,7 +59,7 @@ class Record:
         return f"http://127.0.0.1:{self.port}"
 
     def is_well(self, seconds: float = SECONDS_TO_ANSWER) -> bool:
-        """It answers within a time, and takes the key."""
+        """Whether the server answers within a time, and takes the key."""
         deadline = time.monotonic() + seconds
         while is_alive(self.process):
             with suppress(OSError):
@@ -144,7 +144,7 @@ class LocalServer:
         return record
 
     def wait(self) -> None:
-        """Until it answers.
+        """Wait until the server answers.
 
         Raises:
             DataworthError: it does not.
@@ -174,7 +174,7 @@ class LocalServer:
                 self.record = record
 
     def close(self) -> None:
-        """Of no more use to this one; the last one ends it."""
+        """Stop using the server; the last of its users ends it."""
         self._ended.set()
         if self._watcher.is_alive():
             self._watcher.join()
@@ -221,7 +221,7 @@ def _log(folder: Path) -> IO[bytes]:
 
 
 def addresses_of(record: Record) -> dict[str, str]:
-    """What Prefect's clients are told of a server."""
+    """The environment variables that name a server to Prefect's clients."""
     return {"PREFECT_API_URL": f"{record.url}/api", "PREFECT_API_AUTH_STRING": auth_string(record.key)}
 
 
@@ -291,7 +291,7 @@ def shown() -> Iterator[None]:
 
 
 def has_pages() -> bool:
-    """Links to Prefect's pages lead somewhere: `dataworth ui` runs, or the server is not that of this home."""
+    """Whether links to Prefect's pages work: `dataworth ui` runs, or the server is not that of this home."""
     if HERE not in os.environ:
         return True
     with _ui_lock() as lock:

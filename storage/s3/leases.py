@@ -1,4 +1,4 @@
-"""The one writer's place of a folder on an object store.
+"""The lock that lets one process alone write to a folder on an object store.
 
 The lock is an object beside the folder, made by a put that fails where there is one already, and renewed by a thread
 while it is held. A lock that was not renewed for SECONDS_STALE may be taken over, by a put that fails if the lock has
@@ -51,7 +51,7 @@ def check_leases(bucket: str, key: str) -> None:
 
 @contextmanager
 def lease(folder: Location, bucket: str, key: str) -> Iterator[None]:
-    """Hold the one writer's place of a folder.
+    """Hold the lock that lets one process alone write to a folder.
 
     Args:
         folder: as messages name it.
