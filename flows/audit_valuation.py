@@ -165,8 +165,8 @@ def _chosen(config: AuditRunConfig, store: str, place: ProblemPlace, problem: Pr
     if models[0].n_classes is not None and "labels" not in curvature.model_fields_set:
         curvature = curvature.model_copy(update={"labels": "exact"})
     tried = families(config.projection, curvature, problem.weight_decay, sides)
-    found = [(each, sweep(store, place, each.projection, each.curvature, list(each.dampings))) for each in tried]
-    return choose(subsets, found, config.audit)
+    swept = [(each, sweep(store, place, each.projection, each.curvature, list(each.dampings))) for each in tried]
+    return choose(subsets, swept, config.audit)
 
 
 def _tuned(chosen: Chosen) -> dict[str, Any]:
@@ -176,8 +176,8 @@ def _tuned(chosen: Chosen) -> dict[str, Any]:
 
 
 def _fingerprints(problem: Problem, scored: Sequence[Scored]) -> dict[str, str]:
-    found = {f"model {number}": fingerprint_of(model) for number, model in enumerate(problem.models())}
-    return {"problem": problem.fingerprint, **found, "scores": scored[0].scores.fingerprint}
+    of_models = {f"model {number}": fingerprint_of(model) for number, model in enumerate(problem.models())}
+    return {"problem": problem.fingerprint, **of_models, "scores": scored[0].scores.fingerprint}
 
 
 def _logged(results: str, made: Audit, config: AuditRunConfig) -> dict[str, Any] | State[Any]:

@@ -1,4 +1,4 @@
-"""The configuration of a run, composed of the rooms' own. One for every door: files, command line, form, MLflow."""
+"""The configuration of a run, composed of that of each package; the same for files, command line, form and MLflow."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +114,7 @@ class ValueConfig(CorpusRunConfig):
         return bool(self.scoring.sources or self.scoring.without_sources or self.scoring.layers)
 
     def settled(self, classifies: bool) -> "ValueConfig":
-        """The same, with the game `auto` stands for, and the corpus keeping every field that `sources.by` names.
+        """A copy that names the game `auto` stands for, and whose corpus keeps every field that `sources.by` names.
 
         Args:
             classifies: the model is a classifier. On those newton was nearer to the truth than adding up scores, on

@@ -30,7 +30,7 @@ SHOWN_QUERIES = 3
 
 @task(name="write-demo-corpus", task_run_name="read the standard library's documentation")
 def write_demo_corpus(folder: str, seed: int, documents: int | None) -> None:
-    """`corpus.jsonl`, `queries.jsonl` and `query_sources.json` in the folder."""
+    """Write `corpus.jsonl`, `queries.jsonl` and `query_sources.json` to the folder."""
     passages = standard_library_documentation()
     split = held_out(passages if documents is None else fewer(passages, documents), QUERIES_PER_SOURCE, seed)
     target = Path(folder)
@@ -42,7 +42,7 @@ def write_demo_corpus(folder: str, seed: int, documents: int | None) -> None:
 
 @flow(name="demo", description="Trains a small model on Python's own documentation and values its packages.")
 def demo(config: DemoConfig) -> dict[str, Any]:
-    """Make the corpus, train the model, value the corpus for held-out passages; after another demo in the same folder.
+    """Make the corpus, train the model, value the corpus for held-out passages; wait for a demo in the same folder.
 
     Returns:
         What `value-corpus` returns, and `folder`.
@@ -87,8 +87,8 @@ def demo_report(outcome: dict[str, Any]) -> str:
     queries = pd.read_json(folder / "queries.jsonl", lines=True)
     own_source = json.loads((folder / "query_sources.json").read_text())
     own = [own_source[name] for name in queries["id"]]
-    found = read_results(outcome["results"])
-    values, documents = found.sources, found.documents
+    valuation = read_results(outcome["results"])
+    values, documents = valuation.sources, valuation.documents
     names = sorted(set(corpus["source"]))
     matrix = values.pivot(index="query_id", columns="source", values="value").loc[queries["id"], names].to_numpy()
     by_passage = documents[documents["rank"] == 1].set_index("query_id").loc[queries["id"], "source"]

@@ -51,7 +51,7 @@ IN_PROCESS = {"cluster": {"processes": False}}
 
 @spelled(as_field)
 def index(model: Any, tokenizer: Any, documents: Any, /, *, store: str | Path | None = None, **options: Any) -> "Rows":
-    """Project and keep the gradient of every document's every window.
+    """Compute, project and keep the gradient of every window of every document.
 
     Args:
         model: a transformers model, which is left as it is; or the name or folder of a checkpoint, or several.
@@ -157,11 +157,11 @@ class Scores:
     documents: list[str]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a query, a column a document."""
+        """The scores as a table: one row per query, one column per document."""
         return pd.DataFrame(self.values, index=pd.Index(self.queries, name="query"), columns=self.documents)
 
     def to_xarray(self) -> "xarray.DataArray":
-        """With the dimensions `query` and `document`; needs the package xarray."""
+        """The scores with the dimensions `query` and `document`; needs the package xarray."""
         import xarray
 
         labels = {"query": self.queries, "document": self.documents}
@@ -181,17 +181,17 @@ class Valuation:
 
     @property
     def sources(self) -> pd.DataFrame:
-        """Of `sources.parquet`: a row a query and source; query "*" is all of them together."""
+        """The table `sources.parquet`: one row per query and source; query "*" is all queries together."""
         return pd.read_parquet(self.folder / "sources.parquet")
 
     @property
     def documents(self) -> pd.DataFrame:
-        """Of `documents.parquet`: the best and worst passages of each query."""
+        """The table `documents.parquet`: the best and worst passages of each query."""
         return pd.read_parquet(self.folder / "documents.parquet")
 
     @property
     def scores(self) -> Scores:
-        """Of every document for every query.
+        """The scores of every document for every query.
 
         Raises:
             InputError: they were not kept.

@@ -1,4 +1,4 @@
-"""The steps of a run as its door takes them, and what every run begins with: a place for its stores, corpus and bases.
+"""The steps of a run, plain or as Prefect's tasks, and what every run begins with: a store, a corpus and bases.
 
 Nothing here knows Prefect: a notebook calls the steps, a flow its tasks, in the same order.
 """
@@ -49,7 +49,7 @@ class Steps:
         return indexed(config, prepared, self)
 
     def in_turn(self, config: CorpusRunConfig, work: Callable[[], Any]) -> Any:
-        """Do some work of a run; a door may wait for others that do the same."""
+        """Do some work of a run; flows may wait here for other runs that do the same."""
         return work()
 
 
@@ -86,7 +86,7 @@ def prepared_stores(config: CorpusRunConfig, steps: Steps) -> Prepared:
 
 
 def needs_covariances(config: CorpusRunConfig) -> bool:
-    """PCA bases are made of them, and without a projection KFAC and EK-FAC; else those of projected vectors will do."""
+    """Whether a run needs the layers' whole covariances: for PCA bases, or for KFAC and EK-FAC without a projection."""
     if config.projection.bases is not None:
         return False
     factored = config.curvature.kind in ("kfac", "ekfac")

@@ -1,4 +1,4 @@
-"""From a configuration to the problem of an audit: checkpoints, the digits, the demo, or one of one's own."""
+"""The problem that an audit's configuration names: checkpoints, the digits, the demo, or one of your own."""
 
 import json
 from collections.abc import Sequence
@@ -96,7 +96,7 @@ def documentation_problem(
 
 @task(name="write-audited-corpus", task_run_name="read the standard library's documentation")
 def write_audited_corpus(folder: str, seed: int, packages: Sequence[str]) -> None:
-    """`general.jsonl`, `corpus.jsonl` and `queries.jsonl` in the folder."""
+    """Write `general.jsonl`, `corpus.jsonl` and `queries.jsonl` to the folder."""
     passages, generator = standard_library_documentation(), np.random.default_rng(seed)
     split = held_out([row for row in passages if row["source"] in packages], QUERIES_PER_PACKAGE, seed)
     documents = []

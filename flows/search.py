@@ -52,7 +52,7 @@ class Found:
 
 
 def search(config: SearchConfig) -> Found:
-    """The documents with the highest influence on a query, the mean over the checkpoints, among those a sketch finds.
+    """The documents with the highest influence on a query (mean over the checkpoints) among those that a sketch finds.
 
     Raises:
         InputError: the corpus is not indexed, or the search library is missing.
@@ -69,8 +69,8 @@ def _found(config: SearchConfig, own: str) -> Found:
     for one in config.by_checkpoint:
         indexed.append(_indexed(one, own, indexed[0].queries if indexed else None))
     corpus, queries = indexed[0].corpus, indexed[0].queries
-    found = [_candidates(each.gradients, corpus, each.ready.queries[0], config) for each in indexed]
-    numbers = np.unique(np.concatenate(found))
+    candidates = [_candidates(each.gradients, corpus, each.ready.queries[0], config) for each in indexed]
+    numbers = np.unique(np.concatenate(candidates))
     scores = np.mean([each.scores(numbers) for each in indexed], axis=0)
     order = np.lexsort((numbers, -scores))[: config.count]
     documents = [
@@ -149,7 +149,7 @@ def _query(config: SearchConfig, own: str) -> CorpusStore:
 def _candidates(gradients: GradientStore, corpus: CorpusStore, query: np.ndarray, config: SearchConfig) -> np.ndarray:
     """Documents of the corpus that own the rows the sketch finds, in no order that means anything."""
     matrix = sketch_matrix(gradients.n_columns, config.sketch)
-    found: list[bytes] = []
+    contents: list[bytes] = []
     wanted = CANDIDATES * config.count
     for segment in gradients.segments():
         mine = np.isin(segment.contents, corpus.contents)
@@ -158,8 +158,8 @@ def _candidates(gradients: GradientStore, corpus: CorpusStore, query: np.ndarray
         own = np.repeat(mine, np.diff(segment.first_rows))
         rows = best_rows(_blocks(segment, own, matrix), query @ matrix, wanted)
         owners = np.searchsorted(segment.first_rows, rows, side="right") - 1
-        found += segment.contents[owners].tolist()
-    return np.flatnonzero(np.isin(corpus.contents, np.asarray(found, "S32")))
+        contents += segment.contents[owners].tolist()
+    return np.flatnonzero(np.isin(corpus.contents, np.asarray(contents, "S32")))
 
 
 def _blocks(segment: Segment, own: np.ndarray, matrix: Any) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""A valuation, whichever door it came in by: of each checkpoint its stores, its scores, the values of the sources."""
+"""A valuation, however it was started: for each checkpoint its stores, its scores and the values of the sources."""
 
 import time
 from collections.abc import Iterator
@@ -229,12 +229,12 @@ def _narrowed(config: ValueConfig) -> CorpusRunConfig:
 
 
 def sums_only(scoring: ScoringConfig) -> ScoringConfig:
-    """What a pass for a further grouping keeps: passages and matrix are those of the first."""
+    """How to score for a further grouping: keep sums alone, as passages and matrix are those of the first."""
     return scoring.model_copy(update={"top_k": 1, "save_matrix": False, "by_layer": False})
 
 
 def refuse_unlike(config: ValueConfig) -> None:
-    """Checkpoints that cannot be averaged, before any work is done."""
+    """Refuse checkpoints that cannot be averaged, before any work is done."""
     checkpoints = config.model.checkpoints
     refuse_other_tokenizers(checkpoints)
     if config.scoring.by_layer:
@@ -272,31 +272,36 @@ def _by_checkpoint(config: ValueConfig) -> list[ValueConfig]:
 
 
 def _averaged(
-    config: ValueConfig, store: str, found: list[Checkpoint], steps: Steps
+    config: ValueConfig, store: str, checkpoints: list[Checkpoint], steps: Steps
 ) -> tuple[list[StoreRef], list[StoreRef]]:
     """Scores and values, the means over the checkpoints, of each grouping of the sources."""
-    first = found[0]
-    if any(each.corpus != first.corpus for each in found):
+    first = checkpoints[0]
+    if any(each.corpus != first.corpus for each in checkpoints):
         raise InputError("--corpus: changed while one checkpoint after another was valued; run again")
-    passes, damping = [each.scored for each in found], config.curvature.damping
+    passes, damping = [each.scored for each in checkpoints], config.curvature.damping
     all_scores: list[StoreRef] = []
     all_values: list[StoreRef] = []
     for number, grouping in enumerate(config.sources.by):
         scoring = config.scoring if number == 0 else sums_only(config.scoring)
         scores = steps.average_scores(store, first.corpus, first.queries, passes, damping, scoring, grouping)
-        tables = [each.values[number] for each in found]
+        tables = [each.values[number] for each in checkpoints]
         all_scores.append(scores)
         all_values.append(steps.average_values(store, tables, config.sources.confidence, "checkpoint", scores))
     return all_scores, all_values
 
 
 def _parts(
-    config: ValueConfig, store: str, found: list[Checkpoint], scores: StoreRef, values: list[StoreRef], seconds: Timings
+    config: ValueConfig,
+    store: str,
+    checkpoints: list[Checkpoint],
+    scores: StoreRef,
+    values: list[StoreRef],
+    seconds: Timings,
 ) -> ValuationParts:
     """Everything the valuation was made from; stores of a single checkpoint are the first's."""
-    first = found[0]
+    first = checkpoints[0]
     own, *further = values
-    checkpoints = tuple(
+    parts = tuple(
         CheckpointParts(
             model_name=each.model_name,
             model_fingerprint=each.model_fingerprint,
@@ -306,7 +311,7 @@ def _parts(
             scores=each.scores[0],
             values=each.values[0],
         )
-        for each in found
+        for each in checkpoints
     )
     return ValuationParts(
         title=run_title(config.model.name, config.corpus.files),
@@ -319,10 +324,10 @@ def _parts(
         values=own,
         further_values=tuple(further),
         payout=config.sources.payout,
-        model_name=", ".join(each.model_name for each in checkpoints),
-        model_fingerprint=", ".join(each.model_fingerprint for each in checkpoints),
+        model_name=", ".join(each.model_name for each in parts),
+        model_fingerprint=", ".join(each.model_fingerprint for each in parts),
         query_gradients=first.query_gradients,
-        checkpoints=checkpoints if len(found) > 1 else (),
+        checkpoints=parts if len(checkpoints) > 1 else (),
         command=command_here("value", config.model_copy(update={"store": store})),
         timings=dict(seconds),
         started=seconds.started,

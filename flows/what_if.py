@@ -1,4 +1,4 @@
-"""What if, over a finished valuation: the shares had some sources been absent, what a source would gain by splitting.
+"""What-if questions on a valuation: the shares without some sources, and what a source would gain by splitting.
 
 Reads the results folder and the stores; writes nothing.
 """
@@ -81,7 +81,7 @@ class Valued:
     checkpoints: tuple["Valued", ...] = ()
 
     def numbers(self, option: str, names: Sequence[str]) -> list[int]:
-        """Sources by name, each once.
+        """The numbers of the sources with these names, each once.
 
         Raises:
             InputError: a name is none of a source.
@@ -120,7 +120,7 @@ class Valued:
         return self._game(game, portions).estimate()
 
     def title(self, game: SourcesConfig) -> str:
-        """A game's name; that of newton with its utility."""
+        """The name of a game; for newton also its utility."""
         if self.checkpoints:
             return self.checkpoints[0].title(game)
         if GAMES[game.game].made_of == "scores":
@@ -215,7 +215,7 @@ def _grouped(locations: dict[str, str], by: str | None) -> str:
 def what_if(
     results: Path, without: Sequence[str], split: Sequence[str], parts: int, by: str | None = None
 ) -> list[str]:
-    """What a person reads: a table for the sources that are absent together, one for each that splits, remarks.
+    """The texts to print: a table for the sources that are absent together, one for each that splits, remarks.
 
     Args:
         results: folder of the valuation.
@@ -227,26 +227,26 @@ def what_if(
     Raises:
         InputError: no such valuation, grouping or source, or nobody is left.
     """
-    found = valued(results, by)
-    absent, splitting = found.numbers("--without", without), found.numbers("--split", split)
-    if absent and GAMES[found.sources.game].made_of == "trainings":
+    valuation = valued(results, by)
+    absent, splitting = valuation.numbers("--without", without), valuation.numbers("--split", split)
+    if absent and GAMES[valuation.sources.game].made_of == "trainings":
         raise InputError("--without: nothing is trained here; value the corpus without these sources instead")
-    if len(absent) == len(found.names):
+    if len(absent) == len(valuation.names):
         raise InputError("--without: names every source, so that nobody is left to have a share")
-    texts = [_absence(found, absent)] if absent else []
-    whole = [found.estimate(game, np.eye(len(found.names))) for game in found.games] if splitting else []
-    texts += [_splitting(found, whole, source, parts) for source in splitting]
-    return [*texts, *_remarks(found, bool(splitting))]
+    texts = [_absence(valuation, absent)] if absent else []
+    whole = [valuation.estimate(game, np.eye(len(valuation.names))) for game in valuation.games] if splitting else []
+    texts += [_splitting(valuation, whole, source, parts) for source in splitting]
+    return [*texts, *_remarks(valuation, bool(splitting))]
 
 
-def _absence(found: Valued, absent: list[int]) -> str:
-    others = found.estimate(found.sources, all_but(len(found.names), absent))
+def _absence(valuation: Valued, absent: list[int]) -> str:
+    others = valuation.estimate(valuation.sources, all_but(len(valuation.names), absent))
     without = shares_without(others, absent)
-    now, then, low, high = found.shares, without.shares[-1], without.low[-1], without.high[-1]
+    now, then, low, high = valuation.shares, without.shares[-1], without.low[-1], without.high[-1]
     sampled = not np.array_equal(others.high, others.low)
     rows = [
         [
-            found.names[n],
+            valuation.names[n],
             percent(now[n]),
             percent(then[n]),
             _points(then[n] - now[n]),
@@ -255,8 +255,8 @@ def _absence(found: Valued, absent: list[int]) -> str:
         for n in np.argsort(-now, kind="stable")
     ]
     nobody = "" if np.isfinite(then).any() else "\n\nno value is positive then, so that nobody has a share"
-    named = ", ".join(found.names[n] for n in absent)
-    game = found.title(found.sources)
+    named = ", ".join(valuation.names[n] for n in absent)
+    game = valuation.title(valuation.sources)
     header = ["source", "share now", "share then", "difference", *(["interval of share then"] if sampled else [])]
     return f"had {named} been absent ({game}, all queries together)\n\n{table(header, rows)}{nobody}"
 
@@ -266,37 +266,37 @@ def _points(difference: float) -> str:
     return "" if np.isnan(difference) else f"{round(difference, 3) + 0.0:+.1%}"
 
 
-def _splitting(found: Valued, whole: list[Estimate], source: int, parts: int) -> str:
+def _splitting(valuation: Valued, whole: list[Estimate], source: int, parts: int) -> str:
     rows, sampled = [], False
-    for game, values in zip(found.games, whole, strict=True):
-        in_parts = found.estimate(game, divided(len(found.names), source, parts))
+    for game, values in zip(valuation.games, whole, strict=True):
+        in_parts = valuation.estimate(game, divided(len(valuation.names), source, parts))
         gained = split_gain(values, in_parts, source)
         gain, reach = float(gained.gain[-1]), float(gained.reach[-1])
         sampled = sampled or reach != 0
         ends = interval(gain - reach, gain + reach) if reach != 0 else "exact"
-        row = [found.title(game), number(float(gained.whole[-1])), number(float(gained.in_parts[-1])), number(gain)]
+        row = [valuation.title(game), number(float(gained.whole[-1])), number(float(gained.in_parts[-1])), number(gain)]
         rows.append([*row, percent(float(gained.relative[-1])), ends])
     header = ["game", "value", "of its parts", "gain", "of its value", "interval of the gain"]
     kept = len(header) - (not sampled)
     listed = table(header[:kept], [row[:kept] for row in rows])
-    return f"were {found.names[source]} split in {parts} parts (all queries together)\n\n{listed}"
+    return f"were {valuation.names[source]} split in {parts} parts (all queries together)\n\n{listed}"
 
 
-def _remarks(found: Valued, splitting: bool) -> list[str]:
+def _remarks(valuation: Valued, splitting: bool) -> list[str]:
     """What a reader must know beside the numbers."""
     lines = []
-    if not (found.parts and found.parts.sums) and splitting:
+    if not (valuation.parts and valuation.parts.sums) and splitting:
         lines.append("for the other games value the corpus with one of them first: dataworth value … --game path")
-    if found.checkpoints:
-        lines.append(f"all numbers are means over {len(found.checkpoints)} checkpoints, each played by itself")
-    if "projections" in found.notes:
+    if valuation.checkpoints:
+        lines.append(f"all numbers are means over {len(valuation.checkpoints)} checkpoints, each played by itself")
+    if "projections" in valuation.notes:
         lines.append(
-            f"shares now are the mean over {found.notes['projections']} projections; games are played here with the "
-            "first alone"
+            f"shares now are the mean over {valuation.notes['projections']} projections; games are played here with "
+            "the first alone"
         )
-    if "fallback" in found.notes:
-        lines.append(f"valued by the additive game, as the check failed: {found.notes['fallback']}")
-    elif not found.notes.get("reliable", True):
+    if "fallback" in valuation.notes:
+        lines.append(f"valued by the additive game, as the check failed: {valuation.notes['fallback']}")
+    elif not valuation.notes.get("reliable", True):
         lines.append(
             "on this model the check of the games failed (`missed`, `reach` in valuation.json): do not rely on them"
         )

@@ -53,7 +53,7 @@ def finished_stores(folder: Location) -> Iterator[Location]:
 
 
 def belonging(root: Place, withdrawn: Withdrawals) -> Belongings:
-    """Look through all stores but the gradients, whose rows are known by their contents.
+    """Find what belongs to withdrawn documents, in all stores but gradients, whose rows are known by their contents.
 
     Args:
         root: of the stores.
@@ -62,19 +62,19 @@ def belonging(root: Place, withdrawn: Withdrawals) -> Belongings:
     Raises:
         StoreDamagedError: what would tell whose something is, is damaged.
     """
-    found, folders = Belongings(), StoreFolders(root)
+    belongings, folders = Belongings(), StoreFolders(root)
     for owner in kept_owners(root):
-        (found.gone if withdrawn.covers(*owner[1:]) else found.live).add(owner)
-    corpora = [_of_corpus(CorpusStore(path), withdrawn, found) for path in finished_stores(folders.corpora)]
+        (belongings.gone if withdrawn.covers(*owner[1:]) else belongings.live).add(owner)
+    corpora = [_of_corpus(CorpusStore(path), withdrawn, belongings) for path in finished_stores(folders.corpora)]
     touched = [corpus for corpus in corpora if corpus is not None]
-    found.n_stores += len(corpora)
+    belongings.n_stores += len(corpora)
     names = {corpus.fingerprint for corpus in touched}
     contents = {corpus.contents_fingerprint for corpus in touched}
-    dead = np.asarray(sorted(found.dead), "S32")
+    dead = np.asarray(sorted(belongings.dead), "S32")
 
     def chosen(kind: str, belongs: Any) -> list[Location]:
         paths = list(finished_stores(getattr(folders, kind)))
-        found.n_stores += len(paths)
+        belongings.n_stores += len(paths)
         return [path for path in paths if belongs(path, dict(read_manifest(path).get("attributes", {})))]
 
     def scored(path: Location, attributes: dict[str, Any]) -> bool:
@@ -93,30 +93,30 @@ def belonging(root: Place, withdrawn: Withdrawals) -> Belongings:
         of_corpus = attributes.get("corpus") in names | contents
         return of_corpus or (attributes.get("kind") == SOURCE_SUMS_KIND and _sums_of(LayerStore(path), dead))
 
-    found.stores = {
+    belongings.stores = {
         "corpora": [corpus.path for corpus in touched],
         "layers": chosen("layers", fitted),
         "scores": scores,
         "values": chosen("values", valued),
         "games": chosen("games", played),
     }
-    return found
+    return belongings
 
 
-def _of_corpus(corpus: CorpusStore, withdrawn: Withdrawals, found: Belongings) -> CorpusStore | None:
+def _of_corpus(corpus: CorpusStore, withdrawn: Withdrawals, belongings: Belongings) -> CorpusStore | None:
     """Add the owners a corpus names; the corpus where it holds a withdrawn document."""
     ids, sources = (corpus.column(name).to_pylist() for name in ("document_id", "source"))
     owners = list(zip(corpus.contents.tolist(), ids, sources, strict=True))
-    found.n_documents += len(owners)
+    belongings.n_documents += len(owners)
     gone = [number for number, (_, *name) in enumerate(owners) if withdrawn.covers(*name)]
-    found.gone.update(owners[number] for number in gone)
+    belongings.gone.update(owners[number] for number in gone)
     live = set(owners) - {owners[number] for number in gone}
-    found.live |= live
+    belongings.live |= live
     if not gone:
         return None
-    found.live_of_removed |= live
+    belongings.live_of_removed |= live
     for document in corpus.documents(gone):
-        found.texts.add(hashlib.sha256(document["text"].encode()).hexdigest())
+        belongings.texts.add(hashlib.sha256(document["text"].encode()).hexdigest())
     return corpus
 
 

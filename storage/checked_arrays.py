@@ -26,16 +26,16 @@ class _CheckedArrays(WrapperStore[Store]):
             return await self._store.get(key, prototype, byte_range)
         if byte_range is not None:
             raise ValueError(f"{name}: a part of a chunk was asked for, expected whole ones")
-        found = await self._store.get(key, prototype)
-        if found is None:
+        content = await self._store.get(key, prototype)
+        if content is None:
             raise self._files.damaged(name, "is gone")
-        if not expected.is_of(found.as_numpy_array()):
+        if not expected.is_of(content.as_numpy_array()):
             raise self._files.damaged(name)
-        return found
+        return content
 
 
 def checked_arrays(files: CheckedFiles, below: str = "") -> StorePath:
-    """What zarr opens a group from, to be read only.
+    """A read-only place for zarr to open a group from, whose files are checked as they are read.
 
     Args:
         files: of the folder.

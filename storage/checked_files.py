@@ -1,4 +1,4 @@
-"""The files of a folder, checked while they are read; damage of whatever kind is one sentence that names the file."""
+"""The files of a folder, checked while they are read; any damage is reported in one sentence that names the file."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,18 +75,18 @@ class CheckedFiles:
         self.expected = None if expected is None else {name: FileChecksum(**known) for name, known in expected.items()}
 
     def has(self, name: str) -> bool:
-        """The file belongs to the folder, or files below that name do."""
+        """Whether this file, or files below that name, belong to the folder."""
         if self.expected is None:
             return (self.root / name).is_file() or (self.root / name).is_dir()
         return name in self.expected or any(known.startswith(f"{name}/") for known in self.expected)
 
     def damaged(self, name: str, reason: str = "its bytes changed") -> DataworthError:
-        """The sentence about a file."""
+        """The error that says in one sentence what is wrong with a file."""
         return self._refusal(f"{self.root / name}: {reason}: {self._remedy}")
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Whatever a library says of a damaged file in the block, as one sentence."""
+        """Turn whatever error a library raises on a damaged file in the block into one sentence."""
         try:
             yield
         except DataworthError:
@@ -121,7 +121,7 @@ class CheckedFiles:
                     pass
 
     def check_all(self, below: str = "") -> None:
-        """`check` every file that is listed, those below a folder alone where it is named."""
+        """`check` every file that is listed; if a folder is named, only those below it."""
         for name in self._sha256 if self.expected is None else self.expected:
             if not below or name.startswith(f"{below}/"):
                 self.check(name)
@@ -133,14 +133,14 @@ class CheckedFiles:
             StoreDamagedError: they are not those that were written.
         """
         with self.reading(name):
-            found = (self.root / name).read_bytes()
+            content = (self.root / name).read_bytes()
             expected = self._known(name)
-            if expected is not None and not expected.is_of(found):
+            if expected is not None and not expected.is_of(content):
                 raise self.damaged(name)
-            return found
+            return content
 
     def mapped(self, name: str) -> CheckedBytes:
-        """A file to read here and there.
+        """A file mapped to memory, for reading parts of it.
 
         Raises:
             StoreDamagedError: its length changed; and later, what is read of it.
@@ -171,7 +171,7 @@ class CheckedFiles:
             return file.read(wanted) if rows is None else _rows(file, wanted, np.asarray(rows, np.int64))
 
     def row_groups(self, name: str) -> Iterator[pa.Table]:
-        """A Parquet table part by part, so that memory stays that of one."""
+        """A Parquet table one row group after another, so that only one is in memory."""
         with self._parquet(name) as file:
             for number in range(file.num_row_groups):
                 yield file.read_row_group(number)

@@ -44,7 +44,7 @@ class FileChecksum:
         self._blocks = np.frombuffer(bytes.fromhex(crc32c), ">u4")
 
     def matches(self, content: Any, first_block: int = 0) -> bool:
-        """The bytes from the start of a block on are as they were; the last block may be the file's."""
+        """Whether bytes that start with block `first_block` are unchanged; only the file's last block may be short."""
         whole = np.frombuffer(content, np.uint8)  # google_crc32c takes arrays, but no memoryview
         starts = range(0, len(whole), BLOCK_BYTES)
         return all(
@@ -53,12 +53,12 @@ class FileChecksum:
         )
 
     def is_of(self, content: Any) -> bool:
-        """This is the whole file as it was."""
+        """Whether this is the whole file as it was."""
         return memoryview(content).nbytes == self.n_bytes and self.matches(content)
 
 
 def file_checksum(path: Path) -> dict[str, int | str]:
-    """The arguments of a FileChecksum, of a file of this machine, in constant memory."""
+    """The arguments of a FileChecksum for a local file, computed in constant memory."""
     n_bytes, digits = 0, []
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -146,7 +146,7 @@ def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_sealed(content: Mapping[str, Any]) -> bool:
-    """A record that was read is as it was written; of one written before records had checksums nothing is known."""
+    """Whether a record is as it was written; one from before records had checksums is trusted."""
     version = content.get(SCHEMA, 1)
     if CHECKSUM not in content:
         return isinstance(version, int) and version < SEALED_SINCE

@@ -66,7 +66,7 @@ class CoalitionStore(Store):
 
     @property
     def overlap(self) -> pa.Table | None:
-        """Table OVERLAP of dataworth.storage.schema, where the game tells."""
+        """Table OVERLAP of dataworth.storage.schema, if the game gives one."""
         return self._optional("overlap.parquet")
 
     @property
@@ -113,7 +113,7 @@ class UtilityStore(Store):
         return np.concatenate(masks), np.concatenate(utilities)
 
     def additions(self) -> Iterator[tuple[str, pa.Table]]:
-        """Name and table of each addition, compared with the hash that is its name.
+        """Name and table of each addition, checked against the hash that is its name.
 
         Raises:
             StoreDamagedError: its bytes changed.

@@ -42,7 +42,7 @@ class Compaction:
 
 
 def compact(root: Place) -> Compaction:
-    """Remove what belongs to withdrawn documents alone; killed at any moment, the next one ends it.
+    """Remove what belongs to withdrawn documents alone; if killed at any moment, the next call finishes the work.
 
     Gradients of a withdrawn text stay where another source provided the same text. Corpora that hold a withdrawn
     document go as a whole, with the fits, scores and values made of them: a later run reads its files again and finds
@@ -71,33 +71,33 @@ def compact(root: Place) -> Compaction:
 def _planned(root: Place) -> Removal | None:
     """What is to be removed; None: nothing."""
     withdrawn = Withdrawals(root)
-    found = belonging(root, withdrawn)
-    if not (found.gone or any(found.stores.values())):
+    belongings = belonging(root, withdrawn)
+    if not (belongings.gone or any(belongings.stores.values())):
         return None
     rows = row_bytes = 0
     for place in _gradient_folders(root):
         for segment in _segments(place):
-            gone = np.isin(segment.contents, _hashes(found.dead))
+            gone = np.isin(segment.contents, _hashes(belongings.dead))
             count = int(np.diff(segment.first_rows)[gone].sum())
             rows += count
             row_bytes += count * segment.n_columns * STORED[segment.dtype].itemsize
     return Removal(
         begun=now(),
         withdrawn=withdrawn.entries,
-        texts=sorted(found.texts),
-        contents=sorted(content.hex() for content in found.dead),
-        shared=len({content for content, _, _ in found.gone} - found.dead),
-        stores={kind: sorted(path.name for path in found.stores[kind]) for kind in KINDS},
+        texts=sorted(belongings.texts),
+        contents=sorted(content.hex() for content in belongings.dead),
+        shared=len({content for content, _, _ in belongings.gone} - belongings.dead),
+        stores={kind: sorted(path.name for path in belongings.stores[kind]) for kind in KINDS},
         rows=rows,
         row_bytes=row_bytes,
     )
 
 
 def _carried_out(root: Place, removal: Removal) -> tuple[Removal, Location]:
-    found = belonging(root, Withdrawals(root))
+    belongings = belonging(root, Withdrawals(root))
     # Whose the rows are that stay must be known before the corpora go that tell it.
-    keep_owners(root, found.live_of_removed | (kept_owners(root) & found.live))
-    dead = {bytes.fromhex(content) for content in removal.contents} - {content for content, _, _ in found.live}
+    keep_owners(root, belongings.live_of_removed | (kept_owners(root) & belongings.live))
+    dead = {bytes.fromhex(content) for content in removal.contents} - {content for content, _, _ in belongings.live}
     _compact_gradients(root, dead)
     for kind, names in removal.stores.items():
         for name in names:
@@ -159,20 +159,20 @@ def _cleaned_and_checked(root: Place, dead: set[bytes]) -> dict[str, int]:
 
 
 def _checked(root: Place, dead: set[bytes]) -> dict[str, int]:
-    found = belonging(root, Withdrawals(root))
-    left = [path for paths in found.stores.values() for path in paths]
+    belongings = belonging(root, Withdrawals(root))
+    left = [path for paths in belongings.stores.values() for path in paths]
     kept: set[bytes] = set()
     for place in _gradient_folders(root):
         for segment in _segments(place):
             kept.update(segment.contents.tolist())
-            if np.isin(segment.contents, _hashes(dead | found.dead)).any():
+            if np.isin(segment.contents, _hashes(dead | belongings.dead)).any():
                 left.append(segment.path)
     if left:
         raise StoreError(f"{left[0]} still holds something of a withdrawn document: run `dataworth compact` again")
-    known = {content for content, _, _ in found.live}
+    known = {content for content, _, _ in belongings.live}
     return {
-        "stores": found.n_stores,
-        "documents": found.n_documents,
+        "stores": belongings.n_stores,
+        "documents": belongings.n_documents,
         "contents of gradients": len(kept),
         "contents of nobody known": len(kept - known),
     }

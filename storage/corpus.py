@@ -184,7 +184,7 @@ class CorpusStore(Store):
         return self._tokens[start:end].view(TOKEN_DTYPE)
 
     def documents(self, rows: np.ndarray | Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
-        """Rows of the documents' table, all or the given ones; of the table only the parts that hold them are read."""
+        """Rows of the documents' table, all or the given ones; only the parts of the file that hold them are read."""
         if rows is not None:
             yield from self.files.table("documents.parquet", rows=rows).to_pylist()
             return

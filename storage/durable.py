@@ -1,4 +1,4 @@
-"""Files and folders of this machine as a power cut leaves them: the old bytes or all the new ones.
+"""Files and folders of this machine that survive a power cut: with the old bytes or all the new ones.
 
 A rename can reach the disk before what was written under the other name, and a file before the folder that names it.
 So what is to be seen is synced before it is given its name, and the folder after it. A folder goes by a rename, too,
@@ -60,7 +60,7 @@ def replace_file(path: Path, content: bytes, permissions: int = 0o666) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder with those it is in, and their names durable."""
+    """Make a folder and the missing ones above it, so that they survive a power cut."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -71,14 +71,14 @@ def make_folder(folder: Path) -> None:
 
 
 def move_into_place(source: Path, target: Path) -> None:
-    """Give a folder or a file its name, where nothing or a file is, once every byte of it is on disk."""
+    """Move a folder or a file to its final name, replacing a file there, once every byte of it is on disk."""
     sync_tree(source)
     os.replace(source, target)
     _sync(target.parent)
 
 
 def sync_tree(path: Path) -> None:
-    """Every file of a folder and the folders themselves, or one file."""
+    """Flush every file of a folder and the folders themselves, or one file, to disk."""
     if not path.is_dir():
         _sync(path)
         return
@@ -98,7 +98,7 @@ def _sync(path: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder: from the first moment on it is not there under its name."""
+    """Remove a folder: its name is gone at once, before its files are."""
     gone = folder.with_name(f".{folder.name}{REMOVED}")
     if gone.exists():
         _unlink_tree(gone)
@@ -115,7 +115,7 @@ def _unlink_tree(folder: Path) -> None:
 
 
 def staging_prefix(process: int | None = None) -> str:
-    """How the names of folders begin in which processes of this machine make files; those of one process."""
+    """How names of staging folders begin: those of all processes of this machine, or of one process."""
     return f"{STAGING}{_host()}-" + ("" if process is None else f"{process}-")
 
 

@@ -106,14 +106,14 @@ class GradientStore(Store):
 
     def segments(self) -> list[Segment]:
         """All segments that count, finished or not, in the order of their names."""
-        found = [Segment(path) for path in self.segment_places()]
-        names = {segment.name for segment in found}
+        segments = [Segment(path) for path in self.segment_places()]
+        names = {segment.name for segment in segments}
         hidden = set()
-        for segment in found:
+        for segment in segments:
             predecessor = segment.manifest.get("replaces")
             if predecessor in names:
                 hidden.add(predecessor if segment.is_done() else segment.name)
-        return [segment for segment in found if segment.name not in hidden]
+        return [segment for segment in segments if segment.name not in hidden]
 
     def stored(self) -> np.ndarray:
         """Contents all of whose rows are in place: array of 32-byte hashes."""
@@ -130,7 +130,7 @@ class GradientStore(Store):
             StoreIncompleteError: a content is not stored.
             StoreDamagedError: a shard's bytes changed.
         """
-        found: dict[bytes, np.ndarray] = {}
+        rows: dict[bytes, np.ndarray] = {}
         for segment in self.segments():
             wanted = np.flatnonzero(np.isin(segment.contents, contents) & segment.content_done())
             cached: tuple[int, np.ndarray] | None = None
@@ -142,13 +142,13 @@ class GradientStore(Store):
                         cached = (shard, segment.read_shard(shard))
                     start = segment.rows(shard).start
                     parts.append(cached[1][max(first - start, 0) : end - start])
-                found[segment.contents[number]] = np.concatenate(parts)
-        missing = [content for content in contents if content not in found]
+                rows[segment.contents[number]] = np.concatenate(parts)
+        missing = [content for content in contents if content not in rows]
         if missing:
             raise StoreIncompleteError(
                 f"{self.path} lacks {len(missing)} of {len(contents)} documents: run index-corpus first"
             )
-        return [found[content] for content in contents]
+        return [rows[content] for content in contents]
 
     def column_of(self, name: str, contents: np.ndarray) -> list[np.ndarray]:
         """A column of EXAMPLE_COLUMNS for the rows of some contents, (n_windows,) each.
@@ -160,19 +160,19 @@ class GradientStore(Store):
         Raises:
             StoreIncompleteError: a content is not stored.
         """
-        found: dict[bytes, np.ndarray] = {}
+        values: dict[bytes, np.ndarray] = {}
         for segment in self.segments():
             wanted = np.flatnonzero(np.isin(segment.contents, contents) & segment.content_done())
             column = segment.column(name) if len(wanted) else np.empty(0)
             for number in wanted:
-                found[segment.contents[number]] = column[segment.first_rows[number] : segment.first_rows[number + 1]]
-        missing = [content for content in contents if content not in found]
+                values[segment.contents[number]] = column[segment.first_rows[number] : segment.first_rows[number + 1]]
+        missing = [content for content in contents if content not in values]
         if missing:
             raise StoreIncompleteError(f"{self.path} lacks {len(missing)} of {len(contents)} documents")
-        return [found[content] for content in contents]
+        return [values[content] for content in contents]
 
     def lacks(self, contents: np.ndarray, n_windows: np.ndarray) -> bool:
-        """A content that has rows is not stored in full: arguments as of `plan`."""
+        """Whether a content that has rows is not stored in full; arguments as of `plan`."""
         return bool((~np.isin(contents, self.stored()) & (n_windows > 0)).any())
 
     def plan(self, contents: np.ndarray, n_windows: np.ndarray) -> list[Segment]:

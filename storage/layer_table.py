@@ -35,7 +35,7 @@ class Layer:
 
     @property
     def is_product(self) -> bool:
-        """Its columns are k_out rows of k_in, not a sketch of both sides together."""
+        """Whether its columns are k_out rows of k_in, rather than a sketch of both sides together."""
         return self.n_columns == self.k_out * self.k_in
 
 

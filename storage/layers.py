@@ -40,7 +40,7 @@ class LayerStore(Store):
         matrices: Sequence[Mapping[str, np.ndarray]],
         attributes: Mapping[str, Any],
     ) -> StoreRef:
-        """Write one mapping of matrices a layer; the store appears whole or not at all.
+        """Write one mapping of matrices for each layer; the store appears whole or not at all.
 
         Args:
             root: folder of all layer stores.
@@ -66,7 +66,7 @@ class LayerStore(Store):
                         config={"write_empty_chunks": True},
                     )
                     array[...] = matrix
-            paths = [f"{_layer_path(number)}/{name}" for number, found in enumerate(matrices) for name in found]
+            paths = [f"{_layer_path(number)}/{name}" for number, of_layer in enumerate(matrices) for name in of_layer]
             write_manifest(
                 folder,
                 {

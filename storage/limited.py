@@ -1,4 +1,4 @@
-"""Programs that try what strangers wrote, in a process of their own with limits of memory, time and file size."""
+"""Programs that try untrusted files, in a process of their own with limits on memory, time and file size."""
 
 import json
 import os
@@ -53,7 +53,7 @@ class Ended:
 
 
 def half_of_memory(at_most: int) -> int:
-    """Bytes that one process may take: half of this machine's memory, or less."""
+    """Bytes that one process may take: half of this machine's memory, but no more than `at_most`."""
     try:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -81,7 +81,7 @@ def limited_command(
 
 
 def run_limited(command: Sequence[str], seconds: float | None, environment: Mapping[str, str] | None = None) -> Ended:
-    """Run such a command to its end, or that of its time.
+    """Run a limited command until it ends or its time is over.
 
     Args:
         command: of `limited_command`.
@@ -99,7 +99,7 @@ def run_limited(command: Sequence[str], seconds: float | None, environment: Mapp
 
 
 def limited_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's variables and others, for such a command."""
+    """The environment of a limited command: this process's variables and the given ones."""
     return {**os.environ, **variables}
 
 

@@ -36,15 +36,15 @@ class LocalLocation(PosixPath, Location):
         return [path for path in sorted(self.iterdir()) if not path.name.startswith(".") and path.is_dir()]
 
     def files(self) -> dict[str, int]:
-        found = sorted(path for path in self.rglob("*") if path.is_file())
-        return {str(path.relative_to(self)): path.stat().st_size for path in found}
+        paths = sorted(path for path in self.rglob("*") if path.is_file())
+        return {str(path.relative_to(self)): path.stat().st_size for path in paths}
 
     def n_bytes(self) -> int:
         return self.stat().st_size
 
     def state(self) -> tuple[Any, ...]:
-        found = self.stat()
-        return found.st_size, found.st_mtime_ns, found.st_ino
+        status = self.stat()
+        return status.st_size, status.st_mtime_ns, status.st_ino
 
     def opened(self) -> io.RawIOBase:
         return io.FileIO(self)

@@ -76,7 +76,7 @@ def check_writable(place: Place, option: str) -> None:
 
 
 def check_usable(place: Place, option: str) -> None:
-    """As `check_writable`, but a folder of stores that is there already may be one that can only be read.
+    """As `check_writable`, but a folder of stores that exists already may be read-only.
 
     What is not in it yet is then refused by the step that would make it.
     """

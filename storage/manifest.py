@@ -58,7 +58,7 @@ def manifest_text(content: dict[str, Any]) -> bytes:
 
 
 def set_aside(folder: Place) -> None:
-    """Take a store out of the count; all of its bytes stay."""
+    """Let a store no longer count as whole, by renaming its manifest; all of its bytes stay."""
     manifest = location_of(folder) / MANIFEST
     manifest.move_to(manifest.with_name(DAMAGED))
 
@@ -125,7 +125,7 @@ class Store:
 
     @classmethod
     def exists(cls, root: Place, fingerprint: str) -> bool:
-        """A finished store of this fingerprint is in a folder of stores."""
+        """Whether a folder of stores holds a finished store of this fingerprint."""
         return is_complete(location_of(root) / fingerprint)
 
     @property
@@ -145,7 +145,7 @@ class Store:
 
 
 def writer_lock(folder: Place) -> AbstractContextManager[None]:
-    """Hold the one writer's place of a folder.
+    """Hold the lock that lets one process alone write to a folder.
 
     On this machine the system frees it when the process dies; on an object store it is free a minute later, at once
     for a process that ran on the same machine (see dataworth.storage.s3.leases).
@@ -158,7 +158,7 @@ def writer_lock(folder: Place) -> AbstractContextManager[None]:
 
 @contextmanager
 def staging_folder(root: Path) -> Iterator[Path]:
-    """A folder of this process in `root` to make files in; it goes with the block, however that ends.
+    """A temporary folder of this process in `root` to make files in; removed when the block ends, however it ends.
 
     What a process of this machine left there when it was killed is removed, too.
     """
@@ -174,7 +174,7 @@ def staging_folder(root: Path) -> Iterator[Path]:
 
 @contextmanager
 def building_folder(root: Location) -> Iterator[Path]:
-    """A local folder to make a store of `root` in: in it, else in the system's temporary folder (TMPDIR).
+    """A local folder to build a store in: below `root` if that is local, else in the temporary folder (TMPDIR).
 
     That is so, too, where `root` can only be read, and what is made may turn out to be there already.
     """

@@ -9,7 +9,7 @@ UNSEEN = ("Cc", "Cf")
 
 
 def folded(name: str) -> str:
-    """What two names that look the same have in common.
+    """The normal form of a name, which is the same for two names that look the same.
 
     Composed characters (NFC), every run of white space as one space and none at the ends, nothing that is not seen:
     zero-width characters, marks of direction, control characters. Letters keep their case.

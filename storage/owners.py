@@ -42,21 +42,21 @@ class OwnerStore(Store):
         )
 
     def owners(self) -> set[Owner]:
-        """All that it names."""
+        """All owners that the record names."""
         columns = [self.files.table(TABLE).column(name).to_pylist() for name in OWNERS.names]
         return set(zip(*columns, strict=True))
 
 
 def kept_owners(root: Place) -> set[Owner]:
     """What is known of the contents that no corpus names any more."""
-    found: set[Owner] = set()
+    owners: set[Owner] = set()
     for path in _records(root):
-        found |= OwnerStore(path).owners()
-    return found
+        owners |= OwnerStore(path).owners()
+    return owners
 
 
 def keep_owners(root: Place, owners: Iterable[Owner]) -> None:
-    """Replace what is known; killed between, all that was known and all that is to be are there."""
+    """Replace the kept owners; if killed meanwhile, all old and all new ones are there."""
     rows = sorted(owners)
     name = hashlib.sha256(repr(rows).encode()).hexdigest()[:32]
     target = StoreFolders(root).owners / name

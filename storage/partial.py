@@ -1,4 +1,4 @@
-"""What a long sum has come to, kept now and then, so that a killed run goes on from there."""
+"""Partial sums of a long computation, saved now and then, so that a killed run goes on from there."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class PartialSums:
         self._path = location_of(folder) / f".partial-{fingerprint}.safetensors"
 
     def load(self) -> tuple[int, dict[str, np.ndarray]]:
-        """Steps done and the arrays; nothing done where there is no file, or none that is as it was written."""
+        """Steps done and the arrays; no steps and no arrays if the file is missing or damaged."""
         try:
             with self._path.as_file() as path, safe_open(str(path), "numpy") as file:
                 metadata = file.metadata() or {}
@@ -44,7 +44,7 @@ class PartialSums:
         self._path.write_whole(save(contiguous, {"steps": json.dumps(steps), CHECKSUM: _crc32c(steps, contiguous)}))
 
     def remove(self) -> None:
-        """The result is finished."""
+        """Remove the file, once the result is finished."""
         self._path.remove()
 
 

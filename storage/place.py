@@ -64,15 +64,15 @@ class Location(ABC):
 
     @abstractmethod
     def n_bytes(self) -> int:
-        """Bytes of this file."""
+        """The size of this file in bytes."""
 
     @abstractmethod
     def state(self) -> tuple[Any, ...]:
-        """Differs from what it was before where this file was written since."""
+        """A value that changes whenever this file is written."""
 
     @abstractmethod
     def opened(self) -> io.RawIOBase:
-        """This file, to read here and there."""
+        """This file, opened to read parts of it."""
 
     @abstractmethod
     def write_whole(self, content: bytes) -> None:
@@ -80,7 +80,7 @@ class Location(ABC):
 
     @abstractmethod
     def write_over(self, content: bytes, before: tuple[Any, ...] | None) -> None:
-        """`write_whole` under the writer's lock, where nobody wrote since: one who lost the lock in his sleep may not.
+        """`write_whole` under the writer's lock, if nobody wrote since: a process that slept may have lost the lock.
 
         Args:
             content: of the file.
@@ -104,7 +104,7 @@ class Location(ABC):
 
     @abstractmethod
     def take(self, folder: Path) -> None:
-        """Make this the place of all files of a local folder, its manifest last; what was here goes."""
+        """Put all files of a local folder here, its manifest last; what was here before is removed."""
 
     @abstractmethod
     def copy_to(self, folder: Path) -> None:
@@ -112,11 +112,11 @@ class Location(ABC):
 
     @abstractmethod
     def mapped(self) -> np.ndarray:
-        """(n_bytes,) uint8 content of this file, writable, though nothing reaches the file."""
+        """(n_bytes,) uint8 content of this file; the array may be changed, which does not change the file."""
 
     @abstractmethod
     def as_file(self) -> AbstractContextManager[Path]:
-        """This file as a local one, while the block lasts; opened or mapped meanwhile, it stays."""
+        """This file as a local one, while the block lasts; once opened or mapped, it can be read afterwards, too."""
 
     @abstractmethod
     def table_source(self) -> Any:
@@ -132,13 +132,13 @@ class Location(ABC):
 
     @abstractmethod
     def check_writable(self, option: str) -> None:
-        """See check_writable."""
+        """See dataworth.storage.locations.check_writable."""
 
     @abstractmethod
     def is_read_only(self) -> bool:
-        """This folder is there and may not be written; False where only an attempt would tell."""
+        """Whether this folder exists and may not be written; False where only an attempt would tell."""
 
 
 def lock_held(folder: Location) -> StoreBusyError:
-    """The refusal of a second writer."""
+    """The error that refuses a second writer."""
     return StoreBusyError(f"another run is writing {folder}: wait for it to end, then run again", str(folder))

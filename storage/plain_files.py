@@ -1,4 +1,4 @@
-"""Opening what strangers wrote: plain files only, so that no pipe is waited for, no device read, no folder left."""
+"""Opening untrusted files: plain ones only, so that no pipe is waited for, no device read, no folder left by a link."""
 
 import os
 import re
@@ -23,7 +23,7 @@ REPOSITORY = re.compile(r"(datasets|models|spaces)--.+")
 
 
 def trusted_folder(folder: Path) -> Path:
-    """Where links in a folder may lead: that folder, wherever it is itself; of the hub's cache the whole repository."""
+    """The folder that links in a folder may lead to: its real path, or in the hub's cache the whole repository."""
     real = Path(os.path.realpath(folder))
     for snapshot in (real, *real.parents):
         snapshots = snapshot.parent
@@ -33,19 +33,19 @@ def trusted_folder(folder: Path) -> Path:
 
 
 def below(path: str | Path, folder: Path) -> bool:
-    """A path, its links followed, is in a folder whose own path has none."""
+    """Whether a path, its links followed, is in a folder (given as a path without links)."""
     return Path(os.path.realpath(path)).is_relative_to(folder)
 
 
 def no_plain_file(mode: int) -> str | None:
-    """What a file's mode says that it is, in words; None of a plain file."""
+    """What kind of file a mode stands for, in words; None for a plain file."""
     if stat.S_ISREG(mode):
         return None
     return next((what for is_kind, what in KINDS if is_kind(mode)), "no plain file")
 
 
 def open_plain(path: Path, where: str, within: Path | None = None) -> BinaryIO:
-    """Open a plain file for reading, without ever waiting for one that is none.
+    """Open a plain file for reading; anything else is refused, and never waited for.
 
     What was opened is what is looked at: nobody can put another file in its place between the two.
 

@@ -1,4 +1,4 @@
-"""Processes of this machine, as those who find their traces need to know them."""
+"""Processes of this machine: whether one is alive, and where its id has a meaning."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ __all__ = ["is_alive", "process_space"]
 
 
 def is_alive(process: int) -> bool:
-    """A process with this id runs here."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -69,16 +69,16 @@ def written(root: Place, removal: Removal) -> Location:
 
 
 def begun_removal(root: Place) -> Removal | None:
-    """The one that was stopped under way, if there is one.
+    """The removal that was stopped under way, if there is one.
 
     Raises:
         StoreDamagedError: a receipt is not what was written.
     """
-    return next((found for found in receipts(root) if found.finished is None), None)
+    return next((removal for removal in receipts(root) if removal.finished is None), None)
 
 
 def receipts(root: Place) -> list[Removal]:
-    """Of all compactions that removed something, the first one first.
+    """The receipts of all compactions that removed something, the earliest first.
 
     Raises:
         StoreDamagedError: one is not what was written.

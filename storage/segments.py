@@ -293,7 +293,7 @@ class Segment(Store):
         return stored[:-CRC_BYTES].view(dtype).reshape(self.rows_per_shard, n_columns)
 
     def check_shard(self, shard: int) -> None:
-        """Read all that was kept of a shard, but for sketches, which are made again where they are damaged.
+        """Read and check all that was kept of a shard except sketches, which are made again if they are damaged.
 
         Raises:
             StoreDamagedError, StoreIncompleteError: a part of it is not what was written.
@@ -307,7 +307,7 @@ class Segment(Store):
         return self._checked(shard, f"{EXAMPLES}{name}", 1, EXAMPLE_COLUMNS[name])[: rows.stop - rows.start, 0]
 
     def check_plan(self) -> None:
-        """Read all that was planned.
+        """Read and check all that was planned.
 
         Raises:
             StoreDamagedError: a part of it is not what was written.
@@ -327,7 +327,7 @@ class Segment(Store):
                 path.unlink()
 
     def set_aside(self, shard: int) -> None:
-        """Take a damaged shard out of the count, so that it is computed again; its bytes stay beside it."""
+        """Let a damaged shard no longer count as done, so that it is computed again; its bytes stay beside it."""
         path = self._chunk_path("gradients", shard)
         if path.is_file():
             path.move_to(path.with_name("damaged"))
@@ -352,13 +352,13 @@ class Segment(Store):
             yield np.full((rows.stop - rows.start, n_columns), np.nan, np.float16) if block is None else block
 
     def column(self, name: str) -> np.ndarray:
-        """(n_rows,) one of EXAMPLE_COLUMNS; that of a shard that is not done is 0.
+        """(n_rows,) values of one of EXAMPLE_COLUMNS; 0 in shards that are not done.
 
         Raises:
             StoreDamagedError: that of a shard that is done is gone, or its bytes changed.
         """
-        found = np.zeros(self.n_rows, EXAMPLE_COLUMNS[name])
+        column = np.zeros(self.n_rows, EXAMPLE_COLUMNS[name])
         for shard, done in enumerate(self.shards_done()):
             if done:
-                found[self.rows(shard)] = self._example_chunk(name, shard)
-        return found
+                column[self.rows(shard)] = self._example_chunk(name, shard)
+        return column

@@ -34,7 +34,7 @@ class KeptSketch:
         self._writable = True
 
     def block(self, shard: int) -> np.ndarray | None:
-        """(n_rows of the shard, n_columns) float16; None where it is not there as it was written."""
+        """(n_rows of the shard, n_columns) float16; None if it is missing or damaged."""
         if not self._is_described:
             return None
         try:

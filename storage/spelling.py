@@ -1,4 +1,4 @@
-"""How a setting is named in what is said: as who reads it would write it, at whichever door they came in."""
+"""How messages name a setting: as their reader writes it, on the command line, in a form or as an argument."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ SHORT = {
 
 
 def as_option(name: str) -> str:
-    """On the command line."""
+    """A setting as it is written on the command line."""
     return SHORT.get(name, f"--{name}")
 
 
 def as_field(name: str) -> str:
-    """In a form, or as an argument: `projection.rank` is the entry `rank` of `projection`."""
+    """A setting in a form or as an argument: `projection.rank` is the entry `rank` of `projection`."""
     return f"`{name}`"
 
 
@@ -31,18 +31,18 @@ _doors: list[Callable[[str], str]] = [as_option]
 
 
 def setting(name: str) -> str:
-    """A setting by its dotted name in the configuration, as it is written at this process's door."""
+    """A setting, given by its dotted name in the configuration, as users of this process write it."""
     return _doors[-1](name)
 
 
 def spell(how: Callable[[str], str]) -> None:
-    """Name settings so from now on, in this process."""
+    """Name settings with this function from now on, in this process."""
     _doors[:] = [how]
 
 
 @contextmanager
 def spelled(how: Callable[[str], str]) -> Iterator[None]:
-    """Name settings so while the block lasts."""
+    """Name settings with this function while the block lasts."""
     _doors.append(how)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The doctor's look at a checkpoint and a corpus of one's own: what would be wrong, or is to be known, before a run."""
+"""Checks of your own checkpoint and corpus for `dataworth doctor`: what would go wrong, what to know before a run."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ SAMPLES = (
 
 
 def checkup(model: ModelConfig, corpus: CorpusConfig | None) -> Iterator[Check]:
-    """What is found out of a checkpoint, and of the first documents of a corpus with it; stops at what forbids a run.
+    """Check a checkpoint, and with it the first documents of a corpus; stop at the first problem that rules out a run.
 
     Args:
         model: the checkpoint.
@@ -146,8 +146,8 @@ def _gradients(loaded: LoadedModel, texts: Sequence[str]) -> Check:
         return Check("gradients", "not compared: no text has two tokens")
     error = error_against_autograd(loaded, layers, rows, [0] * len(rows))
     allowed = ROUNDING.get(loaded.model.dtype, ROUNDING_OF_HALF)
-    found = f"differ from autograd's by at most {error:.0e} of the largest ({len(layers)} layers, {len(rows)} texts)"
-    return Check("gradients", found, error <= allowed, "" if error <= allowed else "this model is computed wrongly")
+    sentence = f"differ from autograd's by at most {error:.0e} of the largest ({len(layers)} layers, {len(rows)} texts)"
+    return Check("gradients", sentence, error <= allowed, "" if error <= allowed else "this model is computed wrongly")
 
 
 def _cut(loaded: LoadedModel, text: str, room: int) -> np.ndarray:

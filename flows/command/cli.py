@@ -156,9 +156,9 @@ def _search(config: SearchConfig) -> None:
     with many_imports():
         from dataworth.search import search
 
-    found = search(config)
-    say(f"{found.text}\n")
-    say(passages(found.documents))
+    answer = search(config)
+    say(f"{answer.text}\n")
+    say(passages(answer.documents))
 
 
 @_command("demo", DemoConfig, "Train a small model on the documentation in Python's standard library and value it.")
@@ -200,11 +200,11 @@ def top(results: str, query: str, count: int) -> None:
     from dataworth.tasks.report.results.folder import read_documents
 
     rows = read_documents(str(finished(results)))
-    found = rows[rows["query_id"] == query]
-    if found.empty:
+    of_query = rows[rows["query_id"] == query]
+    if of_query.empty:
         known = ", ".join(rows["query_id"].drop_duplicates().head(8).to_list())
         raise InputError(f"--query {query}: not in this valuation, which has {known} …")
-    say(passages(found.head(count).to_dict("records")))
+    say(passages(of_query.head(count).to_dict("records")))
 
 
 @cli.command("what-if", help="The shares had some sources been absent; what a source would gain by splitting itself.")
@@ -333,10 +333,10 @@ cli.add_command(
 @cli.command(help="A script that lets a shell complete commands and options.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    found = get_completion_class(shell)
-    if found is None:
+    completion_class = get_completion_class(shell)
+    if completion_class is None:
         raise InputError(f"{shell}: no completion for this shell")
-    click.echo(found(cli, {}, "dataworth", "_DATAWORTH_COMPLETE").source())
+    click.echo(completion_class(cli, {}, "dataworth", "_DATAWORTH_COMPLETE").source())
 
 
 for _name, _examples in BY_COMMAND.items():
@@ -364,10 +364,12 @@ def _exit_code() -> int:
         code = cli.main(standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
         # After an interrupt libraries raise errors of their own.
-        told = _interrupted() if interrupted() or isinstance(error, KeyboardInterrupt | click.Abort) else _told(error)
+        exit_code = (
+            _interrupted() if interrupted() or isinstance(error, KeyboardInterrupt | click.Abort) else _told(error)
+        )
         if isinstance(error, ServerLostError):
-            _end_at_once(told)
-        return told
+            _end_at_once(exit_code)
+        return exit_code
     return code if isinstance(code, int) else 0
 
 

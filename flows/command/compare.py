@@ -16,7 +16,7 @@ MAX_CHARACTERS = 60
 
 
 def compare(first: str, second: str, html: str | None) -> str:
-    """What the command prints; writes the page where one is asked for.
+    """The text that `dataworth compare` prints; also writes the page if a file is named for it.
 
     Args:
         first, second: results folders.

@@ -42,18 +42,18 @@ def checks() -> list[Check]:
 
 
 def _packages() -> list[Check]:
-    found = []
+    lines = []
     for name in PACKAGES:
         try:
             number = version(name)
         except PackageNotFoundError:
-            found.append(Check(name, "not installed", False, f"pip install {name}"))
+            lines.append(Check(name, "not installed", False, f"pip install {name}"))
             continue
         release = tuple(int(part) for part in number.split("+")[0].split(".")[:2] if part.isdigit())
         broken = (name == "fastapi" and release >= (0, 151)) or (name == "sqlalchemy" and release >= (2, 1))
         remedy = "install fastapi<0.151" if name == "fastapi" else "install sqlalchemy<2.1"
-        found.append(Check(name, number, not broken, remedy if broken else ""))
-    return found
+        lines.append(Check(name, number, not broken, remedy if broken else ""))
+    return lines
 
 
 def _device() -> Check:
@@ -107,27 +107,27 @@ def _turned_away(address: str) -> bool:
 def _servers() -> list[Check]:
     import httpx  # the client of Prefect: where it is asked through a proxy, so is it here
 
-    found = []
+    lines = []
     for what, variable, path in (
         ("Prefect", "PREFECT_API_URL", "/health"),
         ("MLflow", "MLFLOW_TRACKING_URI", "/health"),
     ):
         address = os.environ.get(variable)
         if not address or not address.startswith("http"):
-            found.append(Check(what, address or f"embedded ({variable} is not set)"))
+            lines.append(Check(what, address or f"embedded ({variable} is not set)"))
             continue
         try:
             httpx.get(address.rstrip("/") + path, timeout=5, follow_redirects=True).raise_for_status()
             if what == "Prefect" and _turned_away(address):
                 remedy = "set PREFECT_API_AUTH_STRING, which `dataworth ui` prints"
-                found.append(Check(what, f"{address} does not take the password", False, remedy))
+                lines.append(Check(what, f"{address} does not take the password", False, remedy))
                 continue
-            found.append(Check(what, f"{address} answers"))
+            lines.append(Check(what, f"{address} answers"))
         except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError) as error:
-            found.append(Check(what, f"{address} does not answer", False, f"start it or unset {variable} ({error})"))
+            lines.append(Check(what, f"{address} does not answer", False, f"start it or unset {variable} ({error})"))
     address = os.environ.get("DATAWORTH_DASK")
     if not address:
-        return [*found, Check("Dask", f"local cluster (DATAWORTH_DASK is not set), MLflow and stores under {home()}")]
+        return [*lines, Check("Dask", f"local cluster (DATAWORTH_DASK is not set), MLflow and stores under {home()}")]
     from distributed import Client
 
     try:
@@ -135,7 +135,7 @@ def _servers() -> list[Check]:
             workers = len(client.scheduler_info()["workers"])
     except (OSError, ValueError) as error:
         return [
-            *found,
+            *lines,
             Check("Dask", f"{address} does not answer", False, f"start it or unset DATAWORTH_DASK ({error})"),
         ]
-    return [*found, Check("Dask", f"{address}, {workers} workers", workers > 0, "start a worker")]
+    return [*lines, Check("Dask", f"{address}, {workers} workers", workers > 0, "start a worker")]

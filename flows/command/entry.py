@@ -1,4 +1,4 @@
-"""The console script. What is imported before it can be interrupted is this module alone."""
+"""The console script. Until it can be interrupted properly, only this module is imported."""
 
 import os
 import sys

@@ -19,7 +19,7 @@ __all__ = ["check_address", "check_inputs", "finished", "make_homes", "prefect_h
 
 
 def check_inputs(files: list[str], queries: str | None = None) -> None:
-    """Refuse files that are not there, or are none, before anything heavy is started.
+    """Refuse paths that do not exist, or are pipes or devices, before anything heavy is started.
 
     Raises:
         InputError: one of them is not there, or is a pipe or a device.
@@ -36,7 +36,7 @@ def check_inputs(files: list[str], queries: str | None = None) -> None:
 
 
 def check_address(store: str | None) -> None:
-    """Refuse an address that cannot be used, a password in it above all, before anything records it.
+    """Refuse an address that cannot be used, above all one with a password in it, before it is recorded anywhere.
 
     Raises:
         InputError: it cannot be used.
@@ -56,7 +56,7 @@ def prefect_home() -> Path:
 
 
 def make_homes(config: Configuration | None = None) -> None:
-    """Make the folders that a command writes to where nobody named others, before anything heavy is started.
+    """Make the default folders that a command writes to if no others are named, before anything heavy is started.
 
     Args:
         config: of the command; None: of a command that uses them all.
@@ -90,7 +90,7 @@ def _make_home(folder: Path, variable: str, what: str) -> None:
 
 
 def finished(results: str) -> Path:
-    """The folder of a valuation, if it is one.
+    """The folder of a finished valuation; anything else is refused.
 
     Raises:
         InputError: it is none, or not finished.

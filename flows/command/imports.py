@@ -9,7 +9,7 @@ __all__ = ["many_imports"]
 
 @contextmanager
 def many_imports() -> Iterator[None]:
-    """Imports in this block pause the collector, then take what they made out of its sight.
+    """Make the imports in this block faster: the garbage collector pauses, and afterwards ignores what they made.
 
     Importing the flows makes a million objects, all of which stay; looking through them again and again took a quarter
     of the time of these imports.

@@ -87,7 +87,7 @@ def command_line(command: str, config: BaseModel) -> str:
 
 
 def command_here(command: str, config: BaseModel) -> str:
-    """`command_line`, after the way to this folder, which relative paths are of."""
+    """`command_line` after a `cd` to the current folder, in which relative paths start."""
     return f"cd {shlex.quote(str(Path.cwd()))}\n{command_line(command, config)}"
 
 

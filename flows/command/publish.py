@@ -1,4 +1,4 @@
-"""A valuation, or an audit, that is there already, logged to MLflow: once it answers again, or to another server."""
+"""Log an existing valuation or audit to MLflow: when the server answers again, or to another server."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A receipt of a compaction as a person reads it, and may show it to whoever withdrew."""
+"""The receipt of a compaction as text, which can be shown to whoever withdrew documents."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ __all__ = ["checked", "receipt"]
 
 
 def receipt(removal: Removal, path: Location) -> str:
-    """Of a finished removal, whose record is in a file."""
+    """The receipt of a finished removal; `path` is the file of its record."""
     kinds = {"corpora": "corpora", "layers": "fits", "scores": "scores", "values": "values", "games": "games"}
     stores = ", ".join(f"{len(removal.stores.get(kind, []))} {named}" for kind, named in kinds.items())
     lines = [f"withdrawn {entry['what']} {visible(entry['name'])} ({entry['date']})" for entry in removal.withdrawn]
@@ -30,7 +30,7 @@ def receipt(removal: Removal, path: Location) -> str:
 
 
 def checked(counts: Mapping[str, int]) -> str:
-    """What was looked through after a compaction."""
+    """What was looked through after a compaction, in a sentence."""
     said = (
         f"{counts['stores']:,} stores, {counts['documents']:,} documents, {counts['contents of gradients']:,} contents "
         "of gradients: none was withdrawn"

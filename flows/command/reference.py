@@ -17,7 +17,7 @@ Made from the configuration by `python -m dataworth.command.reference`; `datawor
 
 
 def options_page() -> str:
-    """Markdown: a section a command, a row an option."""
+    """The page in Markdown: one section per command, one row per option."""
     context = click.Context(cli, info_name="dataworth")
     sections = [BEGINNING]
     for name in cli.list_commands(context):

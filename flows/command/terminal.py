@@ -24,7 +24,7 @@ __all__ = [
 
 
 def say(text: str = "") -> None:
-    """Lines on standard output, which no text of strangers can write over."""
+    """Print lines on standard output; control characters in untrusted text cannot overwrite them."""
     try:
         print("\n".join(visible(without_password(line)) for line in text.split("\n")), flush=True)
     except BrokenPipeError:
@@ -40,7 +40,7 @@ def _nobody_reads() -> None:
 
 @contextmanager
 def named_broken_pipe() -> Iterator[None]:
-    """Click takes each for a closed standard output, which `say` looks after, and ends without a word.
+    """Turn a broken pipe in the block into an error with a message; Click would end without a word.
 
     Raises:
         DataworthError: a connection broke in the block.
@@ -107,7 +107,7 @@ def sentences_for_known_errors() -> None:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], n_text: int = 1) -> str:
-    """Columns side by side; the first `n_text`, which are text, to the left, the others to the right."""
+    """Aligned columns: the first `n_text`, which are text, to the left, the others to the right."""
     cells = [[visible(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
 

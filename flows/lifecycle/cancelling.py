@@ -35,7 +35,7 @@ LATE = "cancelled when all its work was done, which is kept"
 
 
 def unless_cancelled(work: Callable[[], T]) -> T | State[Any]:
-    """Do some work; where its run is cancelled meanwhile, the state Cancelled.
+    """Do some work and return what it returns; if its run is cancelled meanwhile, return the state Cancelled.
 
     A worker ends a run that it started with SIGTERM, and says that it is cancelled only after another process has
     imported the flow in search of hooks: 10 to 20 seconds later. So the run says it itself, and for its subflows.

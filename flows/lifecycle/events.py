@@ -38,14 +38,14 @@ def published_shares(results: str) -> Shares:
 
 
 def emit_finished(results: str, title: str, logged: LoggedRun | None) -> None:
-    """Say that a valuation is there, and where MLflow has it, if it took it."""
+    """Emit the event that a valuation is finished, with its MLflow run if it was logged."""
     run_id, url = (None, None) if logged is None else (logged.run_id, logged.url)
     payload = {"results": results, "mlflow_run_id": run_id, "mlflow_url": url}
     emit_event(FINISHED, resource=_resource(results, title), payload=payload)
 
 
 def emit_moved(results: str, title: str, before: Shares, after: Shares, least: float) -> None:
-    """An event for each source whose share moved by more than `least` since the valuation that was there before.
+    """Emit an event for each source whose share moved by more than `least` since the previous valuation.
 
     A source that has come or gone moves from or to 0; without an earlier valuation, none does.
     """

@@ -11,7 +11,7 @@ __all__ = ["show_headline"]
 def show_headline(
     key: str, description: str, title: str, said: str, results: str, logged: LoggedRun | None, problem: str
 ) -> None:
-    """Leave an artifact of the flow run.
+    """Show what a run made in Prefect's pages, as an artifact of the flow run.
 
     Args:
         key: of the artifact.

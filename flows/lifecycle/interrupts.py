@@ -1,4 +1,4 @@
-"""Ctrl-C and a polite end, at whatever moment they come: one sentence, exit code 130.
+"""Ctrl-C and SIGTERM, at whatever moment they come: the program says one sentence and ends with exit code 130.
 
 Libraries that are interrupted in the middle of something raise errors of their own, and log more of them; what came
 first was the interrupt.
@@ -18,24 +18,24 @@ QUIET = ("distributed", "tornado", "asyncio", "websockets", "concurrent.futures"
 
 
 def tell_interrupts() -> None:
-    """From now on both signals raise KeyboardInterrupt and are remembered; a job in the background ignores Ctrl-C."""
+    """From now on Ctrl-C and SIGTERM raise KeyboardInterrupt and are remembered; background jobs ignore Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
 
 
 def interrupted() -> bool:
-    """One of them came."""
+    """Whether Ctrl-C or SIGTERM came."""
     return _SEEN.is_set()
 
 
 def forget_interrupt() -> None:
-    """It was this program's own doing, and is told otherwise."""
+    """Forget an interrupt that this program caused itself, and reports in its own way."""
     _SEEN.clear()
 
 
 def keep_quiet_from_now_on() -> None:
-    """The outcome is told: what ends now ends without a further word."""
+    """Ignore both signals from now on: the outcome has been reported, so the rest ends without a word."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

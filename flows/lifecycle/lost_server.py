@@ -1,4 +1,4 @@
-"""The Prefect server's going away, or wanting a password, told as one sentence that names its address."""
+"""Errors of a Prefect server that went away or wants a password, as one sentence that names its address."""
 
 import os
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ UNAVAILABLE = (502, 503, 504)
 
 
 def server_address() -> str:
-    """Of the Prefect API."""
+    """The address of the Prefect API, without any password in it."""
     return without_password(PREFECT_API_URL.value() or "the embedded server's address")
 
 
 def is_loss(error: BaseException | None) -> TypeGuard[BaseException]:
-    """A request to the Prefect server was not answered or turned away, after all of Prefect's own retries."""
+    """Whether an error means that the Prefect server is away, even after all of Prefect's own retries."""
     if isinstance(error, RuntimeError):
         return str(error).startswith(UNREACHED)
     if isinstance(error, httpx.HTTPStatusError):
@@ -54,7 +54,7 @@ def _wants_password(error: BaseException) -> bool:
 
 
 def loss(error: BaseException) -> ServerLostError:
-    """The sentence of an error that `is_loss`."""
+    """The error to raise, with a sentence for the user, in place of one that `is_loss`."""
     again = "the same command" if HERE in os.environ else "once the server is back the same command"
     return ServerLostError(
         f"the Prefect server at {server_address()} does not answer ({loss_reason(error)}); "
@@ -63,7 +63,7 @@ def loss(error: BaseException) -> ServerLostError:
 
 
 def loss_reason(error: BaseException) -> str:
-    """Of an error that `is_loss`, in a few words."""
+    """The reason of an error that `is_loss`, in a few words."""
     if isinstance(error, httpx.HTTPStatusError):
         return f"{error.response.status_code} {error.response.reason_phrase}"
     return str(error) or type(error).__name__
@@ -71,7 +71,7 @@ def loss_reason(error: BaseException) -> str:
 
 @contextmanager
 def named_loss() -> Iterator[None]:
-    """Flows may run in the block.
+    """Run flows in the block; if the Prefect server is lost meanwhile, the error is one sentence.
 
     Raises:
         InputError: the Prefect server wants a password.

@@ -1,4 +1,4 @@
-"""What a run may name: files, places, servers and code, held to what the process' environment lists.
+"""Which files, places, servers and code a run may name: those that the environment of the process permits.
 
 Each variable is a list with semicolons between its entries (an address of a bucket has a colon). Where one is set, it
 holds for every run of the process, empty for nothing at all; where it is not, all that the process itself may reach is
@@ -40,7 +40,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def check_permitted(config: Configuration, prepared: object = None) -> None:
-    """Refuse the run that begins, where it names what is not permitted; what it starts itself is not asked again.
+    """Refuse the run that begins if it names anything not permitted; runs that it starts itself are not checked again.
 
     Args:
         config: of the run.
@@ -64,7 +64,7 @@ def check_permitted(config: Configuration, prepared: object = None) -> None:
 
 
 def named_by(config: Configuration, within: str = "") -> Iterator[tuple[str, Names, str]]:
-    """(dotted name, kind, value) of every field of a configuration that is marked and given, once for each value."""
+    """(dotted name, kind, value) for each value of every field that is given and marked with a kind of `Names`."""
     for name, field in type(config).model_fields.items():
         given = getattr(config, name)
         if isinstance(given, Configuration):
@@ -137,10 +137,10 @@ def _adapted(name: str) -> str | None:
     """The checkpoint that a folder of adapters names as the one they were trained on."""
     file = Path(name) / "adapter_config.json"
     try:
-        found = json.loads(file.read_bytes())["base_model_name_or_path"]
+        base = json.loads(file.read_bytes())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):  # not there, or said by whoever loads the model
         return None
-    return found if isinstance(found, str) else None
+    return base if isinstance(base, str) else None
 
 
 def _check_place(field: str, value: str) -> None:

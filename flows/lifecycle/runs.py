@@ -76,11 +76,11 @@ def announce(config: CorpusRunConfig | None = None) -> None:
 def _mark_dead_runs(client: SyncPrefectClient) -> None:
     """Runs that the server takes for alive, and whose process on this machine is gone."""
     alive = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING])
-    found = client.read_flow_runs(
+    runs = client.read_flow_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=alive)),
     )
-    for run in found:
+    for run in runs:
         if not _is_dead(run.labels):
             continue
         message = f"its process {run.labels[PROCESS]} on {run.labels[NODE]} is gone"

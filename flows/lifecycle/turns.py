@@ -31,12 +31,12 @@ IRRELEVANT = {"store", "overlap", "tracking", "cluster", "events"}
 
 
 def run_turn(store: str, config: CorpusRunConfig) -> Location:
-    """Whose lock a run holds that no other with the same parameters may overlap."""
+    """The place whose lock keeps runs with the same parameters from overlapping."""
     return _turn(store, {"run": 1, **config.model_dump(mode="json", exclude=IRRELEVANT)})
 
 
 def results_turn(store: str, results: str) -> Location:
-    """Whose lock a run holds that no other into the same folder may overlap."""
+    """The place whose lock keeps runs that write to the same results folder from overlapping."""
     return _turn(store, {"results": 1, "folder": results})
 
 
@@ -90,13 +90,13 @@ def each_in_turn(store: str, config: CorpusRunConfig, work: Callable[[CorpusRunC
     Returns:
         What the work returns for each; the state Skipped where one was skipped, and with it those after it.
     """
-    found: list[T] = []
+    outcomes: list[T] = []
     for one in config.by_checkpoint:
         outcome = in_turn(run_turn(store, one), one.overlap, partial(work, one))
         if isinstance(outcome, State):
             return outcome
-        found.append(outcome)
-    return found
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _wait(folder: str | None) -> None:

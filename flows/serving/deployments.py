@@ -34,7 +34,7 @@ LOST = "dataworth: runs without a heartbeat have crashed"
 
 
 def worker_command() -> list[str]:
-    """The process that runs what the deployments are asked for."""
+    """The command of the worker that carries out runs of the deployments."""
     return [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
 
 

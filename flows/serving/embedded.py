@@ -13,7 +13,7 @@ __all__ = ["close_embedded_server"]
 
 
 def close_embedded_server() -> None:
-    """Let an embedded server, and the clients of this process, know a key made now; where a server is named, nothing.
+    """Give an embedded server, and this process's clients, a new key; do nothing where a server is named.
 
     It stands in Prefect's settings of this process alone: in the environment, it would reach servers that others start.
     """

@@ -1,4 +1,4 @@
-"""What stands before the Prefect server of a home: a page of somebody else cannot use it.
+"""The gate before a home's Prefect server: web pages of somebody else cannot use the server.
 
 Prefect's own server answers pages of every origin and under every name, and what its API is asked for may be any
 command. Here a request has to call the server by its own address, so that no other name can be led to it; a page of
@@ -49,7 +49,7 @@ SECONDS_TO_END = 15.0
 
 
 def new_key() -> str:
-    """256 bits that no address, header or script has to escape."""
+    """A new random key of 256 bits, whose characters need no escaping in an address, header or script."""
     return secrets.token_urlsafe(32)
 
 
@@ -59,12 +59,12 @@ def auth_string(key: str) -> str:
 
 
 def auth_header(key: str) -> str:
-    """What a request bears."""
+    """The Authorization header of a request."""
     return f"Basic {base64.b64encode(auth_string(key).encode()).decode()}"
 
 
 def server_command(port: int, listening: int) -> list[str]:
-    """The server of loopback behind its gate; where it is started, nothing is imported from.
+    """The command of the server behind its gate; it imports nothing from the folder where it is started.
 
     Args:
         port: of loopback.
@@ -74,7 +74,7 @@ def server_command(port: int, listening: int) -> list[str]:
 
 
 def server_environment(port: int, key: str) -> dict[str, str]:
-    """Of the server: the key is in no command, which everybody on the machine could see."""
+    """Environment variables of the server: the key is here, since everybody on the machine can read a command."""
     return {
         "PREFECT_API_URL": "",
         "PREFECT_SERVER_API_AUTH_STRING": auth_string(key),
@@ -191,7 +191,7 @@ def _end_unused() -> None:
 
 
 def main() -> None:
-    """The server, until it is asked to end or nobody uses it; `python -m dataworth.serving.gate PORT LISTENING`.
+    """Run the server until it is asked to end or nobody uses it; `python -m dataworth.serving.gate PORT LISTENING`.
 
     Raises:
         InputError: no key is given.

@@ -59,7 +59,7 @@ class Record:
         return f"http://127.0.0.1:{self.port}"
 
     def is_well(self, seconds: float = SECONDS_TO_ANSWER) -> bool:
-        """It answers within a time, and takes the key."""
+        """Whether the server answers within a time, and takes the key."""
         deadline = time.monotonic() + seconds
         while is_alive(self.process):
             with suppress(OSError):
@@ -144,7 +144,7 @@ class LocalServer:
         return record
 
     def wait(self) -> None:
-        """Until it answers.
+        """Wait until the server answers.
 
         Raises:
             DataworthError: it does not.
@@ -166,15 +166,15 @@ class LocalServer:
             if is_alive(self.record.process):
                 continue
             with suppress(OSError, InputError), self._starting():
-                found = self._found()
-                if found is None:
+                record = self._found()
+                if record is None:
                     if self._socket is None:
                         self._socket = _listening(self.record.port)
-                    found = self._started(self.record.port, self.record.key)
-                self.record = found
+                    record = self._started(self.record.port, self.record.key)
+                self.record = record
 
     def close(self) -> None:
-        """Of no more use to this one; the last one ends it."""
+        """Stop using the server; the last of its users ends it."""
         self._ended.set()
         if self._watcher.is_alive():
             self._watcher.join()
@@ -202,15 +202,15 @@ class LocalServer:
 
 
 def _listening(port: int) -> socket.socket:
-    found = socket.socket()
+    listener = socket.socket()
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(("127.0.0.1", port))
-        found.listen(2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(2048)
     except OSError:
-        found.close()
+        listener.close()
         raise
-    return found
+    return listener
 
 
 def _log(folder: Path) -> IO[bytes]:
@@ -221,7 +221,7 @@ def _log(folder: Path) -> IO[bytes]:
 
 
 def addresses_of(record: Record) -> dict[str, str]:
-    """What Prefect's clients are told of a server."""
+    """The environment variables that name a server to Prefect's clients."""
     return {"PREFECT_API_URL": f"{record.url}/api", "PREFECT_API_AUTH_STRING": auth_string(record.key)}
 
 
@@ -261,14 +261,14 @@ def prefect_api(prepare: Callable[[], object]) -> Iterator[None]:
     with local_server() as server:
         prepare()
         server.wait()
-        told = {**addresses_of(server.record), HERE: "1"}
-        os.environ.update(told)
+        variables = {**addresses_of(server.record), HERE: "1"}
+        os.environ.update(variables)
         refresh_global_settings_context()
         try:
             yield
         finally:
             _send_the_rest()
-            for name in told:
+            for name in variables:
                 os.environ.pop(name, None)
             refresh_global_settings_context()
 
@@ -291,7 +291,7 @@ def shown() -> Iterator[None]:
 
 
 def has_pages() -> bool:
-    """Links to Prefect's pages lead somewhere: `dataworth ui` runs, or the server is not that of this home."""
+    """Whether links to Prefect's pages work: `dataworth ui` runs, or the server is not that of this home."""
     if HERE not in os.environ:
         return True
     with _ui_lock() as lock:

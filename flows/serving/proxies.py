@@ -1,4 +1,4 @@
-"""Proxies that the environment names: what is on this machine is never asked for through one.
+"""Proxies that the environment names: servers on this machine are never reached through one.
 
 Every library here reads the same variables when it makes a client (httpx of Prefect, websockets, requests of MLflow,
 urllib, obstore), and every process that is started inherits them.
@@ -28,7 +28,7 @@ def proxies(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def spare_loopback(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Add this machine to the hosts that no proxy is used for, where there is a proxy; what is there stays.
+    """If there is a proxy, add this machine to the hosts reached without it; hosts already listed stay.
 
     Without one nothing is set: on some systems any such variable hides the proxies of the system's own settings.
     """

@@ -41,7 +41,7 @@ def _check_free(port: int, option: str) -> None:
 
 @contextmanager
 def child(command: Sequence[str], environment: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process of a group of its own, which ends with the block, first asked and then made to."""
+    """Run a process, in a group of its own, during the block; then ask it to end, and kill it if it does not."""
     process = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
     try:
         yield process
@@ -76,7 +76,7 @@ def wait_for(process: "subprocess.Popen[bytes]", url: str, what: str) -> None:
 
 
 def mlflow_command(port: int) -> list[str]:
-    """The MLflow server over the local database that runs without a server write to."""
+    """The command of an MLflow server on the local database, to which runs write when no server is named."""
     folder = home() / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     return [
@@ -87,7 +87,7 @@ def mlflow_command(port: int) -> list[str]:
 
 
 def mlflow_environment(port: int) -> dict[str, str]:
-    """It answers under its own address alone; by default it would under any name that begins with 10. or 192.168."""
+    """Variables that let MLflow answer to its own address alone, not to any name beginning with 10. or 192.168."""
     return {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port},localhost:{port}",

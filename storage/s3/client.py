@@ -1,4 +1,4 @@
-"""The client of a bucket, and what goes wrong between here and the object store as one sentence.
+"""The client of a bucket; whatever goes wrong with the object store becomes one sentence.
 
 Credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …) and stay inside
 obstore's client: no text made here holds them.
@@ -54,7 +54,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def translate_errors(place: object) -> Iterator[None]:
-    """What goes wrong between here and the object store, as one sentence.
+    """Turn whatever error the object store causes in the block into one sentence.
 
     Raises:
         StoreUnreachableError: whatever obstore raises, but for an object that is not there.

@@ -1,4 +1,4 @@
-"""The one writer's place of a folder on an object store.
+"""The lock that lets one process alone write to a folder on an object store.
 
 The lock is an object beside the folder, made by a put that fails where there is one already, and renewed by a thread
 while it is held. A lock that was not renewed for SECONDS_STALE may be taken over, by a put that fails if the lock has
@@ -51,7 +51,7 @@ def check_leases(bucket: str, key: str) -> None:
 
 @contextmanager
 def lease(folder: Location, bucket: str, key: str) -> Iterator[None]:
-    """Hold the one writer's place of a folder.
+    """Hold the lock that lets one process alone write to a folder.
 
     Args:
         folder: as messages name it.
@@ -100,10 +100,10 @@ class _Lease:
             if self._written("create"):
                 self._check_conditions()
                 break
-            found = self._read()
-            if found is None:  # freed this very moment
+            lock = self._read()
+            if lock is None:  # freed this very moment
                 continue
-            content, e_tag, written_at = found
+            content, e_tag, written_at = lock
             if not _is_dead(content) and (self._server_time() - written_at).total_seconds() <= SECONDS_STALE:
                 raise lock_held(self._folder)
             if self._written({"e_tag": e_tag}):
@@ -139,8 +139,8 @@ class _Lease:
         self._thread.join(SECONDS_BETWEEN_RENEWALS)
         _HELD.discard(self)
         with suppress(StoreUnreachableError, StoreBusyError):  # busy: a lock around this one is lost
-            found = self._read()
-            if found is not None and found[0].get("token") == self._token:
+            lock = self._read()
+            if lock is not None and lock[0].get("token") == self._token:
                 self._remove(self._lock)
 
     def _asking(self, key: str) -> AbstractContextManager[None]:
@@ -163,10 +163,10 @@ class _Lease:
                 self._e_tag = put["e_tag"]
             except (AlreadyExistsError, PreconditionError, FileNotFoundError):
                 # A put that is repeated because its answer was lost finds what it wrote itself.
-                found = self._read()
-                if found is None or found[0].get("token") != self._token:
+                lock = self._read()
+                if lock is None or lock[0].get("token") != self._token:
                     return False
-                self._e_tag = found[1]
+                self._e_tag = lock[1]
         self._renewed_at = started
         return True
 
@@ -174,8 +174,8 @@ class _Lease:
         """(content, ETag, time of the last renewal) of the lock; None where there is none."""
         try:
             with self._asking(self._lock):
-                found = obstore.get(client(self._bucket), self._lock)
-                meta, content = found.meta, bytes(found.bytes())
+                stored = obstore.get(client(self._bucket), self._lock)
+                meta, content = stored.meta, bytes(stored.bytes())
         except FileNotFoundError:
             return None
         try:

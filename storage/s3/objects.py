@@ -50,14 +50,14 @@ class ObjectLocation(Location):
         Raises:
             InputError: not `s3://bucket/prefix`; the text is not repeated where it may hold a password.
         """
-        found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[^/?#@]+)*)/*", text)
-        if not found or {".", ".."} & set(found[2].split("/")):
+        match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[^/?#@]+)*)/*", text)
+        if not match or {".", ".."} & set(match[2].split("/")):
             shown = "the address" if {"@", "?"} & set(text) else text
             raise InputError(
                 f"{shown}: expected s3://bucket/prefix; credentials come from AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY"
             )
-        return cls(found[1], found[2].strip("/"))
+        return cls(match[1], match[2].strip("/"))
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}".rstrip("/")
@@ -102,15 +102,15 @@ class ObjectLocation(Location):
                 yield from ((entry["path"], entry["size"]) for entry in chunk)
 
     def have(self, names: Iterable[str]) -> Iterator[bool]:
-        found = self.files()  # one request for a thousand of them
-        return (name in found for name in names)
+        files = self.files()  # one request for a thousand of them
+        return (name in files for name in names)
 
     def folders(self) -> list[Self]:
         import obstore
 
         with translate_errors(self):
-            found = obstore.list_with_delimiter(self._client, self.key or None)["common_prefixes"]
-        names = sorted(prefix.strip("/").rpartition("/")[2] for prefix in found)
+            prefixes = obstore.list_with_delimiter(self._client, self.key or None)["common_prefixes"]
+        names = sorted(prefix.strip("/").rpartition("/")[2] for prefix in prefixes)
         return [self / name for name in names if not name.startswith(".")]
 
     def files(self) -> dict[str, int]:
@@ -126,8 +126,8 @@ class ObjectLocation(Location):
         import obstore
 
         with translate_errors(self):
-            found = obstore.head(self._client, self.key)
-        return found["size"], found["e_tag"], found["last_modified"]
+            head = obstore.head(self._client, self.key)
+        return head["size"], head["e_tag"], head["last_modified"]
 
     def opened(self) -> io.RawIOBase:
         return _ObjectFile(self)
