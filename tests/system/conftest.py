@@ -22,7 +22,7 @@ SCRIPT = Path(sys.executable).with_name("dataworth")
 STRANGER, REBOUND = "stranger.example", "rebound.example"
 CHROMIUM = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
+    *("--disable-component-update", "--disable-sync", "--disable-software-rasterizer"),
     f"--host-resolver-rules=MAP {STRANGER} 127.0.0.1,MAP {REBOUND} 127.0.0.1",
 )
 BROWSER_MILLISECONDS = 60_000
@@ -111,20 +111,27 @@ def started_dataworth(forked, prefect_server, tmp_path):
                 member.kill()
 
 
-@pytest.fixture
-def page():
-    """Of a headless chromium."""
+@pytest.fixture(scope="module")
+def browser():
+    """A headless chromium, which keeps an event loop of its own in this thread while it lives."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.fail("no chromium: install Debian's package of that name")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM))
-        opened = browser.new_page(viewport={"width": 1400, "height": 1000})
-        opened.set_default_timeout(BROWSER_MILLISECONDS)
-        yield opened
-        browser.close()
+        started = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser):
+    """Of a profile of its own."""
+    profile = browser.new_context(viewport={"width": 1400, "height": 1000})
+    profile.set_default_timeout(BROWSER_MILLISECONDS)
+    yield profile.new_page()
+    profile.close()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 
-EPOCHS, DOCUMENTS = 2, 300
+EPOCHS, DOCUMENTS = 2, 400
 
 
 def test_the_demo(script, dataworth, tmp_path):
