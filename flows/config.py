@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.registry import GAMES
 from dataworth.tasks.configuration import ClusterConfig, Configuration, Names
@@ -101,6 +102,7 @@ class ValueConfig(CorpusRunConfig):
         if self.sources.document_values and self.sources.projection_seeds > 1:
             raise ValueError("--sources.document_values: are of one projection: leave --sources.projection_seeds out")
         game = self.sources.game
+        self._correctable()
         if trained and self.sources.projection_seeds > 1:
             raise ValueError(f"the game {game} has no projection: leave --sources.projection_seeds out")
         if trained and self.model.base is None:
@@ -108,6 +110,17 @@ class ValueConfig(CorpusRunConfig):
         if trained and len(self.model.name) > 1:
             raise ValueError(f"the game {game} is played from --model.base, not from checkpoints: pass one --model")
         return self
+
+    def _correctable(self) -> None:
+        sources, option = self.sources, setting("sources.trainings")
+        if not sources.trainings:
+            return
+        if self.model.base is None:
+            raise ValueError(f"{option}: every training begins from the base: pass {setting('model.base')}")
+        if len(self.model.name) > 1 or sources.projection_seeds > 1:
+            raise ValueError(f"{option}: values are of one model and one projection")
+        if self._narrowed:
+            raise ValueError(f"{option}: trainings are on whole sources: leave {setting('scoring.sources')} out")
 
     @property
     def _narrowed(self) -> bool:

@@ -189,7 +189,7 @@ def _game_parts(
 ) -> GameParts | None:
     """What a game of more than scores needs, made where it is not there yet."""
     made_of = GAMES[config.sources.game].made_of
-    if made_of == "scores":
+    if made_of == "scores" and not config.sources.trainings:
         return None
     store, curvature, prepared = store_folder(config), config.curvature, made.prepared
     model = config.model.only
@@ -206,8 +206,10 @@ def _game_parts(
         gradients=made.gradients,
         curvature=curvature,
     )
-    if made_of == "trainings":
-        return parts.model_copy(update={"training": config.training})
+    if made_of == "trainings" or config.sources.trainings:
+        parts = parts.model_copy(update={"training": config.training})
+    if made_of != "sums":
+        return parts
     sums = steps.fit_source_sums(
         store,
         config.model.only,

@@ -58,6 +58,14 @@ class SourcesConfig(Configuration):
     budget: int = Field(
         2000, ge=4, le=10**7, description="Most coalitions whose utility is asked for; in retrain, most trainings."
     )
+    trainings: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="Correct the values of the game by training --model.base again on at most so many coalitions, as "
+        "--training says: unbiased for the game retrain, with an interval, until it is within the tolerance; 0: none, "
+        "and shares are not certified.",
+    )
     tolerance: float = Field(
         0.05,
         gt=0,
@@ -110,6 +118,10 @@ class SourcesConfig(Configuration):
             able = " or ".join(name for name, each in GAMES.items() if each.values_documents)
             raise ValueError(f"document_values: only values of the game {able} are of documents, too: pass {able}")
         trained = entry is not None and entry.made_of == "trainings"
+        if self.trainings and trained:
+            raise ValueError(f"{self.game} is measured, not corrected: leave {setting('sources.trainings')} out")
+        if 0 < self.trainings < 3:
+            raise ValueError(f"{setting('sources.trainings')}: everybody and a pair of coalitions are 3 at least")
         if trained and self.document_groups > 1 and "document_groups" in self.model_fields_set:
             raise ValueError(
                 f"{self.game} tells no errors of documents: leave {setting('sources.document_groups')} out"

@@ -16,7 +16,8 @@ from dataworth.storage.schema import DOCUMENT_VALUES, OVERLAP, VALUES
 from dataworth.storage.scores import ScoreStore
 from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.config import SourcesConfig
-from dataworth.tasks.coalitions.games.source_game import Material, NothingKept, UtilityKeeper, game_class
+from dataworth.tasks.coalitions.correction import corrected
+from dataworth.tasks.coalitions.games.source_game import Game, Material, NothingKept, UtilityKeeper, game_class
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.players import Players
 from dataworth.tasks.coalitions.registry import FALLBACK, GAMES
@@ -170,14 +171,26 @@ def _played(material: Material, scores: StoreRef) -> Valuation:
         kept = UtilityStore.create(StoreFolders(material.store).games, name, attributes)
     with game_class(sources.game if sources.game in GAMES else FALLBACK).made(material, kept) as game:
         checked = game.check()
-        if checked is None:
-            return game.valuation()
-        for line in checked.sentences():
+        for line in checked.sentences() if checked else ():
             run_logger().info(line)
-        if checked.reliable or not sources.fallback:
+        if checked is None or checked.reliable or not sources.fallback:
             valuation = game.valuation()
-            return replace(valuation, facts={**checked.facts(), **valuation.facts})
+            facts = {**(checked.facts() if checked else {}), **valuation.facts}
+            return _corrected(material, replace(valuation, facts=facts), game.surrogate(), scores)
     said = "%s: valued by the %s game instead (%s)"
     run_logger().warning(said, checked.reason, FALLBACK, setting("sources.fallback"))
     instead = game_class(FALLBACK).made(material, NothingKept()).valuation()
-    return instead.with_facts(**checked.facts(), fallback=f"{sources.game}: {checked.reason}")
+    instead = instead.with_facts(**checked.facts(), fallback=f"{sources.game}: {checked.reason}")
+    return _corrected(material, instead, None, scores)
+
+
+def _corrected(material: Material, valuation: Valuation, surrogate: Game | None, scores: StoreRef) -> Valuation:
+    """By trainings, where some are asked for; those of the game retrain are known here, and these there."""
+    if not material.sources.trainings:
+        return valuation
+    alone = material.needed.model_copy(update={"sums": {}, "factors": None})
+    retrain = material.sources.model_copy(update={"game": "retrain", "utility": "auto", "pull": None})
+    name = game_fingerprint(alone, retrain, scores.fingerprint)
+    attributes = {"scores": scores.fingerprint, "players": material.players.names}
+    kept = UtilityStore.create(StoreFolders(material.store).games, name, attributes)
+    return corrected(material, valuation, surrogate, kept)

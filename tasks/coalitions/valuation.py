@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 from dataworth.tasks.coalitions.estimation.estimators import Estimate
 
-__all__ = ["COALITIONS", "DOCUMENTS", "QUERIES", "Valuation", "in_quadrature", "shares", "with_queries", "with_total"]
+__all__ = ["COALITIONS", "DOCUMENTS", "QUERIES", "Valuation", "in_quadrature", "shares", "with_queries"]
 
 # Causes of errors (see CAUSES of dataworth.storage.schema).
 COALITIONS, DOCUMENTS, QUERIES = "coalitions", "documents", "queries"
@@ -102,11 +102,6 @@ def with_queries(valuation: Valuation, confidence: float) -> Valuation:
     said = "of sampled coalitions, and in the row of all queries of the queries asked"
     facts = {"sum of values": float(valuation.values[-1].sum()), "errors": said}
     return valuation.with_cause(QUERIES, errors, reach).with_facts(**facts)
-
-
-def with_total(by_query: Float[np.ndarray, "q m"]) -> Float[np.ndarray, "r m"]:
-    """A last row of all queries together."""
-    return np.concatenate([by_query, by_query.sum(axis=0, keepdims=True)])
 
 
 def shares(values: Float[np.ndarray, "q s"]) -> Float[np.ndarray, "q s"]:

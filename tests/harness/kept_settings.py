@@ -154,6 +154,7 @@ VALUE: dict[str, tuple[str, Any]] = {
     "sources.pull": ("beta", 5.0),
     "sources.budget": ("sampled", 60),
     "sources.tolerance": ("sampled", 1.0),
+    "sources.trainings": ("linear", 5),
     "sources.seed": ("sampled", 3),
     "sources.fallback": ("falling back", False),
     "sources.by": ("path", ["publisher>source"]),

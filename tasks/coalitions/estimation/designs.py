@@ -12,9 +12,11 @@ __all__ = [
     "leave_one_out",
     "paired_by_chances",
     "paired_chances",
+    "paired_in_strata",
     "prefixes",
 ]
 
+GOLDEN = (np.sqrt(5) - 1) / 2
 # Players take part or not, or each to a degree from 0 to 1.
 Coalitions = Bool[np.ndarray, "m s"] | Float[np.ndarray, "m s"]
 
@@ -72,7 +74,21 @@ def paired_by_chances(
     n_players: int, pairs: int, chances: Float[np.ndarray, " k"], generator: np.random.Generator
 ) -> Bool[np.ndarray, "m s"]:
     """Coalitions of sizes 1 … n - 1 drawn with these chances, each followed by its complement."""
-    sizes = generator.choice(np.arange(1, n_players), pairs, p=chances)
-    ranks = generator.random((pairs, n_players)).argsort(axis=1).argsort(axis=1)
+    return _paired(generator.choice(np.arange(1, n_players), pairs, p=chances), n_players, generator)
+
+
+def paired_in_strata(
+    n_players: int, pairs: int, chances: Float[np.ndarray, " k"], generator: np.random.Generator
+) -> Bool[np.ndarray, "m s"]:
+    """As `paired_by_chances`, but sizes come evenly, by a golden-ratio sequence from a random place.
+
+    More pairs by the same seed begin with the same ones.
+    """
+    places = (generator.random() + GOLDEN * np.arange(pairs)) % 1.0
+    return _paired(1 + np.minimum(np.searchsorted(np.cumsum(chances), places), n_players - 2), n_players, generator)
+
+
+def _paired(sizes: np.ndarray, n_players: int, generator: np.random.Generator) -> np.ndarray:
+    ranks = generator.random((len(sizes), n_players)).argsort(axis=1).argsort(axis=1)
     masks = ranks < sizes[:, None]
-    return np.stack([masks, ~masks], axis=1).reshape(2 * pairs, n_players)
+    return np.stack([masks, ~masks], axis=1).reshape(2 * len(sizes), n_players)

@@ -24,6 +24,7 @@ __all__ = [
     "permutation",
     "regression",
     "split_pairs",
+    "with_total",
 ]
 
 
@@ -48,6 +49,11 @@ class Estimate:
         """The same of some queries."""
         one, two = self.values[rows], self.standard_errors[rows]
         return replace(self, values=one, standard_errors=two, low=self.low[rows], high=self.high[rows])
+
+
+def with_total(by_query: Float[np.ndarray, "q m"]) -> Float[np.ndarray, "r m"]:
+    """A last row of all queries together."""
+    return np.concatenate([by_query, by_query.sum(axis=0, keepdims=True)])
 
 
 def is_shapley(weights: Float[np.ndarray, " s"]) -> bool:

@@ -18,7 +18,7 @@ from dataworth.tasks.coalitions.estimation.estimators import Estimate, different
 from dataworth.tasks.coalitions.estimation.intervals import student_interval
 from dataworth.tasks.coalitions.estimation.semivalues import size_chances
 
-__all__ = ["adjusted_reuse", "sample_reuse"]
+__all__ = ["adjusted_reuse", "pair_factors", "sample_reuse"]
 
 FOLDS = 5
 # Rows of data for every parameter of the simpler game, below which it is left simpler still.
@@ -106,6 +106,11 @@ def _factors(masks: np.ndarray, weights: np.ndarray) -> np.ndarray:
     sizes = masks.sum(axis=1)[:, None]
     chances, drawn = size_chances(weights), paired_chances(weights)[sizes - 1]
     return np.where(masks, chances[sizes - 1] * n / (sizes * drawn), -chances[sizes] * n / ((n - sizes) * drawn))
+
+
+def pair_factors(drawn: Bool[np.ndarray, "p 2 s"], weights: Float[np.ndarray, " s"]) -> Float[np.ndarray, "p 2 s"]:
+    """What a pair of coalitions, the mean of both, adds to every player's value for each unit of their utilities."""
+    return _factors(drawn.reshape(-1, drawn.shape[2]), weights).reshape(drawn.shape) / 2
 
 
 def _moments(factors: np.ndarray, residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,9 @@ class Path(SumsGame):
         """There are none to ask."""
         raise NotImplementedError("the path game has no coalitions")
 
+    def surrogate(self) -> None:
+        """Its values alone."""
+
     def documents(self, material: Material) -> list[dict[str, Any]] | None:
         """What every document is worth along the path."""
         if not material.sources.document_values:

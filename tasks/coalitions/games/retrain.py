@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.tasks.coalitions.estimation.designs import Coalitions
@@ -72,7 +72,8 @@ class Retrain(SourceGame):
     @property
     def _most(self) -> int:
         """Trainings at most."""
-        return min(2 ** len(self._material.players.names), self._material.sources.budget)
+        sources = self._material.sources
+        return min(2 ** len(self._material.players.names), sources.trainings or sources.budget)
 
     def check(self) -> RetrainedCheck:
         """Does training on everything lead to the model?"""
@@ -82,10 +83,26 @@ class Retrain(SourceGame):
     def valuation(self) -> Valuation:
         """From coalitions, exact or sampled."""
         sources = self._material.sources
-        # Trainings that a cluster does at a time.
-        at_once = 1 if self._client is None else max(1, sum(self._client.nthreads().values()))
-        sample = asked(self._game, len(self._base), sources, self._kept, at_once=at_once)
+        sample = asked(self._game, len(self._base), sources, self._kept, at_once=self._at_once)
         return with_queries(valuation_of(sample, sources.game, "retrained"), sources.confidence)
+
+    def known(self) -> tuple[Bool[np.ndarray, "k s"], Float[np.ndarray, "k q"]]:
+        """Coalitions that were trained on, and their utilities."""
+        return self._kept.known(self._game.n_players, len(self._base))
+
+    def utilities(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
+        """Train on coalitions that are not known yet; each is kept as it ends."""
+        measured = [np.empty((0, len(self._base)))]
+        for first in range(0, len(masks), self._at_once):
+            part = masks[first : first + self._at_once]
+            measured.append(self._game.utilities(part))
+            self._kept.add(part, measured[-1])
+        return np.concatenate(measured)
+
+    @property
+    def _at_once(self) -> int:
+        """Trainings that a cluster does at a time."""
+        return 1 if self._client is None else max(1, sum(self._client.nthreads().values()))
 
     @cached_property
     def _client(self) -> Any:

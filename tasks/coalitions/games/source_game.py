@@ -11,12 +11,13 @@ from jaxtyping import Bool, Float
 
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.designs import Coalitions
+from dataworth.tasks.coalitions.estimation.estimators import with_total
 from dataworth.tasks.coalitions.estimation.sampling import Sampled, sampled, widest_interval
 from dataworth.tasks.coalitions.estimation.semivalues import size_weights
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.players import Players
 from dataworth.tasks.coalitions.registry import GAMES
-from dataworth.tasks.coalitions.valuation import Valuation, with_total
+from dataworth.tasks.coalitions.valuation import Valuation
 from dataworth.tasks.configuration import ClusterConfig
 
 __all__ = [
@@ -140,6 +141,10 @@ class SourceGame(ABC):
     @abstractmethod
     def valuation(self) -> Valuation:
         """What everybody is worth by it."""
+
+    def surrogate(self) -> Game | None:
+        """Its coalitions, where they cost little and tell more than the values do."""
+        return None
 
 
 def game_class(name: str) -> type[SourceGame]:

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 from dataworth.storage.schema import ALL_QUERIES
 from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.config import SourcesConfig
-from dataworth.tasks.coalitions.estimation.estimators import Estimate, exact
+from dataworth.tasks.coalitions.estimation.estimators import Estimate, exact, with_total
 from dataworth.tasks.coalitions.estimation.sampling import ESTIMATORS, MAX_ENUMERATED, Sampled
 from dataworth.tasks.coalitions.estimation.semivalues import size_weights
 from dataworth.tasks.coalitions.estimation.utilities import Utilities
@@ -32,7 +32,7 @@ from dataworth.tasks.coalitions.games.source_game import (
 )
 from dataworth.tasks.coalitions.payout.overlap import overlap_rows
 from dataworth.tasks.coalitions.uncertainty.jackknife import degrees_of_freedom, jackknife_errors
-from dataworth.tasks.coalitions.valuation import DOCUMENTS, Valuation, with_queries, with_total
+from dataworth.tasks.coalitions.valuation import DOCUMENTS, Valuation, with_queries
 
 __all__ = ["MAX_REPLAYED", "SumsGame", "game_on"]
 
@@ -99,6 +99,10 @@ class SumsGame(SourceGame):
 
     def game(self) -> Game:
         """Utilities of coalitions of the players, as they are asked for."""
+        return self.expanded()
+
+    def surrogate(self) -> Game | None:
+        """Without a forward pass."""
         return self.expanded()
 
     @property

@@ -149,3 +149,39 @@ def test_training_that_leads_elsewhere_falls_back_and_says_so(run, caplog):
     assert not notes["reliable"]
     assert "--training" in notes["fallback"]
     assert set(found.values.to_pandas()["game"]) == {"additive"}
+
+
+def test_a_few_trainings_correct_the_values_of_a_game_and_more_go_on_from_them(run, monkeypatch):
+    trained = []
+    train = retraining.train
+    monkeypatch.setattr(retraining, "train", lambda *arguments: trained.append(1) or train(*arguments))
+    parts, scores = parts_of(run), run.scores()
+
+    def valued(**settings):
+        config = SourcesConfig(game="additive", tolerance=1e-9, **settings)
+        return CoalitionStore.open(value_sources(run.store, scores, config, parts))
+
+    few = valued(trainings=3)
+    assert len(trained) == 4  # with nobody, whose training has no step
+    assert few.attributes["notes"]["certified"]
+    table = few.values.to_pandas().set_index(["query_id", "source"])
+    assert set(table["game"]) == {"additive"}
+    everybody, nobody = (few.attributes["notes"][name] for name in ("v(all)", "v(none)"))
+    assert table.loc["*", "value"].sum() == pytest.approx(everybody - nobody)
+    more = valued(trainings=41).values.to_pandas().set_index(["query_id", "source"])
+    assert len(trained) == 8  # three sources have three pairs of coalitions
+    exact = CoalitionStore.open(value_sources(run.store, scores, SourcesConfig(game="retrain"), parts))
+    assert len(trained) == 8
+    truth = exact.values.to_pandas().set_index(["query_id", "source"])["value"]
+    away = np.abs(more["value"] - truth)
+    assert away.max() < 0.2 * np.abs(truth).max()
+    assert (more["error_coalitions"] > 0).all()
+    assert ((more["low"] <= truth) & (truth <= more["high"])).mean() > 0.7
+
+
+def test_trainings_that_lead_elsewhere_correct_nothing(run):
+    parts = parts_of(run, TRAINING.model_copy(update={"learning_rate": 1e-6}))
+    config = SourcesConfig(game="additive", trainings=5)
+    found = CoalitionStore.open(value_sources(run.store, run.scores(), config, parts))
+    assert found.attributes["notes"]["certified"] is False
+    assert "of the way from the base" in found.attributes["notes"]["uncorrected"]

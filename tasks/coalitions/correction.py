@@ -1,0 +1,106 @@
+"""Values of a game corrected by what a few trainings measure: certified, with an interval that is right."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from dataworth.storage.coalitions import UtilityStore
+from dataworth.storage.spelling import setting
+from dataworth.tasks.coalitions.estimation.designs import all_coalitions, paired_chances, paired_in_strata
+from dataworth.tasks.coalitions.estimation.estimators import Estimate
+from dataworth.tasks.coalitions.estimation.sampling import MAX_ENUMERATED, widest_interval
+from dataworth.tasks.coalitions.estimation.semivalues import size_weights
+from dataworth.tasks.coalitions.estimation.surrogates import (
+    EnumeratedSurrogate,
+    LinearSurrogate,
+    Surrogate,
+    surrogate_reuse,
+)
+from dataworth.tasks.coalitions.estimation.utilities import Utilities
+from dataworth.tasks.coalitions.games.retrain import Retrain
+from dataworth.tasks.coalitions.games.source_game import Game, Material
+from dataworth.tasks.coalitions.players import Players
+from dataworth.tasks.coalitions.valuation import Valuation, with_queries
+from dataworth.tasks.progress import run_logger
+
+__all__ = ["corrected", "surrogates_of"]
+
+# Pairs of coalitions after which it is looked whether the values are known well enough.
+LEAST_PAIRS = 4
+
+
+def corrected(material: Material, found: Valuation, game: Game | None, kept: UtilityStore) -> Valuation:
+    """The semivalues of the game retrain, from at most so many trainings as the settings pay for.
+
+    Pairs of coalitions are trained on one after another until the interval of every source is within the tolerance. The
+    values are unbiased for those of all trainings, whatever the game was; how good it was decides their error.
+
+    Args:
+        material: with how to train.
+        found: by the game, whose values are a surrogate.
+        game: its coalitions, a further one; None: it has none.
+        kept: utilities of coalitions that were trained on, and gets to know.
+    """
+    sources, names = material.sources, material.players.names
+    with Retrain.made(material, kept) as trained:
+        checked = trained.check()
+        for line in checked.sentences():
+            run_logger().info(line)
+        if not checked.reliable and sources.fallback:
+            run_logger().warning("%s: not corrected (%s)", checked.reason, setting("sources.trainings"))
+            return found.with_facts(certified=False, uncorrected=checked.reason)
+        estimate, n_trained = _estimate(material, trained, surrogates_of(material.players, found, game))
+    facts = {
+        **checked.facts(),
+        "estimator": f"{found.game}, corrected by {estimate.n_coalitions} trainings",
+        "widest interval": widest_interval(estimate.of_queries([-1])),
+        "coalitions": estimate.n_coalitions,
+        "coalitions evaluated now": n_trained,
+        "utility": "retrained",
+        "certified": True,
+        "uncorrected": {name: float(value) for name, value in zip(names, found.values[-1], strict=True)},
+    }
+    exact = len(names) == 1
+    values = Valuation.of_estimate(estimate, found.game, {**found.facts, **facts}, exact=exact)
+    return replace(with_queries(values, sources.confidence), overlap=found.overlap)
+
+
+def surrogates_of(players: Players, found: Valuation, game: Game | None) -> list[Surrogate]:
+    """Games that resemble the trainings: by tokens, by the values that were found, and by their own coalitions.
+
+    Args:
+        players: the sources.
+        found: by the game.
+        game: its coalitions; of more than 16 players they are not asked.
+    """
+    n_queries, tokens = len(found.values) - 1, players.column("n_tokens")[0].astype(np.float64)
+    by_size = np.tile(tokens / tokens.sum(), (n_queries, 1))
+    surrogates: list[Surrogate] = [LinearSurrogate(by_size), LinearSurrogate(found.values[:-1])]
+    if len(tokens) > MAX_ENUMERATED:
+        return surrogates
+    masks = all_coalitions(len(tokens))
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.maximum(masks @ tokens, 1.0))
+    surrogates.append(EnumeratedSurrogate(np.tile(logs[:, None], n_queries)))
+    if game is not None:
+        surrogates.append(EnumeratedSurrogate(game.utilities(masks)))
+    return surrogates
+
+
+def _estimate(material: Material, trained: Retrain, surrogates: list[Surrogate]) -> tuple[Estimate, int]:
+    """Values, and how many coalitions were trained on now."""
+    sources, n_players = material.sources, len(material.players.names)
+    weights = size_weights(n_players, sources.semivalue, sources.alpha, sources.beta)
+    ends = np.stack([np.zeros(n_players, bool), np.ones(n_players, bool)])
+    n_pairs = (sources.trainings - 1) // 2 if n_players > 1 else 0
+    pairs = np.zeros((0, n_players), bool)
+    if n_pairs:
+        pairs = paired_in_strata(n_players, n_pairs, paired_chances(weights), np.random.default_rng(sources.seed))
+    utilities = Utilities(trained.utilities, n_players, trained.known())
+    done = min(n_pairs, LEAST_PAIRS)
+    while True:
+        masks = np.concatenate([ends, pairs[: 2 * done]])
+        estimate = surrogate_reuse(masks, utilities(masks), weights, surrogates, sources.confidence)
+        if done >= n_pairs or widest_interval(estimate.of_queries([-1])) <= sources.tolerance:
+            return estimate, utilities.evaluated
+        done += 1
