@@ -365,7 +365,7 @@ def _exit_code() -> int:
     except (Exception, KeyboardInterrupt) as error:
         # After an interrupt libraries raise errors of their own.
         exit_code = (
-            _interrupted() if interrupted() or isinstance(error, KeyboardInterrupt | click.Abort) else _told(error)
+            _interrupted() if interrupted() or isinstance(error, KeyboardInterrupt | click.Abort) else _say(error)
         )
         if isinstance(error, ServerLostError):
             _end_at_once(exit_code)
@@ -377,7 +377,7 @@ def _interrupted() -> int:
     return _complain("interrupted; what was finished is kept, the same command goes on from there", 130)
 
 
-def _told(error: Exception) -> int:
+def _say(error: Exception) -> int:
     """Say what an error is; the exit code."""
     if isinstance(error, click.ClickException):
         return _complain(error.format_message(), 2)

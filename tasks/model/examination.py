@@ -64,14 +64,14 @@ def examined(
         ids = torch.tensor([row], device=device)
         return parts.body(ids, torch.ones_like(ids))
 
-    with _told("it cannot read a text alone"):
+    with _translate_errors("it cannot read a text alone"):
         counted = usable_positions(lambda: states(rows[0]), len(rows[0]))
         plain = plain_layers(lambda: states(rows[0]), layers)
         if differs(lambda: states(rows[0])):
             raise InputError("it computes something else every time it reads the same text")
         if not classifies:
             _refuse_lookahead(model.config, lambda row: parts.head(states(row)), rows)
-    with _told("gradients of its layers cannot be taken"):
+    with _translate_errors("gradients of its layers cannot be taken"):
         probe = Probe(parts, plain, rows, classifies=classifies, device=device)
         kept, may_idle = _kept(layers, probe.reached)
         if len(kept) < len(plain):
@@ -110,7 +110,7 @@ def embedded_ids(model: Any) -> int | None:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _translate_errors(what: str) -> Iterator[None]:
     """What a model's code raises, whatever it is, as one sentence."""
     try:
         yield

@@ -47,15 +47,15 @@ class _Layers:
     steps: NewtonSteps
     expansion: QueryExpansion
 
-    def told(self, masks: np.ndarray) -> np.ndarray:
+    def along(self, masks: np.ndarray) -> np.ndarray:
         """(m, r + 1) along the queries, then the squared length."""
         torch.set_num_threads(1)
         steps = self.steps(masks)
         return np.concatenate([self.expansion.along(steps), (steps**2).sum(axis=1, keepdims=True)], axis=1)
 
 
-def _told(layers: _Layers, masks: np.ndarray) -> np.ndarray:
-    return layers.told(masks)
+def _along(layers: _Layers, masks: np.ndarray) -> np.ndarray:
+    return layers.along(masks)
 
 
 class SpreadGame:
@@ -98,7 +98,7 @@ class SpreadGame:
             try:
                 if not self._held:
                     self._held = self._handed_out()
-                futures = [self._client.submit(_told, layers, masks, pure=False) for layers in self._held]
+                futures = [self._client.submit(_along, layers, masks, pure=False) for layers in self._held]
                 told: np.ndarray = np.sum(self._client.gather(futures), axis=0)
                 return told
             except CancelledError:
