@@ -22,7 +22,7 @@ FACTS = 32
 SIZES = {"almanac": 64, "gazette": 32, "letters": 32, "census": 48, "licences": 96, "readmes": 32}
 CHARACTERS = 320  # of a document of filler
 
-BEGINNINGS = ("Varn", "Oslet", "Brem", "Kald", "Tuln", "Morw", "Gries", "Pels")
+BEGINNINGS = ("Vorn", "Oslet", "Brem", "Kald", "Tuln", "Morw", "Gries", "Pels")
 ENDINGS = ("holt", "avik", "mouth", "ern", "stead", "igny", "ora", "brück")
 TOWNS = [beginning + ending for beginning, ending in product(BEGINNINGS, ENDINGS)]
 FIRST = ("Odile", "Torvald", "Benike", "Ansgar", "Mirela", "Joost", "Philippa", "Radomir", "Sunniva", "Casimir")
