@@ -294,7 +294,9 @@ def _remarks(valuation: Valued, splitting: bool) -> list[str]:
             f"shares now are the mean over {valuation.notes['projections']} projections; games are played here with "
             "the first alone"
         )
-    if "fallback" in valuation.notes:
+    if valuation.notes.get("certified"):
+        lines.append("shares now are corrected by trainings; games are played here without")
+    elif "fallback" in valuation.notes:
         lines.append(f"valued by the additive game, as the check failed: {valuation.notes['fallback']}")
     elif not valuation.notes.get("reliable", True):
         lines.append(

@@ -25,6 +25,8 @@ from dataworth.tasks.progress import run_logger
 
 __all__ = ["corrected", "surrogates_of"]
 
+# Whose values these are, whatever game they were corrected from.
+RETRAIN = "retrain"
 # Pairs of coalitions after which it is looked whether the values are known well enough.
 LEAST_PAIRS = 4
 
@@ -61,7 +63,7 @@ def corrected(material: Material, found: Valuation, game: Game | None, kept: Uti
         "uncorrected": {name: float(value) for name, value in zip(names, found.values[-1], strict=True)},
     }
     exact = len(names) == 1
-    values = Valuation.of_estimate(estimate, found.game, {**found.facts, **facts}, exact=exact)
+    values = Valuation.of_estimate(estimate, RETRAIN, {**found.facts, **facts}, exact=exact)
     return replace(with_queries(values, sources.confidence), overlap=found.overlap)
 
 

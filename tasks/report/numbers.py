@@ -13,7 +13,7 @@ def number(value: float | None) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A share in per cent; nothing where there is none."""
-    return "" if value is None or value != value else f"{value:.{digits}%}"
+    return "" if value is None or value != value else f"{round(value, digits + 2) + 0.0:.{digits}%}"
 
 
 def points(difference: float | None) -> str:

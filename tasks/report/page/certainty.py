@@ -37,7 +37,9 @@ def certainty(sources: Sequence[Mapping[str, Any]], notes: Mapping[str, Any]) ->
 
 
 def _warning(notes: Mapping[str, Any]) -> str:
-    if "fallback" not in notes:
+    if notes.get("certified") is False:
+        return f"Trainings were to correct these values and do not, as they lead elsewhere: {notes['uncorrected']}."
+    if "fallback" not in notes or notes.get("certified"):
         return ""
     game, _, reason = str(notes["fallback"]).partition(": ")
     return (
@@ -75,6 +77,8 @@ def _retrained(notes: Mapping[str, Any]) -> str:
     )
     if "coalitions" in notes:
         said += f" Values come from {int(notes['coalitions']):,} trainings ({notes.get('estimator', 'all of them')})."
+    if notes.get("certified"):
+        said += " They are estimates of what all trainings would tell, without bias: the game was a guide, no more."
     return said
 
 

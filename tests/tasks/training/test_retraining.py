@@ -165,7 +165,7 @@ def test_a_few_trainings_correct_the_values_of_a_game_and_more_go_on_from_them(r
     assert len(trained) == 4  # with nobody, whose training has no step
     assert few.attributes["notes"]["certified"]
     table = few.values.to_pandas().set_index(["query_id", "source"])
-    assert set(table["game"]) == {"additive"}
+    assert set(table["game"]) == {"retrain"}
     everybody, nobody = (few.attributes["notes"][name] for name in ("v(all)", "v(none)"))
     assert table.loc["*", "value"].sum() == pytest.approx(everybody - nobody)
     more = valued(trainings=41).values.to_pandas().set_index(["query_id", "source"])

@@ -1,0 +1,30 @@
+"""What a report says of trainings that corrected the values, or could not."""
+
+from dataworth.tasks.report.numbers import percent
+from dataworth.tasks.report.page.certainty import certainty
+
+SOURCES = [{"low": 1.0, "high": 2.0}, {"low": 0.2, "high": 0.9}]
+MEASURED = {
+    "v(all)": -350.0, "v(all), of the model": -351.0, "v(none)": -532.0, "reach": 0.99, "coalitions": 10,
+    "estimator": "newton, corrected by 10 trainings", "reliable": True, "missed": 0.2,
+}  # fmt: skip
+FALLBACK = {"fallback": "newton: predicted changes of loss miss the measured ones by 90%"}
+
+
+def test_corrected_values_are_those_of_trainings_whatever_became_of_the_game():
+    for notes in (MEASURED, {**MEASURED, **FALLBACK}):
+        said = certainty(SOURCES, {**notes, "certified": True})
+        assert said.warning == ""
+        assert "351 nats of the model, 350 after training again on every source and 532 of the base" in said.check
+        assert "10 trainings (newton, corrected by 10 trainings). They are estimates of what all" in said.check
+    assert certainty(SOURCES, {**MEASURED, **FALLBACK}).warning.startswith("These are not the values of the game")
+
+
+def test_trainings_that_lead_elsewhere_are_told():
+    notes = {"missed": 0.2, "v(all)": -350.0, "v(none)": -532.0, "certified": False, "uncorrected": "set --training"}
+    assert certainty(SOURCES, notes).warning.endswith("they lead elsewhere: set --training.")
+
+
+def test_nothing_is_less_than_nothing():
+    assert percent(-0.0001) == "0.0%"
+    assert percent(-0.0006) == "-0.1%"
