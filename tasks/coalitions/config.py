@@ -120,6 +120,10 @@ class SourcesConfig(Configuration):
         trained = entry is not None and entry.made_of == "trainings"
         if self.trainings and trained:
             raise ValueError(f"{self.game} is measured, not corrected: leave {setting('sources.trainings')} out")
+        if self.trainings and self.document_values:
+            raise ValueError(
+                f"{setting('sources.trainings')}: values of documents are not corrected: leave one of both out"
+            )
         if 0 < self.trainings < 3:
             raise ValueError(f"{setting('sources.trainings')}: everybody and a pair of coalitions are 3 at least")
         if trained and self.document_groups > 1 and "document_groups" in self.model_fields_set:

@@ -50,7 +50,7 @@ def corrected(material: Material, found: Valuation, game: Game | None, kept: Uti
             run_logger().info(line)
         if not checked.reliable and sources.fallback:
             run_logger().warning("%s: not corrected (%s)", checked.reason, setting("sources.trainings"))
-            return found.with_facts(certified=False, uncorrected=checked.reason)
+            return found.with_facts(certified=False, **{"not corrected": checked.reason})
         estimate, n_trained = _estimate(material, trained, surrogates_of(material.players, found, game))
     facts = {
         **checked.facts(),
@@ -59,7 +59,7 @@ def corrected(material: Material, found: Valuation, game: Game | None, kept: Uti
         "coalitions": estimate.n_coalitions,
         "coalitions evaluated now": n_trained,
         "utility": "retrained",
-        "certified": True,
+        "certified": checked.reliable,
         "uncorrected": {name: float(value) for name, value in zip(names, found.values[-1], strict=True)},
     }
     exact = len(names) == 1
@@ -81,8 +81,7 @@ def surrogates_of(players: Players, found: Valuation, game: Game | None) -> list
     if len(tokens) > MAX_ENUMERATED:
         return surrogates
     masks = all_coalitions(len(tokens))
-    with np.errstate(divide="ignore"):
-        logs = np.log(np.maximum(masks @ tokens, 1.0))
+    logs = np.log(np.maximum(masks @ tokens, 1.0))
     surrogates.append(EnumeratedSurrogate(np.tile(logs[:, None], n_queries)))
     if game is not None:
         surrogates.append(EnumeratedSurrogate(game.utilities(masks)))

@@ -20,18 +20,23 @@ class Instant:
     contents: str = ""
     weight_decay: float | None = None
     texts: None = None
+    n_documents: int = N
+    n_queries: int = Q
+
+    def opened(self):
+        return self
 
     @property
     def examples(self):
-        return table(N, 1)
+        return table(self.n_documents, 1)
 
     @property
     def queries(self):
-        return table(Q, 2)
+        return table(self.n_queries, 2)
 
     @property
     def sources(self):
-        return ["one"] * 4 + ["two"] * 8
+        return ["one"] * 4 + ["two"] * (self.n_documents - 4)
 
     def models(self):
         return [small_classifier()]

@@ -37,8 +37,8 @@ def certainty(sources: Sequence[Mapping[str, Any]], notes: Mapping[str, Any]) ->
 
 
 def _warning(notes: Mapping[str, Any]) -> str:
-    if notes.get("certified") is False:
-        return f"Trainings were to correct these values and do not, as they lead elsewhere: {notes['uncorrected']}."
+    if "not corrected" in notes:
+        return f"Trainings were to correct these values and do not, as they lead elsewhere: {notes['not corrected']}."
     if "fallback" not in notes or notes.get("certified"):
         return ""
     game, _, reason = str(notes["fallback"]).partition(": ")

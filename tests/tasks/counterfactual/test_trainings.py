@@ -10,39 +10,20 @@ from dataworth.storage.errors import InputError
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.counterfactual.problem import NamedProblem, Problem
 from dataworth.tasks.counterfactual.trainings import Outcomes
-from tests.reference.in_memory import small_classifier, table
+from tests.reference.instant import Instant
 
 N, Q = 9, 2
 
 
 @dataclass(frozen=True)
-class Counted:
+class Counted(Instant):
     """A "training" that leaves a file, and fails where a file says so; its losses tell the members."""
 
-    folder: Path
     title: str = "counted"
     fingerprint: str = "counted"
-    contents: str = ""
-    weight_decay: float | None = None
-    texts: None = None
-
-    def opened(self):
-        return self
-
-    @property
-    def examples(self):
-        return table(N, 1)
-
-    @property
-    def queries(self):
-        return table(Q, 2)
-
-    @property
-    def sources(self):
-        return ["one"] * 4 + ["two"] * 5
-
-    def models(self):
-        return [small_classifier()]
+    n_documents: int = N
+    n_queries: int = Q
+    folder: Path = Path()
 
     def losses_after(self, members, seed):
         trained = self.folder / f"{seed} {''.join('01'[int(m)] for m in members)}"
@@ -59,11 +40,11 @@ def masks(count):
 
 
 def test_it_is_a_problem():
-    assert isinstance(Counted(Path()), Problem)
+    assert isinstance(Counted(folder=Path()), Problem)
 
 
 def test_nothing_is_trained_twice_and_what_failed_goes_on(tmp_path):
-    problem, cluster, asked = Counted(tmp_path / "trained"), ClusterConfig(workers=1), masks(6)
+    problem, cluster, asked = Counted(folder=tmp_path / "trained"), ClusterConfig(workers=1), masks(6)
     problem.folder.mkdir()
     (problem.folder / "fail").touch()
     outcomes = Outcomes(str(tmp_path / "store"), problem, [0, 5], cluster)
@@ -83,7 +64,7 @@ def test_nothing_is_trained_twice_and_what_failed_goes_on(tmp_path):
 
 
 def test_workers_share_the_trainings(tmp_path):
-    problem, asked = Counted(tmp_path / "trained"), masks(9)
+    problem, asked = Counted(folder=tmp_path / "trained"), masks(9)
     problem.folder.mkdir()
     losses = Outcomes(str(tmp_path / "store"), problem, [1], ClusterConfig(workers=2)).mean_losses(asked)
     np.testing.assert_array_equal(losses, np.stack([asked @ np.arange(N), np.ones(9)], axis=1))

@@ -184,4 +184,4 @@ def test_trainings_that_lead_elsewhere_correct_nothing(run):
     config = SourcesConfig(game="additive", trainings=5)
     found = CoalitionStore.open(value_sources(run.store, run.scores(), config, parts))
     assert found.attributes["notes"]["certified"] is False
-    assert "of the way from the base" in found.attributes["notes"]["uncorrected"]
+    assert "of the way from the base" in found.attributes["notes"]["not corrected"]

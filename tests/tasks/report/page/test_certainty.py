@@ -21,7 +21,7 @@ def test_corrected_values_are_those_of_trainings_whatever_became_of_the_game():
 
 
 def test_trainings_that_lead_elsewhere_are_told():
-    notes = {"missed": 0.2, "v(all)": -350.0, "v(none)": -532.0, "certified": False, "uncorrected": "set --training"}
+    notes = {"missed": 0.2, "v(all)": -350.0, "v(none)": -532.0, "certified": False, "not corrected": "set --training"}
     assert certainty(SOURCES, notes).warning.endswith("they lead elsewhere: set --training.")
 
 
