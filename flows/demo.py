@@ -62,7 +62,7 @@ def _made_and_valued(config: DemoConfig, folder: Path) -> dict[str, Any]:
     model = train_small_model(str(folder / "model"), corpus, settings)
     valuation = value_corpus(
         ValueConfig(
-            model=ModelsConfig(name=[model], device="cpu"),
+            model=ModelsConfig(name=[model], base=f"{model}/base", device="cpu"),
             corpus=corpus,
             queries=QueriesConfig(file=str(folder / "queries.jsonl")),
             curvature=CurvatureConfig(fraction=0.5, seed=config.seed),
@@ -80,6 +80,7 @@ def demo_report(outcome: dict[str, Any]) -> str:
 
     from dataworth.storage.schema import ALL_QUERIES
     from dataworth.tasks.attribution.baselines import bm25_scores, first_rate, source_sums
+    from dataworth.tasks.report.account import Account
     from dataworth.tasks.report.results.folder import read_results
 
     folder = Path(outcome["folder"])
@@ -88,7 +89,7 @@ def demo_report(outcome: dict[str, Any]) -> str:
     own_source = json.loads((folder / "query_sources.json").read_text())
     own = [own_source[name] for name in queries["id"]]
     valuation = read_results(outcome["results"])
-    values, documents = valuation.sources, valuation.documents
+    values, documents, account = valuation.sources, valuation.documents, Account.read(valuation.record)
     names = sorted(set(corpus["source"]))
     matrix = values.pivot(index="query_id", columns="source", values="value").loc[queries["id"], names].to_numpy()
     by_passage = documents[documents["rank"] == 1].set_index("query_id").loc[queries["id"], "source"]
@@ -110,7 +111,8 @@ def demo_report(outcome: dict[str, Any]) -> str:
         table(["", "value of source", "best passage"], cells),
         "",
         "Sources, all queries together",
-        sources_table(values[values["query_id"] == ALL_QUERIES]),
+        "\n".join(account.sentences()),
+        sources_table(values[values["query_id"] == ALL_QUERIES], account),
     ]
     shown = queries.iloc[:: max(1, len(queries) // SHOWN_QUERIES)].head(SHOWN_QUERIES)
     for query in shown.to_dict("records"):

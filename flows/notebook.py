@@ -11,6 +11,7 @@ What is made is kept in a folder that goes with the last object that needs it, o
 other doors find it again.
 """
 
+import html
 import json
 import shutil
 import tempfile
@@ -34,6 +35,8 @@ from dataworth.storage.spelling import as_field, spelled
 from dataworth.storage.zarr_arrays import array_at
 from dataworth.tasks.model.alike import refuse_other_tokenizers
 from dataworth.tasks.model.loading import load
+from dataworth.tasks.report.account import Account
+from dataworth.tasks.report.results.folder import read_account
 from dataworth.tasks.report.results.valuation import ValuationParts
 from dataworth.tasks.report.steps import publish_valuation
 from dataworth.valuing import refuse_unlike, valued
@@ -221,17 +224,26 @@ class Valuation:
         page = (self.folder / "report.html").read_text(encoding="utf-8").replace("&", "&amp;").replace('"', "&quot;")
         display(HTML(f'<iframe srcdoc="{page}" sandbox width="100%" height="700"></iframe>'))
 
+    @property
+    def account(self) -> Account:
+        """What the numbers are: their unit, their total, and how much of it they account for."""
+        return read_account(str(self.folder))
+
     def _repr_html_(self) -> str:
-        return str(_together(self.sources).to_html(index=False, escape=True))
+        said = "".join(f"<p>{html.escape(line)}</p>" for line in self.account.sentences())
+        return said + str(_together(self.sources, self.account).to_html(index=False, escape=True))
 
     def __repr__(self) -> str:
-        return str(_together(self.sources).to_string(index=False))
+        table = _together(self.sources, self.account).to_string(index=False)
+        return "\n".join([*self.account.sentences(), str(table)])
 
 
-def _together(sources: pd.DataFrame) -> pd.DataFrame:
-    """Of all queries together, what a person looks at first."""
+def _together(sources: pd.DataFrame, account: Account) -> pd.DataFrame:
+    """Of all queries together, what a person looks at first, in nats a query."""
     shown = sources[sources["query_id"] == "*"].sort_values("value", ascending=False)
-    return shown[["source", "share", "value", "low", "high", "n_documents", "n_tokens"]]
+    parts = {account.part: shown["share"], account.unit: shown["value"] / account.n_queries}
+    ends = {end: shown[end] / account.n_queries for end in ("low", "high")}
+    return pd.DataFrame({"source": shown["source"], **parts, **ends, **shown[["n_documents", "n_tokens"]]})
 
 
 class _Place:

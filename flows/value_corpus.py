@@ -111,7 +111,8 @@ def _logged(results: str, parts: ValuationParts, tracking: TrackingConfig) -> di
     except NotLoggedError as error:
         problem = str(error)
         run_logger().warning(problem)
-    sources = markdown_sources(valuation_summary(parts).sources, ARTIFACT_ROWS)
+    said = valuation_summary(parts)
+    sources = markdown_sources(said.sources, said.account, ARTIFACT_ROWS)
     show_headline("sources", "What each source is worth", parts.title, sources, results, logged, problem)
     emit_finished(results, parts.title, logged)
     outcome = {

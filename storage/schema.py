@@ -59,6 +59,7 @@ __all__ = [
     "DOCUMENT_VALUES",
     "EXAMPLE_COLUMNS",
     "FIELDS",
+    "LATER_VALUES",
     "LAYER_SCORES",
     "NO_CLASS",
     "OVERLAP",
@@ -168,8 +169,17 @@ VALUES = pa.schema(
         pa.field("error_queries", pa.float64()),  # of the queries asked
         pa.field("error_projection", pa.float64()),  # of the projection's seed
         pa.field("error_checkpoint", pa.float64()),  # of the checkpoint, or the seed it was trained with
+        # What the value is: marginal (what the loss would gain without the source now), share (of `total`), certified
+        # (of trainings that were made). Null in tables of before.
+        pa.field("kind", pa.string()),
+        # Nats that training took off the query's loss, measured: that of the base less that of the model; null where no
+        # base is known.
+        pa.field("total", pa.float64()),
     ]
 )
+
+# Columns that tables of VALUES of before do not have.
+LATER_VALUES = ("kind", "total")
 
 OVERLAP = pa.schema(
     [

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dataworth.command.terminal import mlflow_place, say, table
+from dataworth.tasks.report.account import Account
 from dataworth.tasks.report.numbers import interval, number, percent
 
 __all__ = ["say_audit", "say_valuation", "sources_table"]
@@ -11,12 +12,14 @@ __all__ = ["say_audit", "say_valuation", "sources_table"]
 
 def say_valuation(valuation: dict[str, Any]) -> None:
     """The sources' table and where everything is."""
-    from dataworth.tasks.report.results.folder import read_sources
+    from dataworth.tasks.report.results.folder import read_account, read_sources
     from dataworth.tasks.report.results.summary import level_title
 
-    values = read_sources(valuation["results"])
+    account, values = read_account(valuation["results"]), read_sources(valuation["results"])
+    say("\n".join(account.sentences()))
+    say()
     for key, rows in values[values["query_id"] == "*"].groupby(["grouping", "level"], sort=False):
-        say(sources_table(rows, level_title(*key)))
+        say(sources_table(rows, account, level_title(*key)))
         say()
     say(f"report   {valuation['results']}/report.html")
     say(f"MLflow   {mlflow_place(valuation['mlflow_url'], valuation['mlflow_run_id'])}")
@@ -37,17 +40,23 @@ def say_audit(audited: dict[str, Any]) -> None:
     say(f"MLflow   {mlflow_place(audited['mlflow_url'], audited['mlflow_run_id'])}")
 
 
-def sources_table(values: Any, title: str = "source") -> str:
-    """Sources by value, for the terminal."""
+def sources_table(values: Any, account: Account, title: str = "source") -> str:
+    """Sources by value, for the terminal.
+
+    Args:
+        values: rows of VALUES of all queries together.
+        account: their unit.
+        title: of the first column.
+    """
     rows = [
         [
             row.source,
             percent(row.share),
-            number(row.value),
-            interval(row.low, row.high),
+            number(account.per_query(row.value)),
+            interval(account.per_query(row.low), account.per_query(row.high)),
             f"{row.n_documents:,}",
             f"{row.n_tokens:,}",
         ]
         for row in values.sort_values("value", ascending=False, kind="stable").itertuples()
     ]
-    return table([title, "share", "value", "interval", "documents", "tokens"], rows)
+    return table([title, account.part, account.unit, "interval", "documents", "tokens"], rows)

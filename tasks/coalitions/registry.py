@@ -21,6 +21,7 @@ class Entry:
         said: what it is, for the description of the option.
         made_of: scores: those of a scoring pass; sums: of gradients and curvatures by source, beside the scores;
             trainings: of the base, again and again.
+        shares_total: where the base is known, its values add up to what it says that training took off the loss.
         is_semivalue: how a coalition's utility is divided is chosen by --sources.semivalue.
         values_documents: it can tell what every document is worth.
     """
@@ -28,6 +29,7 @@ class Entry:
     where: str
     said: str
     made_of: Literal["scores", "sums", "trainings"]
+    shares_total: bool = False
     is_semivalue: bool = True
     values_documents: bool = False
 
@@ -49,11 +51,13 @@ GAMES: Mapping[str, Entry] = {
         f"{GAMES_ROOM}.newton:Newton",
         "by the parameters a coalition would have reached",
         "sums",
+        shares_total=True,
     ),
     "path": Entry(
         f"{GAMES_ROOM}.path:Path",
         "while the whole corpus grows from nothing, immune to splitting a source",
         "sums",
+        shares_total=True,
         is_semivalue=False,
         values_documents=True,
     ),
@@ -61,5 +65,6 @@ GAMES: Mapping[str, Entry] = {
         f"{GAMES_ROOM}.retrain:Retrain",
         "by training --model.base again on every coalition, as --training says: the truth, for small models",
         "trainings",
+        shares_total=True,
     ),
 }

@@ -4,11 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from dataworth.storage.coalitions import CoalitionStore, UtilityStore
+from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
+from dataworth.storage.gradients import GradientStore
 from dataworth.storage.locations import StoreFolders
 from dataworth.storage.place import Location
 from dataworth.storage.ref import StoreRef, fingerprint
@@ -27,19 +30,23 @@ from dataworth.tasks.coalitions.uncertainty.averages import (
     mean_document_values,
     mean_overlap,
 )
-from dataworth.tasks.coalitions.valuation import Valuation
+from dataworth.tasks.coalitions.valuation import Kind, Valuation
 from dataworth.tasks.coalitions.values import value_rows
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.groups import SOURCE
+from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.keeping import kept
+from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import run_logger
 
 __all__ = ["GameParts", "average_values", "game_fingerprint", "value_sources"]
 
-ALGORITHM = 8
+ALGORITHM = 9
 UTILITIES = 3
 AVERAGES = 2
 LOCAL = ClusterConfig()
+# A coalition is trained for the same epochs on fewer documents, so by fewer steps.
+COUNTERFACTUAL = "epochs"
 # What to pass where some are valued by the game that was asked for, and some fell back to the additive one.
 REMEDIES = {
     "projection": ("sources.projection_seeds", "raise", "projection.rank", ""),
@@ -83,7 +90,7 @@ def value_sources(
             grouping=opened.attributes.get("grouping", SOURCE),
             table=table,
         )
-        valuation = _played(Material(store, players, sources, game, cluster), scores)
+        valuation = _measured(_played(Material(store, players, sources, game, cluster), scores), game)
         attributes = {**parts, "game": valuation.game, "notes": dict(valuation.facts)}
         rows = value_rows(players, valuation, sources)
         CoalitionStore.write(root, name, rows, attributes, valuation.overlap, valuation.documents)
@@ -182,6 +189,24 @@ def _played(material: Material, scores: StoreRef) -> Valuation:
     instead = game_class(FALLBACK).made(material, NothingKept()).valuation()
     instead = instead.with_facts(**checked.facts(), fallback=f"{sources.game}: {checked.reason}")
     return _corrected(material, instead, None, scores)
+
+
+def _measured(valuation: Valuation, parts: GameParts | None) -> Valuation:
+    """What the values are of: with the total that training took off the queries' losses, where a base is known."""
+    if parts is None or parts.base is None:
+        return valuation
+    queries = CorpusStore.open(parts.queries)
+    windows = GradientStore.open(parts.query_gradients).column_of("loss", queries.contents)
+    of_model = np.array([losses.sum(dtype=np.float64) for losses in windows])
+    taken = query_losses(load(parts.model, 1.0), queries) - of_model
+    total = np.append(taken, taken.sum())
+    kind: Kind = "share" if GAMES[valuation.game].shares_total else "marginal"
+    if valuation.game == "retrain" and valuation.facts.get("reliable"):
+        kind = "certified"
+    facts: dict[str, Any] = {"total": float(total[-1]), "counterfactual": COUNTERFACTUAL}
+    if total[-1] > 0:
+        facts["accounted for"] = float(valuation.values[-1].sum() / total[-1])
+    return replace(valuation, kind=kind, total=total).with_facts(**facts)
 
 
 def _corrected(material: Material, valuation: Valuation, surrogate: Game | None, scores: StoreRef) -> Valuation:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -10,10 +10,14 @@ from scipy.stats import t as student
 
 from dataworth.tasks.coalitions.estimation.estimators import Estimate
 
-__all__ = ["COALITIONS", "DOCUMENTS", "QUERIES", "Valuation", "in_quadrature", "shares", "with_queries"]
+__all__ = ["COALITIONS", "DOCUMENTS", "QUERIES", "Kind", "Valuation", "in_quadrature", "shares", "with_queries"]
 
 # Causes of errors (see CAUSES of dataworth.storage.schema).
 COALITIONS, DOCUMENTS, QUERIES = "coalitions", "documents", "queries"
+
+# marginal: what the loss of the queries would gain without a player now, at the end of training. share: a part of what
+# training took off it, from the base to the model. certified: a part of that as trainings measured it.
+Kind = Literal["marginal", "share", "certified"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Valuation:
         low, high: (n_queries + 1, n_players) ends of the intervals.
         game: that told the values.
         facts: what is printed beside them.
+        kind: what the values are.
+        total: (n_queries + 1,) nats that training took off the queries' losses; None where no base is known.
         overlap, documents: rows of OVERLAP and DOCUMENT_VALUES of dataworth.storage.schema, where the game tells.
     """
 
@@ -39,6 +45,8 @@ class Valuation:
     high: np.ndarray
     game: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    kind: Kind = "marginal"
+    total: np.ndarray | None = None
     overlap: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
 

@@ -31,7 +31,8 @@ def _at_level(level: Level, players: Players, valuation: Valuation, confidence: 
     """Values of groups of players: errors of different sources are taken as independent."""
     if valuation.game == ADDITIVE:
         sums, squares = level.summed(players.column("sum")), level.summed(players.column("sum_of_squares"))
-        return additive_valuation(sums, squares, level.summed(players.column("n_documents")[0]), confidence)
+        added = additive_valuation(sums, squares, level.summed(players.column("n_documents")[0]), confidence)
+        return replace(added, kind=valuation.kind, total=valuation.total)
 
     def together(parts: np.ndarray) -> np.ndarray:
         known = level.summed((~np.isnan(parts)).astype(np.int64)) > 0
@@ -69,6 +70,8 @@ def _level_rows(level: Level, players: Players, valuation: Valuation, sources: S
             "semivalue": sources.semivalue,
             "grouping": players.grouping,
             "level": level.number,
+            "kind": valuation.kind,
+            "total": None if valuation.total is None else float(valuation.total[row]),
             **{name: _or_none(parts[row, column]) for name, parts in causes.items()},
         }
         for row, query_id in enumerate(players.query_ids)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from dataworth.tasks.report.account import Account
 from dataworth.tasks.report.numbers import interval, number, percent
 from dataworth.tasks.visible import visible
 
@@ -42,23 +43,25 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def markdown_sources(sources: list[dict[str, Any]], most: int) -> str:
-    """The sources' table: source, share, value with its interval, documents, tokens.
+def markdown_sources(sources: list[dict[str, Any]], account: Account, most: int) -> str:
+    """What the numbers are, and the sources' table: source, share, value with its interval, documents, tokens.
 
     Args:
-        sources: rows of VALUES, largest value first.
+        sources: rows of VALUES of all queries together, largest value first.
+        account: their unit and total.
         most: rows that are shown; a last line counts the others.
     """
     rows = [
         [
             inert(row["source"], MAX_CELL_CHARACTERS),
             percent(row["share"]),
-            number(row["value"]),
-            interval(row["low"], row["high"]),
+            number(account.per_query(row["value"])),
+            interval(account.per_query(row["low"]), account.per_query(row["high"])),
             f"{row['n_documents']:,}",
             f"{row['n_tokens']:,}",
         ]
         for row in sources[:most]
     ]
-    table = markdown_table(["source", "share", "value", "interval", "documents", "tokens"], rows)
+    header = ["source", account.part, account.unit, "interval", "documents", "tokens"]
+    table = f"{' '.join(map(inert, account.sentences()))}\n\n{markdown_table(header, rows)}"
     return table if len(sources) <= most else f"{table}\n\nand {len(sources) - most:,} more in sources.csv"

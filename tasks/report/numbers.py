@@ -21,8 +21,8 @@ def points(difference: float | None) -> str:
     return "" if difference is None or difference != difference else f"{100 * difference:+.1f}"
 
 
-def interval(low: float | None, high: float | None) -> str:
-    """Both ends of an interval, or that it is not known."""
+def interval(low: float | None, high: float | None, unit: float = 1.0) -> str:
+    """Both ends of an interval divided by a unit, or that it is not known."""
     if low is None or high is None or low != low:
         return "unknown"
-    return f"{number(low)} … {number(high)}"
+    return f"{number(low / unit)} … {number(high / unit)}"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,6 +47,7 @@ def record(parts: ValuationParts, gathered: Summary) -> dict[str, Any]:
         "counts": _counts(parts, gathered),
         "parameters": parts.parameters,
         "game": game_notes(parts),
+        "account": asdict(gathered.account),
         "standard_errors": {  # of all queries together
             row["source"]: {cause: _finite(row[f"error_{cause}"]) for cause in CAUSES} for row in gathered.sources
         },

@@ -3,13 +3,14 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 
 from dataworth.storage.coalitions import CoalitionStore
 from dataworth.storage.durable import move_into_place
 from dataworth.storage.manifest import staging_folder
-from dataworth.storage.schema import VALUES
+from dataworth.storage.schema import ALL_QUERIES, VALUES
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.report.numbers import percent
@@ -19,6 +20,7 @@ from dataworth.tasks.report.page.html import report_html
 from dataworth.tasks.report.page.tables import safe_csv
 from dataworth.tasks.report.record import record
 from dataworth.tasks.report.results.folder import write_record
+from dataworth.tasks.report.results.summary import Summary
 from dataworth.tasks.report.results.valuation import ValuationParts, published_values, valuation_summary
 
 __all__ = ["publish_audit", "publish_valuation"]
@@ -34,7 +36,8 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
     """
     folder = Path(results)
     with staging_folder(folder) as staging:
-        values = published_values(parts)[VALUES.names]
+        gathered = valuation_summary(parts)
+        values = _with_units(published_values(parts)[VALUES.names], gathered)
         values.to_parquet(staging / "sources.parquet", index=False)
         (staging / "sources.csv").write_text(safe_csv(values), encoding="utf-8")
         scores = ScoreStore.open(parts.scores)
@@ -43,7 +46,8 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         if scores.layer_scores is not None:
             by_layer = scores.layer_scores.to_pandas()
             by_layer[by_layer["rank"] > 0].to_parquet(staging / "layers.parquet", index=False)
-        gathered = valuation_summary(parts)
+        for line in gathered.account.sentences():
+            run_logger().info(line)
         run_logger().info("clipped mass, all queries together: %s", percent(gathered.clipped) or "unknown")
         valued = CoalitionStore.open(parts.values)
         overlap, of_documents = valued.overlap, valued.documents
@@ -65,6 +69,17 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         for path in sorted(staging.iterdir()):
             move_into_place(path, folder / path.name)
     write_record(folder, record(parts, gathered))
+
+
+def _with_units(values: pd.DataFrame, gathered: Summary) -> pd.DataFrame:
+    """Each value beside its unit: nats a query (of all together, in the mean), and nats a token where that is known."""
+    targets = {query.id: query.loss.n_targets for query in gathered.queries if query.loss and not query.loss.of_class}
+    targets[ALL_QUERIES] = 0 if gathered.account.of_class else gathered.account.n_targets
+    n_queries = np.where(values["query_id"] == ALL_QUERIES, gathered.account.n_queries, 1)
+    n_tokens = values["query_id"].map(targets).astype(float)
+    return values.assign(
+        nats_per_query=values["value"] / n_queries, nats_per_token=(values["value"] / n_tokens).where(n_tokens > 0)
+    )
 
 
 def _draw(folder: Path, values: pd.DataFrame, scores: ScoreStore, overlap: pd.DataFrame | None) -> None:

@@ -35,7 +35,7 @@ def chosen_inverses(layers: Sequence[Layer], by_name: Mapping[str, Preconditione
     return [(layer.columns, by_name.get(layer.name)) for layer in layers]
 
 
-def preconditioned(rows: Float[np.ndarray, "q c"], inverses: Inverses, kind: str) -> Preconditioned:
+def preconditioned(rows: Float[np.ndarray, "q c"], inverses: Inverses, kind: str, n_examples: int) -> Preconditioned:
     """(H + lambda I)^-1 applied to every query, and one row more: their sum, which stands for all queries.
 
     Args:
@@ -43,10 +43,14 @@ def preconditioned(rows: Float[np.ndarray, "q c"], inverses: Inverses, kind: str
         inverses: of the layers that count; all other columns become 0.
         kind: `dot`, `relative` (rows of the store are divided by the root of their self-influence) or `cosine` (the
             queries, too).
+        n_examples: windows that the model was trained on: curvatures are means over them, and what one of them did to
+            the parameters is 1/n of what its gradient says. So `dot` is in nats of the query's loss.
     """
     ready = applied(rows, inverses)
     if kind == "cosine":
         norms = np.sqrt(self_influence(rows, inverses))
         ready = np.divide(ready, norms[:, None], out=np.zeros_like(ready), where=norms[:, None] > 0)
+    if kind == "dot":
+        ready = ready / n_examples
     ready = np.concatenate([ready, ready.sum(axis=0, keepdims=True)])
     return Preconditioned(ready.astype(np.float32), None if kind == "dot" else inverses)

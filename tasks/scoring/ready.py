@@ -82,7 +82,8 @@ class ReadyPass:
         layers = counted_layers(store, scoring)
         inverses = chosen_inverses(layers, damped_inverses(curvature, damping))
         rows = np.concatenate(GradientStore.open(query_gradients).rows_of(queries.contents))
-        return cls(corpus, store, players, layers, preconditioned(rows, inverses, scoring.kind), inverses)
+        ready = preconditioned(rows, inverses, scoring.kind, corpus.n_examples)
+        return cls(corpus, store, players, layers, ready, inverses)
 
     def rows_of_kept(self, tally: Tally) -> dict[int, np.ndarray]:
         """Document number → (n_windows, n_columns) gradients of every document among the best or the worst."""

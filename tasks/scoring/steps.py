@@ -34,7 +34,7 @@ from dataworth.tasks.scoring.tally import Tally
 
 __all__ = ["average_scores", "score_corpus"]
 
-ALGORITHM = 1
+ALGORITHM = 2
 AVERAGES = 1
 SHARDS_AHEAD = 4
 

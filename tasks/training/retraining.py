@@ -23,7 +23,7 @@ from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.small_model import shuffled_batches, train_steps
 
-__all__ = ["Retrained", "losses_after_training", "train"]
+__all__ = ["Retrained", "as_it_was", "losses_after_training", "train"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def losses_after_training(
         queries: one window each.
         training: how.
     """
-    with _as_it_was(base):
+    with as_it_was(base):
         train(base, corpus, windows, training)
         return query_losses(base, queries)
 
@@ -84,7 +84,7 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
     """Train a model on some windows of a corpus, in place.
 
     Args:
-        loaded: all its floating-point weights are trained.
+        loaded: of its weights those are trained that want a gradient, as adapters do; all, where none does.
         corpus: of the windows.
         windows: their numbers; none: nothing changes.
         training: how.
@@ -115,15 +115,19 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
         logits, targets = zip(*(predicted(numbers[part]) for part in parts), strict=True)
         return cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=IGNORED)
 
-    model.requires_grad_(True).train()
+    chosen = [weight for weight in model.parameters() if weight.requires_grad]
+    trained = chosen or [weight for weight in model.parameters() if weight.is_floating_point()]
+    for weight in trained:
+        weight.requires_grad_(True)
+    model.train()
     try:
-        return train_steps(model.parameters(), len(batches), loss_of, training)
+        return train_steps(trained, len(batches), loss_of, training)
     finally:
         model.requires_grad_(False).eval()
 
 
 @contextmanager
-def _as_it_was(loaded: LoadedModel) -> Iterator[None]:
+def as_it_was(loaded: LoadedModel) -> Iterator[None]:
     """The model's weights and buffers are put back when the block ends."""
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     try:

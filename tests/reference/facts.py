@@ -20,7 +20,7 @@ __all__ = ["SIZES", "Facts", "facts"]
 FACTS = 32
 # Documents of each source.
 SIZES = {"almanac": 64, "gazette": 32, "letters": 32, "census": 48, "licences": 96, "readmes": 32}
-CHARACTERS = 320  # of a document of filler
+CHARACTERS = 160  # of a document of filler
 
 BEGINNINGS = ("Vorn", "Oslet", "Brem", "Kald", "Tuln", "Morw", "Gries", "Pels")
 ENDINGS = ("holt", "avik", "mouth", "ern", "stead", "igny", "ora", "brück")

@@ -15,6 +15,7 @@ from dataworth.command.terminal import say
 from dataworth.storage.errors import InputError
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.report.config import TrackingConfig
+from dataworth.tasks.report.account import Account
 from dataworth.tasks.report.markdown import inert, markdown_sources
 from dataworth.tasks.report.mlflow.tracked import NOTE_ROWS
 from dataworth.tasks.report.mlflow.tracking import log_run
@@ -27,6 +28,7 @@ from dataworth.tasks.report.runs import TrackedValuation
 from dataworth.tasks.visible import visible, without_password
 from tests.harness.hostile import NAMES
 
+ACCOUNT = Account("marginal", 2)
 MARKDOWN = [
     "[x](http://x.example)", "![x](http://x.example/y.png)", "<http://x.example>", "http://x.example", "www.x.example",
     "a@x.example", "[x]: http://x.example", "[^1]", "| a | b |", "\n\n# x", "\n| --- |", "- x", "1. x", "> x", "```\nx",
@@ -103,8 +105,8 @@ def test_names_do_not_turn_the_direction_of_a_page():
 @pytest.mark.parametrize("name", MARKDOWN, ids=range(len(MARKDOWN)))
 def test_markdown_shows_names_as_they_are(name):
     reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    harmless = {token.type for token in reader.parse(markdown_sources([source("fine", 1.0)], 5))}
-    tokens = reader.parse(markdown_sources([source(name, 1.0)], 5))
+    harmless = {token.type for token in reader.parse(markdown_sources([source("fine", 1.0)], ACCOUNT, 5))}
+    tokens = reader.parse(markdown_sources([source(name, 1.0)], ACCOUNT, 5))
     assert {token.type for token in tokens} == harmless
     cells = [token for token in tokens if token.type == "inline"]
     assert len(cells) == 12  # two rows of six
@@ -118,7 +120,7 @@ def test_markdown_shows_names_as_they_are(name):
 
 @pytest.mark.parametrize("letter", ["&", "<", "|", "\u202e", "\x00", "x"])
 def test_a_description_fits_into_mlflow(letter):
-    assert len(markdown_sources([source(letter * 10_000, 1.0)] * 1000, NOTE_ROWS)) < 7000
+    assert len(markdown_sources([source(letter * 10_000, 1.0)] * 1000, ACCOUNT, NOTE_ROWS)) < 7000
 
 
 FORMULAS = [

@@ -65,6 +65,7 @@ def averaged_tables(tables: Sequence[pd.DataFrame], confidence: float, repeated:
         high=mean.high[0],
         **{f"error_{cause}": errors[0] for cause, errors in mean.causes.items()},
     )
+    table["total"] = np.mean([each["total"].to_numpy(np.float64, na_value=np.nan) for each in tables], axis=0)
     by_query = table.groupby(["query_id", "level"], sort=False)["value"]
     table["share"] = by_query.transform(lambda column: shares(column.to_numpy()[None])[0])
     return table

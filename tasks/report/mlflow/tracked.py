@@ -11,6 +11,7 @@ from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.schema import ALL_QUERIES
+from dataworth.tasks.report.account import Account
 from dataworth.tasks.report.markdown import markdown_sources
 from dataworth.tasks.report.results.folder import Results, whole_values
 from dataworth.tasks.report.results.parameters import flat, of_the_valuation
@@ -64,7 +65,8 @@ def tracked_valuation(results: Results, series: str | None) -> TrackedValuation:
     """
     known, folder = _known(results), Path(results.name).absolute()
     sources = whole_values(results.sources)
-    values = _of_sources(sources)
+    account = Account.read(results.record)
+    values = _of_sources(sources, account)
     return TrackedValuation(
         fingerprint=known.fingerprint,
         name=known.title[:MAX_TITLE_CHARACTERS],
@@ -74,6 +76,7 @@ def tracked_valuation(results: Results, series: str | None) -> TrackedValuation:
         params=flat(of_the_valuation(known.parameters)),
         values=values,
         metrics={name: float(count) for name, count in known.counts.items()}
+        | _of_account(account)
         | {f"seconds/{metric_name(step)}": seconds for step, seconds in known.seconds.items()},
         datasets={
             name: (name, str(known.stores.get(name)), str(known.fingerprints.get(name)))
@@ -87,7 +90,7 @@ def tracked_valuation(results: Results, series: str | None) -> TrackedValuation:
             "prefect.flow_run_id": known.prefect.get("flow_run_id") or "",
             "prefect.flow_run_url": known.prefect.get("url") or "",
         },
-        note=_note(known, sources),
+        note=_note(known, sources, account),
         files=tuple(folder / name for name in ("report.html", "sources.csv", "sources.parquet", "documents.parquet")),
         folders=(folder / "figures",),
         tables={
@@ -114,21 +117,34 @@ def _known(results: Results) -> _Record:
         ) from None
 
 
-def _of_sources(sources: pd.DataFrame) -> dict[str, float]:
-    """Value and share of each source, under names that MLflow takes."""
+def _of_sources(sources: pd.DataFrame, account: Account) -> dict[str, float]:
+    """Nats a query of each source, and its share or part, under names that MLflow takes."""
     metrics = {}
     for row in sources.to_dict("records"):
         name = metric_name(row["source"])
-        metrics[f"value/{name}"] = float(row["value"])
+        metrics[f"value/{name}"] = float(row["value"]) / account.n_queries
         if row["share"] is not None:
-            metrics[f"share/{name}"] = float(row["share"])
+            metrics[f"{account.part}/{name}"] = float(row["share"])
     return metrics
 
 
-def _note(known: _Record, sources: pd.DataFrame) -> str:
+def _of_account(account: Account) -> dict[str, float]:
+    """Nats a query of the model and its base, and how much of their difference the values account for."""
+    if account.model is None:
+        return {}
+    known = {"nats a query/model": account.model / account.n_queries}
+    if account.total is not None:
+        known["nats a query/base"] = (account.model + account.total) / account.n_queries
+        known["nats a query/taken off by training"] = account.total / account.n_queries
+        if account.total > 0:
+            known["accounted for"] = account.values / account.total
+    return known
+
+
+def _note(known: _Record, sources: pd.DataFrame, account: Account) -> str:
     page, run = known.prefect.get("url"), known.prefect.get("flow_run_id")
     prefect = f"[{run}]({page})" if page else f"`{run}`"
-    table = markdown_sources(sources.to_dict("records"), NOTE_ROWS)
+    table = markdown_sources(sources.to_dict("records"), account, NOTE_ROWS)
     return f"Prefect flow run: {prefect}\n\nReport: `report.html`, under Artifacts\n\n{table}"
 
 

@@ -40,8 +40,8 @@ COLLISION = "BAD_REQUEST"
 SERIES_NOTE = """\
 Run by run: {name}
 
-Under *Model metrics* every `share/…` and `value/…`, or of audits `lds/…`, is a chart over time. Its steps are days
-since 1970; choose *Time (wall)* as the x-axis to read dates.
+Under *Model metrics* every `share/…` (of marginal values `of positive values/…`) and `value/…` (nats a query), or of
+audits `lds/…`, is a chart over time. Its steps are days since 1970; choose *Time (wall)* as the x-axis to read dates.
 """
 
 

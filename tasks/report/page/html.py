@@ -54,6 +54,7 @@ def report_html(title: str, summary: Summary, confidence: float) -> str:
         .render(
             title=title,
             summary=summary,
+            account=summary.account,
             coverage=percent(confidence, 0 if (confidence * 100) % 1 < 1e-9 else 1),
             certainty=certainty(summary.sources, summary.notes),
             shared=vocabulary.shared,

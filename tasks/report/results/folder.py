@@ -14,10 +14,12 @@ from dataworth.storage.checksums import file_checksum, is_sealed, sealed
 from dataworth.storage.durable import replace_file
 from dataworth.storage.errors import InputError
 from dataworth.storage.locations import location_of
-from dataworth.storage.schema import ALL_QUERIES, PASSAGES, VALUES
+from dataworth.storage.schema import ALL_QUERIES, LATER_VALUES, PASSAGES, VALUES
+from dataworth.tasks.report.account import Account
 
 __all__ = [
     "Results",
+    "read_account",
     "read_documents",
     "read_record",
     "read_results",
@@ -105,6 +107,11 @@ def read_sources(name: str) -> pd.DataFrame:
     return _table(_files(name, read_record(name)), "sources.parquet", VALUES)
 
 
+def read_account(name: str) -> Account:
+    """What the numbers of a results folder are; raises InputError as `read_record`."""
+    return Account.read(read_record(name))
+
+
 def read_documents(name: str) -> pd.DataFrame:
     """`documents.parquet` of a results folder alone; raises InputError as `read_results`."""
     return _table(_files(name, read_record(name)), "documents.parquet", PASSAGES)
@@ -131,6 +138,10 @@ def _files(name: str, record: Mapping[str, Any]) -> CheckedFiles:
 
 def _table(files: CheckedFiles, name: str, schema: pa.Schema) -> pd.DataFrame:
     table = files.table(name)
+    for column in LATER_VALUES:
+        if column in schema.names and column not in table.column_names:
+            field = schema.field(column)
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     missing = [column for column in schema.names if column not in table.column_names]
     if missing:
         raise files.damaged(name, f"has no column {missing[0]!r}")

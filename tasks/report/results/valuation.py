@@ -16,6 +16,7 @@ from dataworth.storage.ref import StoreRef
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.coalitions.config import PayoutConfig
 from dataworth.tasks.coalitions.payout.published import published
+from dataworth.tasks.report.account import account_of
 from dataworth.tasks.report.results.parameters import flat
 from dataworth.tasks.report.results.query_losses import mean_losses, query_losses
 from dataworth.tasks.report.results.summary import Summary, strongest_overlaps, summary
@@ -118,7 +119,10 @@ def valuation_summary(parts: ValuationParts) -> Summary:
     overlap = CoalitionStore.open(parts.values).overlap
     names = [row["source"] for row in overview.sources]
     pairs = None if overlap is None else strongest_overlaps(overlap.to_pandas(), names, MAX_PAIRS)
-    return replace(overview, notes=game_notes(parts), overlaps=pairs, command=parts.command)
+    notes = game_notes(parts)
+    in_nats = settings.get("scoring.kind") == "dot" and settings.get("curvature.kind") != "none"
+    account = account_of(overview.sources, losses, len(overview.queries), notes, in_nats)
+    return replace(overview, notes=notes, overlaps=pairs, account=account, command=parts.command)
 
 
 def _models(parts: ValuationParts) -> list[tuple[str, str]]:

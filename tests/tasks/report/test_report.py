@@ -8,6 +8,7 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 
+from dataworth.tasks.report.account import Account
 from dataworth.tasks.report.markdown import markdown_sources
 from dataworth.tasks.report.numbers import interval, number, percent
 from dataworth.tasks.report.page.certainty import certainty
@@ -17,6 +18,7 @@ from dataworth.tasks.report.results.parameters import flat
 from dataworth.tasks.report.results.query_losses import QueryLoss
 from dataworth.tasks.report.results.summary import QuerySummary, Summary
 
+ACCOUNT = Account("marginal", 2)
 EVIL = "<script>alert(1)</script> \"&' | [x](http://x) `y` {{ 7 * 7 }}"
 
 
@@ -156,7 +158,7 @@ def test_shared_words_are_marked_and_said_to_be_that():
 
 
 def test_markdown_cells_are_inert():
-    table = markdown_sources(evil_summary().sources, 25)
+    table = markdown_sources(evil_summary().sources, ACCOUNT, 25)
     row = table.splitlines()[2]
     assert "<script" not in row
     assert "[x](" not in row
@@ -165,7 +167,7 @@ def test_markdown_cells_are_inert():
 
 def test_a_long_table_of_long_names_is_cut():
     sources = [source("|" * 10_000, 2.0, None, None)] * 1000
-    table = markdown_sources(sources, 25)
+    table = markdown_sources(sources, ACCOUNT, 25)
     assert len(table) < 7000
     assert table.endswith("and 975 more in sources.csv")
 

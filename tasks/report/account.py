@@ -1,0 +1,150 @@
+"""What the numbers of a valuation are: their unit, their total, and how much of it they account for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dataworth.storage.spelling import setting
+from dataworth.tasks.report.numbers import number, percent
+
+__all__ = ["OLD", "Account", "account_of"]
+
+# In each heading, what `share` is a part of.
+PARTS = {"marginal": "of positive values", "share": "share", "certified": "share"}
+# Values of before there was a unit: n times as large, with a number n that nobody wrote beside them.
+OLD = "marginal"
+
+
+@dataclass(frozen=True)
+class Account:
+    """Of all queries together.
+
+    Args:
+        kind: marginal, share or certified (see VALUES of dataworth.storage.schema).
+        n_queries: values are nats of their losses, added up.
+        n_targets: tokens whose loss is taken, or classes; 0 where it is not known.
+        of_class: the targets are classes.
+        model: nats of all queries under the model; None where it is not known.
+        total: nats that training took off them; None where no base is known.
+        values: sum of all values, nats.
+        in_nats: values are in nats; else in scores without a unit, as those of cosines are.
+        scores_in_nats: the same of the documents' scores.
+        counterfactual: what becomes of the steps of a training without a source; empty where nothing is trained again.
+    """
+
+    kind: str
+    n_queries: int
+    n_targets: int = 0
+    of_class: bool = False
+    model: float | None = None
+    total: float | None = None
+    values: float = 0.0
+    in_nats: bool = True
+    scores_in_nats: bool = True
+    counterfactual: str = ""
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> "Account":
+        """As it was written into `valuation.json`; of an older one as much as is known.
+
+        Args:
+            record: the content of the file.
+        """
+        known = record.get("account")
+        return cls(OLD, int(record.get("counts", {}).get("n_queries", 1))) if known is None else cls(**known)
+
+    @property
+    def part(self) -> str:
+        """Heading of the column `share`: of what it is a part."""
+        return PARTS.get(self.kind, "share")
+
+    def per_query(self, value: float | None) -> float | None:
+        """Of a value of all queries together: nats a query, in the mean."""
+        return None if value is None or value != value else value / self.n_queries
+
+    @property
+    def unit(self) -> str:
+        """Of what `per_query` gives."""
+        return "nats a query" if self.in_nats else "score a query"
+
+    def sentences(self) -> list[str]:
+        """The first lines of every page: what was taught in all, and what the values are of it."""
+        return [self._taught(), self._said()]
+
+    def _taught(self) -> str:
+        if self.model is None:
+            return "The loss of the queries is not known."
+        model, n = self.model, self.n_queries
+        beside = ""
+        if self.n_targets and not self.of_class:
+            beside = f", {number(model / self.n_targets)} a token"
+        if self.total is None:
+            return (
+                f"The model loses {number(model / n)} nats a query{beside} (mean of {_counted(n)}). How much of it training "
+                f"took off is not known, as no base is named ({setting('model.base')})."
+            )
+        verb = "took" if self.total > 0 else "added"
+        if self.n_targets and not self.of_class:
+            beside = f"; {number(abs(self.total) / self.n_targets)} a token"
+        return (
+            f"Training {verb} {number(abs(self.total) / n)} nats {'off' if self.total > 0 else 'to'} each query, from "
+            f"{number((model + self.total) / n)} to {number(model / n)} (mean of {_counted(n)}{beside})."
+        )
+
+    def _said(self) -> str:
+        if not self.in_nats:
+            return (
+                "Values are sums of scores that have no unit: they rank sources, and are no shares of what was taught; "
+                "not certified."
+            )
+        if self.kind == "marginal":
+            said = (
+                "Values are marginal: what a query's loss would gain, in nats, without the source now, at the end of "
+                "training. They rank sources, and are no shares of what was taught; not certified."
+            )
+            if self.total is not None and self.total > 0:
+                said += f" They add up to {percent(self.values / self.total)} of it."
+            return said
+        certified = "as trainings measured it" if self.kind == "certified" else "as the game predicts it; not certified"
+        said = f"Values are shares of that, in nats a query, {certified}"
+        if self.total is not None and self.total > 0:
+            said += f". They account for {percent(self.values / self.total)} of it"
+        if self.counterfactual == "epochs":
+            said += ". Without a source the others would have been read as often as now, in fewer steps"
+        return f"{said}."
+
+
+def account_of(
+    sources: Sequence[Mapping[str, Any]],
+    losses: Mapping[str, Any],
+    n_queries: int,
+    notes: Mapping[str, Any],
+    scores_in_nats: bool = True,
+) -> Account:
+    """Of a valuation.
+
+    Args:
+        sources: rows of VALUES of all queries together.
+        losses: `QueryLoss` by query, as far as they are known.
+        n_queries: of them all.
+        notes: what was written beside the values.
+        scores_in_nats: of the documents' scores; sums of them are the values of the additive game.
+    """
+    known = len(losses) == n_queries and n_queries > 0
+    first: Mapping[str, Any] = sources[0] if sources else {}
+    return Account(
+        kind=first.get("kind") or OLD,
+        n_queries=n_queries,
+        n_targets=sum(loss.n_targets for loss in losses.values()) if known else 0,
+        of_class=any(loss.of_class for loss in losses.values()),
+        model=sum(loss.total for loss in losses.values()) if known else None,
+        total=first.get("total"),
+        values=float(sum(row["value"] for row in sources)),
+        in_nats=scores_in_nats or first.get("game") != "additive",
+        scores_in_nats=scores_in_nats,
+        counterfactual=str(notes.get("counterfactual", "")),
+    )
+
+
+def _counted(n: int) -> str:
+    return f"{n:,} quer{'y' if n == 1 else 'ies'}"
