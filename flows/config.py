@@ -78,9 +78,17 @@ class ValueConfig(CorpusRunConfig):
     )
     scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="Scores of documents.")
     sources: SourcesConfig = Field(default_factory=SourcesConfig, description="Values of sources.")
+    certify: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Train --model.base again without some documents, so often (the top source, the best documents of "
+        "queries, random ones), and say how well the scores predicted what that does; 10 tell an interval of 90 %; 0: "
+        "nothing is certified.",
+    )
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
     training: TrainingConfig = Field(
-        default_factory=TrainingConfig, description="How a coalition of sources is trained on in the game retrain."
+        default_factory=TrainingConfig, description="How --model.base is trained again, where it is."
     )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster.")
     events: EventsConfig = Field(default_factory=EventsConfig, description="Events for automations.")
@@ -103,6 +111,7 @@ class ValueConfig(CorpusRunConfig):
             raise ValueError("--sources.document_values: are of one projection: leave --sources.projection_seeds out")
         game = self.sources.game
         self._correctable()
+        self._certifiable()
         if trained and self.sources.projection_seeds > 1:
             raise ValueError(f"the game {game} has no projection: leave --sources.projection_seeds out")
         if trained and self.model.base is None:
@@ -121,6 +130,19 @@ class ValueConfig(CorpusRunConfig):
             raise ValueError(f"{option}: values are of one model and one projection")
         if self._narrowed:
             raise ValueError(f"{option}: trainings are on whole sources: leave {setting('scoring.sources')} out")
+
+    def _certifiable(self) -> None:
+        option = setting("certify")
+        if not self.certify:
+            return
+        if self.model.base is None:
+            raise ValueError(f"{option}: every training begins from the base: pass {setting('model.base')}")
+        if len(self.model.name) > 1:
+            raise ValueError(f"{option}: scores are certified of one model: pass one {setting('model.name')}")
+        if self._narrowed or self.scoring.kind != "dot":
+            raise ValueError(
+                f"{option}: scores of all sources and layers are certified, and as dot: leave {setting('scoring')} out"
+            )
 
     @property
     def _narrowed(self) -> bool:

@@ -336,7 +336,8 @@ def _checked(kind: Any, given: Mapping[str, Any]) -> Any:
         return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise InputError(": ".join([*filter(None, [".".join(map(str, first["loc"]))]), said])) from None
 
 
 def _valued(place: _Place, given: Mapping[str, Any]) -> Valuation:

@@ -14,6 +14,7 @@ from dataworth.storage.locations import check_usable, default_store, location_of
 from dataworth.storage.ref import StoreRef
 from dataworth.tasks.coalitions.steps import average_values, value_sources
 from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
+from dataworth.tasks.counterfactual.steps import certify
 from dataworth.tasks.curvature.steps import fit_covariances, fit_matrices, fit_query_factors, fit_source_sums
 from dataworth.tasks.gradients.steps import index_gradients
 from dataworth.tasks.progress import run_logger
@@ -39,6 +40,7 @@ class Steps:
     average_scores: Callable[..., StoreRef] = average_scores
     value_sources: Callable[..., StoreRef] = value_sources
     average_values: Callable[..., StoreRef] = average_values
+    certify: Callable[..., StoreRef] = certify
 
     def fit(self, config: CorpusRunConfig, prepared: "Prepared") -> list[StoreRef]:
         """The curvature of one checkpoint; none for `kind: none`."""

@@ -5,6 +5,7 @@ from typing import Any
 from dataworth.preparing import Steps
 from dataworth.tasks.coalitions.task import average_values, value_sources
 from dataworth.tasks.corpus.task import prepare_corpus, prepare_queries
+from dataworth.tasks.counterfactual.task import certify
 from dataworth.tasks.curvature.task import fit_covariances, fit_matrices, fit_query_factors, fit_source_sums
 from dataworth.tasks.gradients.task import index_gradients
 from dataworth.tasks.projection.task import make_bases
@@ -25,5 +26,6 @@ TASKS: dict[str, Any] = {
     "average_scores": average_scores,
     "value_sources": value_sources,
     "average_values": average_values,
+    "certify": certify,
 }
 TASKED = Steps(**TASKS)

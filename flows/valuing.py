@@ -12,6 +12,7 @@ from dataworth.storage.errors import InputError
 from dataworth.storage.ref import StoreRef
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.registry import GAMES
+from dataworth.tasks.counterfactual.problem import CheckpointProblem
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.model.alike import refuse_other_layers, refuse_other_tokenizers, refuse_same_weights
 from dataworth.tasks.model.loading import load
@@ -260,14 +261,25 @@ def valued(config: ValueConfig, store: str, steps: Steps) -> ValuationParts:
     if len(made) > 1:
         with seconds.step("average"):
             scores, values = _averaged(config, store, made, steps)
+    certificate = _certificate(config, store, made[0], steps, seconds) if config.certify else None
     if seconds.machine.missing:
         run_logger().warning(seconds.machine.missing)
-    return _parts(config, store, made, scores[0], values, seconds)
+    parts = _parts(config, store, made, scores[0], values, seconds)
+    return parts.model_copy(update={"certificate": certificate})
+
+
+def _certificate(config: ValueConfig, store: str, made: Checkpoint, steps: Steps, seconds: Timings) -> StoreRef:
+    """Trainings without some documents, beside what the scores said of them."""
+    title = run_title(config.model.name, config.corpus.files)
+    place = CheckpointProblem((config.model.only,), made.corpus, made.queries, config.training, title)
+    with seconds.step("certify"):
+        return steps.certify(store, place, made.scores[0], config.certify, config.sources.seed, config.cluster)
 
 
 def _by_checkpoint(config: ValueConfig) -> list[ValueConfig]:
-    """The same valuation for each checkpoint; of several, every score is kept until they are averaged."""
-    if len(config.model.name) == 1:
+    """The same valuation for each checkpoint; every score is kept until they are averaged, or certified."""
+    several = len(config.model.name) > 1
+    if not several and not config.certify:
         return [config]
     scoring = config.scoring.model_copy(update={"save_matrix": True})
     return config.model_copy(update={"scoring": scoring}).by_checkpoint

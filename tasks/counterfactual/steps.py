@@ -7,17 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.place import Location
 from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.scores import ScoreStore
 from dataworth.storage.spelling import setting
 from dataworth.tasks.attribution.baselines import bm25_scores
 from dataworth.tasks.attribution.logra import scores_by_damping
 from dataworth.tasks.attribution.methods import MethodSettings, attributor
+from dataworth.tasks.coalitions.games.trust import RetrainedCheck
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.examples import Examples, ShuffledLabels
+from dataworth.tasks.corpus.measured_losses import query_losses
+from dataworth.tasks.counterfactual.certificate import predicted_effects, removals
 from dataworth.tasks.counterfactual.choice import Family
 from dataworth.tasks.counterfactual.config import AuditConfig
 from dataworth.tasks.counterfactual.cost import measured_cost
@@ -25,16 +30,17 @@ from dataworth.tasks.counterfactual.designs import random_subsets, tuning_split,
 from dataworth.tasks.counterfactual.evaluation import Truth, ceiling_row, mean_with_error, method_rows, source_rows
 from dataworth.tasks.counterfactual.parts import Chosen, Findings, MethodRun, Scored
 from dataworth.tasks.counterfactual.patch import best_documents, patched_falls
-from dataworth.tasks.counterfactual.problem import Problem, ProblemPlace
+from dataworth.tasks.counterfactual.problem import CheckpointProblem, Problem, ProblemPlace
 from dataworth.tasks.counterfactual.randomised import randomised
 from dataworth.tasks.counterfactual.trainings import Outcomes
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.keeping import kept
-from dataworth.tasks.model.loading import fingerprint_of
+from dataworth.tasks.model.loading import fingerprint_of, load
 from dataworth.tasks.projection.config import ProjectionConfig
 
 __all__ = [
     "attribute",
+    "certify",
     "choose",
     "evaluate",
     "patch_tails",
@@ -44,7 +50,7 @@ __all__ = [
     "train_without_sources",
 ]
 
-ATTRIBUTION, PATCH, SWEEP = 2, 2, 2
+ATTRIBUTION, PATCH, SWEEP, CERTIFICATE = 2, 2, 2, 1
 # The only "layer" of stores that hold matrices of scores.
 ONLY = "scores"
 
@@ -92,6 +98,42 @@ def _kept_outcomes(
         LayerStore.write(root, name, [Layer(ONLY)], [{"masks": masks, "outcomes": outcomes}], parts)
 
     return kept(store, "layers", parts, f"trainings ({what})", build)
+
+
+def certify(
+    store: str, place: CheckpointProblem, scores: StoreRef, count: int, seed: int, cluster: ClusterConfig
+) -> StoreRef:
+    """Train on everything, then without some documents; `predicted` and `measured` (R, q) nats, `masks` (R, n).
+
+    Args:
+        store: root of the stores.
+        place: the model that was valued, with the seed of its training.
+        scores: of the valuation, with the matrix of all of them.
+        count: of removals.
+        seed: of those at random.
+        cluster: where trainings run.
+    """
+    corpus, asked = CorpusStore.open(place.corpus), CorpusStore.open(place.queries_ref)
+    parts = {"certificate": CERTIFICATE, "problem": place.fingerprint, "training seed": place.training.seed}
+    parts |= {"scores": scores.fingerprint, "removals": count, "seed": seed, "corpus": place.contents}
+
+    def build(root: Location, name: str) -> None:
+        matrix = ScoreStore.open(scores).matrix
+        places = {document: number for number, document in enumerate(corpus.column("document_id").to_pylist())}
+        all_scores = np.zeros((asked.n_examples, corpus.n_documents))
+        numbers = [places[document] for document in matrix.document_ids]
+        all_scores[:, numbers] = matrix.columns(np.arange(len(numbers)))[: asked.n_examples]  # the last row is all
+        made = removals(all_scores, place.sources, asked.column("document_id").to_pylist(), count, seed)
+        everything = np.ones((1, corpus.n_documents), bool)
+        outcomes = Outcomes(store, place, [place.training.seed], cluster)
+        losses = outcomes.mean_losses(np.concatenate([everything, ~made.masks]))
+        model, base = (query_losses(load(place.checkpoints[0], share), asked).sum() for share in (0.0, 1.0))
+        check = RetrainedCheck(float(model), float(losses[0].sum()), float(base))
+        effects = {"predicted": predicted_effects(all_scores, made.masks), "measured": losses[1:] - losses[0]}
+        attributes = {**parts, "kinds": made.kinds, "names": made.names, "reason": check.reason}
+        LayerStore.write(root, name, [Layer(ONLY)], [{**effects, "masks": made.masks}], attributes)
+
+    return kept(store, "layers", parts, "certificate", build)
 
 
 def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterConfig, seeds: int) -> StoreRef:

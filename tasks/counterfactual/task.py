@@ -5,6 +5,7 @@ from dataworth.tasks.wrapping import as_task
 
 __all__ = [
     "attribute",
+    "certify",
     "choose",
     "evaluate",
     "patch_tails",
@@ -22,6 +23,7 @@ train_without_best = as_task(
     steps.train_without_best, name="train-without-best", run_name="train without a query's best documents by {method}"
 )
 attribute = as_task(steps.attribute, name="attribute", run_name="score by {run.title}", on_device=True, retried=False)
+certify = as_task(steps.certify, name="certify", run_name="train without documents, {count} times")
 patch_tails = as_task(
     steps.patch_tails,
     name="patch-tails",

@@ -29,6 +29,7 @@ class Account:
         values: sum of all values, nats.
         in_nats: values are in nats; else in scores without a unit, as those of cosines are.
         scores_in_nats: the same of the documents' scores.
+        verdict: of the certificate; empty where there is none.
         counterfactual: what becomes of the steps of a training without a source; empty where nothing is trained again.
     """
 
@@ -41,6 +42,7 @@ class Account:
     values: float = 0.0
     in_nats: bool = True
     scores_in_nats: bool = True
+    verdict: str = ""
     counterfactual: str = ""
 
     @classmethod
@@ -69,7 +71,7 @@ class Account:
 
     def sentences(self) -> list[str]:
         """The first lines of every page: what was taught in all, and what the values are of it."""
-        return [self._taught(), self._said()]
+        return [self._taught(), self._said(), *([self.verdict] if self.verdict else [])]
 
     def _taught(self) -> str:
         if self.model is None:
@@ -80,7 +82,7 @@ class Account:
             beside = f", {number(model / self.n_targets)} a token"
         if self.total is None:
             return (
-                f"The model loses {number(model / n)} nats a query{beside} (mean of {_counted(n)}). How much of it training "
+                f"The model loses {number(model / n)} nats a query{beside} (mean of {_counted(n)}). How much training "
                 f"took off is not known, as no base is named ({setting('model.base')})."
             )
         verb = "took" if self.total > 0 else "added"
@@ -94,24 +96,30 @@ class Account:
     def _said(self) -> str:
         if not self.in_nats:
             return (
-                "Values are sums of scores that have no unit: they rank sources, and are no shares of what was taught; "
-                "not certified."
+                "Values are sums of scores that have no unit: they rank sources, and are no shares of what was "
+                f"taught{self._uncertified}."
             )
         if self.kind == "marginal":
             said = (
                 "Values are marginal: what a query's loss would gain, in nats, without the source now, at the end of "
-                "training. They rank sources, and are no shares of what was taught; not certified."
+                f"training. They rank sources, and are no shares of what was taught{self._uncertified}."
             )
             if self.total is not None and self.total > 0:
                 said += f" They add up to {percent(self.values / self.total)} of it."
             return said
-        certified = "as trainings measured it" if self.kind == "certified" else "as the game predicts it; not certified"
+        certified = (
+            "as trainings measured it" if self.kind == "certified" else f"as the game predicts it{self._uncertified}"
+        )
         said = f"Values are shares of that, in nats a query, {certified}"
         if self.total is not None and self.total > 0:
             said += f". They account for {percent(self.values / self.total)} of it"
         if self.counterfactual == "epochs":
             said += ". Without a source the others would have been read as often as now, in fewer steps"
         return f"{said}."
+
+    @property
+    def _uncertified(self) -> str:
+        return "" if self.verdict else "; not certified"
 
 
 def account_of(

@@ -47,6 +47,7 @@ def record(parts: ValuationParts, gathered: Summary) -> dict[str, Any]:
         "counts": _counts(parts, gathered),
         "parameters": parts.parameters,
         "game": game_notes(parts),
+        "certificate": None if gathered.certificate is None else gathered.certificate.facts(),
         "account": asdict(gathered.account),
         "standard_errors": {  # of all queries together
             row["source"]: {cause: _finite(row[f"error_{cause}"]) for cause in CAUSES} for row in gathered.sources

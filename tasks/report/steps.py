@@ -12,10 +12,11 @@ from dataworth.storage.durable import move_into_place
 from dataworth.storage.manifest import staging_folder
 from dataworth.storage.schema import ALL_QUERIES, VALUES
 from dataworth.storage.scores import ScoreStore
+from dataworth.tasks.counterfactual.certificate import Certificate
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.report.numbers import percent
 from dataworth.tasks.report.page.audit import Audit, audit_figure, audit_html, write_audit
-from dataworth.tasks.report.page.figures import drawn_figures
+from dataworth.tasks.report.page.figures import certificate_figure, drawn_figures
 from dataworth.tasks.report.page.html import report_html
 from dataworth.tasks.report.page.tables import safe_csv
 from dataworth.tasks.report.record import record
@@ -42,6 +43,9 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         (staging / "sources.csv").write_text(safe_csv(values), encoding="utf-8")
         scores = ScoreStore.open(parts.scores)
         passages = scores.passages.to_pandas()
+        if gathered.certificate is not None:
+            of = np.where(passages["query_id"] == ALL_QUERIES, gathered.account.n_queries, 1)
+            passages = _calibrated(passages, passages["score"], of, gathered.certificate)
         passages[passages["rank"] > 0].to_parquet(staging / "documents.parquet", index=False)
         if scores.layer_scores is not None:
             by_layer = scores.layer_scores.to_pandas()
@@ -56,6 +60,8 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         if overlap is not None:
             overlap.to_pandas().to_parquet(staging / "overlap.parquet", index=False)
         _draw(staging / "figures", values, scores, None if overlap is None else overlap.to_pandas())
+        if gathered.certificate is not None:
+            (staging / "figures" / "certificate.png").write_bytes(certificate_figure(gathered.certificate))
         page = report_html(parts.title, gathered, confidence)
         (staging / "report.html").write_text(page, encoding="utf-8")
         if parts.machine:
@@ -77,9 +83,28 @@ def _with_units(values: pd.DataFrame, gathered: Summary) -> pd.DataFrame:
     targets[ALL_QUERIES] = 0 if gathered.account.of_class else gathered.account.n_targets
     n_queries = np.where(values["query_id"] == ALL_QUERIES, gathered.account.n_queries, 1)
     n_tokens = values["query_id"].map(targets).astype(float)
+    certificate = gathered.certificate
+    if certificate is not None and gathered.account.kind == "marginal":
+        values = _calibrated(values, values["value"], np.where(n_queries > 1, n_queries, 1), certificate)
     return values.assign(
         nats_per_query=values["value"] / n_queries, nats_per_token=(values["value"] / n_tokens).where(n_tokens > 0)
     )
+
+
+def _calibrated(table: pd.DataFrame, said: pd.Series, n_queries: np.ndarray, certificate: Certificate) -> pd.DataFrame:
+    """What trainings make of sums of scores: times the certificate's factor, with its interval; nats, as they are.
+
+    Args:
+        table: gets the columns.
+        said: (n,) sums of scores.
+        n_queries: (n,) that each is of.
+        certificate: of the scores.
+    """
+    unknown = float("nan")
+    one, all_of = (unknown if half is None else half for half in (certificate.within_query, certificate.within))
+    reach = np.where(n_queries > 1, n_queries * all_of, one)
+    middle = certificate.factor * said
+    return table.assign(calibrated=middle, calibrated_low=middle - reach, calibrated_high=middle + reach)
 
 
 def _draw(folder: Path, values: pd.DataFrame, scores: ScoreStore, overlap: pd.DataFrame | None) -> None:

@@ -139,6 +139,7 @@ VALUE: dict[str, tuple[str, Any]] = {
     "curvature.damping.rule": ("without a base", "absolute"),
     "curvature.damping.value": ("without a base", 0.7),
     "gradients.dtype": ("int8", "float16"),
+    "certify": ("linear", 2),
     "scoring.kind": ("checkpoints", "cosine"),
     "scoring.top_k": ("additive", 2),
     "scoring.save_matrix": ("additive", False),

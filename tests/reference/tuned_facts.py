@@ -35,8 +35,8 @@ KEPT = Path(__file__).parents[1] / "bench" / "trainings" / "facts.json"
 FACTS, WINDOW = 16, 128
 SOURCES = ("almanac", "census", "gazette", "letters", "licences", "readmes")
 SETTINGS = {
-    "whole": TrainingConfig(epochs=4, batch_tokens=320, learning_rate=1e-4),
-    "LoRA": TrainingConfig(epochs=4, batch_tokens=320, learning_rate=2e-3),
+    "whole": TrainingConfig(epochs=2, batch_tokens=256, learning_rate=1e-4),
+    "LoRA": TrainingConfig(epochs=2, batch_tokens=256, learning_rate=2e-3),
 }
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 

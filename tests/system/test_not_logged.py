@@ -57,7 +57,7 @@ def test_kept_and_published_later(dataworth, checkpoints, corpus_file, queries_f
     (run,) = client.search_runs(experiments, "tags.`dataworth.kind` = 'valuation'")
     assert client.get_experiment(run.info.experiment_id).name == run.data.tags["dataworth.series"]
     assert json.loads((out / "valuation.json").read_text())["mlflow"]["run_id"] == run.info.run_id
-    assert any(name.startswith("share/") for name in run.data.metrics)
+    assert any(name.startswith("of positive values/") for name in run.data.metrics)
     steps = client.search_runs(experiments, f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     assert {"fit", "index", "score"} <= {step.data.tags["dataworth.step"] for step in steps}
     refused = dataworth("publish", "--results", out, "--tracking.uri", nobody)

@@ -53,7 +53,7 @@ def test_a_valuation_and_all_it_leaves(dataworth, prefect_server, checkpoints, c
     assert list(sources.columns) == [
         "query_id", "source", "value", "standard_error", "low", "high", "share", "n_documents", "n_tokens", "game",
         "semivalue", "grouping", "level", "error_coalitions", "error_documents", "error_queries",
-        "error_projection", "error_checkpoint",
+        "error_projection", "error_checkpoint", "kind", "total", "nats_per_query", "nats_per_token",
     ]  # fmt: skip
     assert set(sources["query_id"]) == {"q0", "q1", "*"}
     group = zarr.open_group(out / "scores.zarr", mode="r")
@@ -116,7 +116,7 @@ def _check_mlflow_and_prefect(out: Path, sources: pd.DataFrame, prefect_server: 
     assert run.data.params["projection.rank"] == "4"
     assert run.data.params["curvature.damping.rule"] == "relative"
     whole = sources[sources["query_id"] == "*"].set_index("source")
-    assert run.data.metrics["value/s1"] == pytest.approx(whole.loc["s1", "value"])
+    assert run.data.metrics["value/s1"] == pytest.approx(whole.loc["s1", "nats_per_query"])
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"corpus", "queries"}
     assert {entry.dataset.digest for entry in run.inputs.dataset_inputs} >= {made["fingerprints"]["queries"]}
     artifacts = {entry.path for entry in mlflow_client().list_artifacts(run.info.run_id)}

@@ -14,8 +14,8 @@ from dataworth.command import cli
 from dataworth.command.terminal import say
 from dataworth.storage.errors import InputError
 from dataworth.tasks.configuration import ClusterConfig
-from dataworth.tasks.report.config import TrackingConfig
 from dataworth.tasks.report.account import Account
+from dataworth.tasks.report.config import TrackingConfig
 from dataworth.tasks.report.markdown import inert, markdown_sources
 from dataworth.tasks.report.mlflow.tracked import NOTE_ROWS
 from dataworth.tasks.report.mlflow.tracking import log_run

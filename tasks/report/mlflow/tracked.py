@@ -33,6 +33,7 @@ STEPS = {
     ),
     "score": (("scoring", "cluster"), ("n_queries", "n_documents")),
     "value": (("sources",), ("n_sources", "n_queries")),
+    "certify": (("training",), ("n_documents",)),
 }
 
 
@@ -77,6 +78,7 @@ def tracked_valuation(results: Results, series: str | None) -> TrackedValuation:
         values=values,
         metrics={name: float(count) for name, count in known.counts.items()}
         | _of_account(account)
+        | _of_certificate(results.record.get("certificate") or {})
         | {f"seconds/{metric_name(step)}": seconds for step, seconds in known.seconds.items()},
         datasets={
             name: (name, str(known.stores.get(name)), str(known.fingerprints.get(name)))
@@ -139,6 +141,12 @@ def _of_account(account: Account) -> dict[str, float]:
         if account.total > 0:
             known["accounted for"] = account.values / account.total
     return known
+
+
+def _of_certificate(certificate: Mapping[str, Any]) -> dict[str, float]:
+    """How well scores predicted removals; what is not known is left out."""
+    known = {name: value for name, value in certificate.items() if _is_number(value) and value == value}
+    return {f"certificate/{name}": float(value) for name, value in known.items()}
 
 
 def _note(known: _Record, sources: pd.DataFrame, account: Account) -> str:

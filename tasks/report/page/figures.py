@@ -17,6 +17,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from dataworth.storage.schema import ALL_QUERIES
+from dataworth.tasks.counterfactual.certificate import Certificate
 from dataworth.tasks.report.page.bars import MAX_BARS, chart
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "INK",
     "MAX_CELLS",
     "UNKNOWN",
+    "certificate_figure",
     "drawing",
     "drawn_figures",
     "empty_figure",
@@ -199,6 +201,25 @@ def drawing() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"font.family": list(_families()), "text.parse_math": False})
         yield
+
+
+def certificate_figure(certificate: Certificate) -> bytes:
+    """PNG: each removal, predicted by its scores against measured, nats a query, with the line of the factor."""
+    with drawing():
+        predicted, measured = (effects.mean(axis=1) for effects in (certificate.predicted, certificate.measured))
+        figure, axes = empty_figure(5.5, 4.5)
+        for kind, colour in zip(dict.fromkeys(certificate.kinds), (GOOD, INK, BAD), strict=False):
+            chosen = [number for number, each in enumerate(certificate.kinds) if each == kind]
+            axes.plot(predicted[chosen], measured[chosen], color=colour, linestyle="", marker="o", label=kind)
+        ends = np.array([min(predicted.min(), 0.0), max(predicted.max(), 0.0)])
+        axes.plot(ends, certificate.factor * ends, color=INK, linewidth=0.8)
+        if certificate.within is not None:
+            line = certificate.factor * ends
+            axes.fill_between(ends, line - certificate.within, line + certificate.within, color=INK, alpha=0.1)
+        axes.set_xlabel("predicted: sum of scores, nats a query")
+        axes.set_ylabel("measured, nats a query")
+        axes.legend(frameon=False)
+        return png(figure)
 
 
 def drawn_figures(

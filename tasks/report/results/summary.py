@@ -9,6 +9,7 @@ import pandas as pd
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.schema import ALL_QUERIES
 from dataworth.storage.scores import ScoreStore
+from dataworth.tasks.counterfactual.certificate import Certificate
 from dataworth.tasks.report.account import OLD, Account
 from dataworth.tasks.report.results.query_losses import QueryLoss
 
@@ -49,8 +50,9 @@ class Summary:
         groups: the same as `sources` of every other level and grouping, by a title.
         notes: what was written beside the values.
         overlaps: rows of OVERLAP, strongest first; None where the game does not tell.
-        account: what the numbers are: their unit and their total.
         command: that makes the valuation again; empty where it is not known.
+        account: what the numbers are: their unit and their total.
+        certificate: predicted removals beside measured ones, where some were asked for.
     """
 
     queries: list[QuerySummary]
@@ -62,8 +64,9 @@ class Summary:
     groups: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     overlaps: list[dict[str, Any]] | None = None
-    account: Account = field(default_factory=lambda: Account(OLD, 1))
     command: str = ""
+    account: Account = field(default_factory=lambda: Account(OLD, 1))
+    certificate: Certificate | None = None
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

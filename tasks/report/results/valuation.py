@@ -16,6 +16,7 @@ from dataworth.storage.ref import StoreRef
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.coalitions.config import PayoutConfig
 from dataworth.tasks.coalitions.payout.published import published
+from dataworth.tasks.counterfactual.certificate import Certificate
 from dataworth.tasks.report.account import account_of
 from dataworth.tasks.report.results.parameters import flat
 from dataworth.tasks.report.results.query_losses import mean_losses, query_losses
@@ -67,6 +68,7 @@ class ValuationParts(BaseModel):
         command: that makes the valuation again, and the folder to run it in.
         timings: step → seconds.
         started: step → when, in seconds since 1970.
+        certificate: of the scores, by trainings without some documents; None where none was asked for.
         machine: what the machine did meanwhile, rows of `MachineSamples`.
         prefect_run: id of the flow run; None where no flow made it.
         prefect_url: its page, where a server shows it.
@@ -91,6 +93,7 @@ class ValuationParts(BaseModel):
     command: str
     timings: dict[str, float]
     started: dict[str, float] = {}
+    certificate: StoreRef | None = None
     machine: tuple[dict[str, float], ...] = ()
     prefect_run: str | None = None
     prefect_url: str | None = None
@@ -122,7 +125,11 @@ def valuation_summary(parts: ValuationParts) -> Summary:
     notes = game_notes(parts)
     in_nats = settings.get("scoring.kind") == "dot" and settings.get("curvature.kind") != "none"
     account = account_of(overview.sources, losses, len(overview.queries), notes, in_nats)
-    return replace(overview, notes=notes, overlaps=pairs, account=account, command=parts.command)
+    certificate = None if parts.certificate is None else Certificate.open(parts.certificate)
+    if certificate is not None:
+        account = replace(account, verdict=certificate.verdict)
+    said = replace(overview, notes=notes, overlaps=pairs, account=account, command=parts.command)
+    return replace(said, certificate=certificate)
 
 
 def _models(parts: ValuationParts) -> list[tuple[str, str]]:

@@ -73,7 +73,7 @@ def test_a_run_and_its_steps(uri, tmp_path):
     assert run.info.run_name == "m on c"
     assert run.data.params["projection.rank"] == "4"
     assert not {name for name in run.data.params if name.startswith(("results", "tracking"))}
-    assert run.data.metrics["share/news"] == 0.75
+    assert run.data.metrics["of positive values/news"] == 0.75
     assert run.data.metrics["value/harm"] == -1.0
     assert run.data.metrics["n_documents"] == 6
     assert run.data.tags["dataworth.model_fingerprint"] == "0" * 32
@@ -119,9 +119,9 @@ def test_a_series_draws_shares_over_days(uri, tmp_path):
         (date.fromisoformat(day).toordinal() - date(1970, 1, 1).toordinal(), value / (value + 1))
         for day, value in days.items()
     ]
-    assert history(uri, series["m on c"].info.run_id, "share/news") == expected
+    assert history(uri, series["m on c"].info.run_id, "of positive values/news") == expected
     runs = [run for run in runs_of(uri, "valuation") if run.data.tags["dataworth.series"] == "m on c"]
-    found = [point for run in runs for point in history(uri, run.info.run_id, "share/news")]
+    found = [point for run in runs for point in history(uri, run.info.run_id, "of positive values/news")]
     assert sorted(found) == expected
     assert {run.data.tags["dataworth.series_run_id"] for run in runs} == {series["m on c"].info.run_id}
     assert series["m on c"].info.run_id in runs[0].data.tags["mlflow.note.content"]
@@ -193,7 +193,7 @@ def test_away_and_published_later(address, uri, tmp_path, monkeypatch):
     logged = log_results(str(folder), TrackingConfig(uri=uri))
     (run,) = runs_of(uri, "valuation")
     assert run.info.run_id == logged.run_id
-    assert run.data.metrics["share/news"] == 0.75
+    assert run.data.metrics["of positive values/news"] == 0.75
 
 
 def test_processes_at_once_leave_one_run(uri, tmp_path):
@@ -213,7 +213,7 @@ def test_processes_at_once_leave_one_run(uri, tmp_path):
     assert [run.info.run_id for run in runs_of(uri, "valuation")] == printed[:1]
     assert sorted(run.data.tags["dataworth.step"] for run in runs_of(uri, "step")) == ["fit", "index", "score", "value"]
     (series,) = runs_of(uri, "series")
-    assert len(history(uri, series.info.run_id, "share/news")) == 1
+    assert len(history(uri, series.info.run_id, "of positive values/news")) == 1
 
 
 def test_runs_made_at_the_same_moment_become_one(uri, tmp_path, monkeypatch):
@@ -283,7 +283,7 @@ def test_valuations_of_one_corpus_at_the_same_moment(uri, tmp_path, monkeypatch)
         digests = {entry.dataset.digest for entry in MlflowClient(uri).get_run(run.run_id).inputs.dataset_inputs}
         assert digests == {"1" * 32, "2" * 32}
     (series,) = runs_of(uri, "series")
-    assert len(history(uri, series.info.run_id, "share/news")) == 2
+    assert len(history(uri, series.info.run_id, "of positive values/news")) == 2
 
 
 @pytest.mark.parametrize("clock", [-3_600_000, 3_600_000])
@@ -306,7 +306,7 @@ def test_a_series_made_by_another_between_looking_and_making_loses_no_point(uri,
         log_results(str(folders[1]), TrackingConfig(uri=uri))
     assert "'series'" in looked[0]
     (series,) = runs_of(uri, "series")
-    assert len(history(uri, series.info.run_id, "share/news")) == 2
+    assert len(history(uri, series.info.run_id, "of positive values/news")) == 2
 
 
 def test_a_refused_dataset_is_no_collision_for_good(uri, tmp_path, monkeypatch):

@@ -1,0 +1,178 @@
+"""What the numbers of a valuation are: their unit, their total, and a certificate of removals that were measured."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import dataworth
+from dataworth.storage.coalitions import UtilityStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.schema import ALL_QUERIES
+from dataworth.tasks.report.account import Account
+from dataworth.tasks.report.results.folder import read_account, read_record
+from dataworth.tasks.training.config import TrainingConfig
+from dataworth.tasks.training.small_model import SmallModel, train_language_model
+from tests.reference.checkpoints import TEXTS
+
+TRAINING = TrainingConfig(epochs=3, batch_tokens=128, learning_rate=6e-3, weight_decay=0.1, seed=4)
+SIZE = {"vocabulary": 300, "hidden": 16, "layers": 1, "heads": 2, "intermediate": 24, "positions": 48}
+SETTINGS = {
+    "corpus": {"max_length": 24},
+    "projection": {"rank": 2},
+    "curvature": {"draws": 1},
+    "training": TRAINING.model_dump(),
+}
+QUERIES = [{"id": f"q{n}", "prompt": TEXTS[n][:30], "completion": TEXTS[n][30:60]} for n in range(3)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model, with its base inside, and the documents it was trained on."""
+    folder = tmp_path_factory.mktemp("units") / "model"
+    settings = SmallModel(**SIZE, **TRAINING.model_dump())
+    train_language_model(TEXTS, folder, settings, lambda *_: None)
+    rows = [{"id": f"d{n}", "source": f"s{n % 3}", "text": text} for n, text in enumerate(TEXTS)]
+    return folder, rows
+
+
+@pytest.fixture(scope="module")
+def certified(trained, tmp_path_factory):
+    """A valuation with a certificate, and its store."""
+    folder, rows = trained
+    store = tmp_path_factory.mktemp("certified")
+    model = {"base": str(folder / "base"), "device": "cpu"}
+    return dataworth.value(str(folder), None, rows, QUERIES, store=store, model=model, certify=9, **SETTINGS), store
+
+
+def test_without_a_base_values_are_marginal_and_have_no_total(trained):
+    folder, rows = trained
+    made = dataworth.value(str(folder), None, rows, QUERIES, **SETTINGS)
+    table = made.sources
+    assert set(table["kind"]) == {"marginal"}
+    assert table["total"].isna().all()
+    taught, said = made.account.sentences()
+    assert "as no base is named" in taught
+    assert "no shares of what was taught; not certified" in said
+    assert repr(made).startswith("The model loses")
+    page = (made.folder / "report.html").read_text()
+    assert "of positive values" in page
+    assert "<th>share</th>" not in page
+
+
+def test_values_stand_beside_their_units(certified):
+    made, _ = certified
+    table, record = made.sources, read_record(str(made.folder))
+    counts = {query["id"]: 0 for query in QUERIES}
+    assert record["account"]["n_queries"] == len(counts)
+    whole, each = table[table["query_id"] == ALL_QUERIES], table[table["query_id"] != ALL_QUERIES]
+    np.testing.assert_allclose(whole["nats_per_query"], whole["value"] / len(counts))
+    np.testing.assert_allclose(each["nats_per_query"], each["value"])
+    np.testing.assert_allclose(whole["nats_per_token"], whole["value"] / record["account"]["n_targets"])
+    sums = each.groupby("source")["value"].sum()
+    np.testing.assert_allclose(whole.set_index("source")["value"], sums, rtol=1e-5)
+
+
+def test_the_total_is_what_training_took_off_the_queries(certified, trained):
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    made, _ = certified
+    folder, _ = trained
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    losses = []
+    for name in (folder / "base", folder):
+        model, total = LlamaForCausalLM.from_pretrained(name).eval(), 0.0
+        for query in QUERIES:
+            prompt, both = (tokenizer(query["prompt"] + end, return_tensors="pt") for end in ("", query["completion"]))
+            labels = both["input_ids"].clone()
+            labels[:, : prompt["input_ids"].shape[1]] = -100
+            total += float(model(input_ids=both["input_ids"], labels=labels).loss.detach()) * int((labels != -100).sum())
+        losses.append(total)
+    taken = losses[0] - losses[1]
+    table = made.sources
+    assert table.loc[table["query_id"] == ALL_QUERIES, "total"].to_list() == pytest.approx([taken] * 3, rel=1e-4)
+    account = made.account
+    assert account.total == pytest.approx(taken, rel=1e-4)
+    assert account.model == pytest.approx(losses[1], rel=1e-4)
+    assert "Training took" in account.sentences()[0]
+
+
+def test_a_game_from_the_base_gives_shares_and_says_how_much_they_account_for(trained):
+    folder, rows = trained
+    model = {"base": str(folder / "base"), "device": "cpu"}
+    sources = {"game": "newton", "utility": "quadratic", "fallback": False}
+    made = dataworth.value(str(folder), None, rows, QUERIES, model=model, sources=sources, **SETTINGS)
+    account = made.account
+    assert account.kind == "share"
+    whole = made.sources[made.sources["query_id"] == ALL_QUERIES]
+    assert account.values == pytest.approx(whole["value"].sum())
+    said = account.sentences()[1]
+    assert "They account for" in said
+    assert "as the game predicts it; not certified" in said
+    assert "<th>share</th>" in (made.folder / "report.html").read_text()
+    sources = {"game": "retrain", "fallback": False}
+    truth = dataworth.value(str(folder), None, rows, QUERIES, model=model, sources=sources, **SETTINGS)
+    assert truth.account.kind == "certified"
+    # Training again on everything, in another order, does not come to the very same losses.
+    assert truth.account.values == pytest.approx(truth.account.total, rel=0.1)
+    assert "Without a source the others would have been read as often as now" in truth.account.sentences()[1]
+
+
+def test_scores_without_a_unit_are_called_so(trained):
+    folder, rows = trained
+    made = dataworth.value(str(folder), None, rows, QUERIES, scoring={"kind": "cosine"}, **SETTINGS)
+    assert made.account.unit == "score a query"
+    assert "no unit" in made.account.sentences()[1]
+
+
+def test_a_certificate_is_in_everything_that_is_left(certified):
+    made, _ = certified
+    record = read_record(str(made.folder))
+    facts = record["certificate"]
+    assert facts["removals"] == 9
+    assert facts["within"] > 0
+    assert made.account.sentences()[2] == facts["verdict"]
+    table = made.sources
+    whole = table[table["query_id"] == ALL_QUERIES]
+    np.testing.assert_allclose(whole["calibrated"], facts["factor"] * whole["value"])
+    half = (whole["calibrated_high"] - whole["calibrated_low"]) / 2
+    np.testing.assert_allclose(half, len(QUERIES) * facts["within"])
+    passages = pd.read_parquet(made.folder / "documents.parquet")
+    one = passages[passages["query_id"] == "q0"]
+    np.testing.assert_allclose(one["calibrated_high"] - one["calibrated"], facts["within of a query"])
+    assert "Certificate." in (made.folder / "report.html").read_text()
+    assert (made.folder / "figures" / "certificate.png").stat().st_size > 1000
+
+
+def test_trainings_of_a_certificate_are_kept_for_a_larger_one(certified, trained, monkeypatch):
+    made, store = certified
+    folder, rows = trained
+    added = []
+    monkeypatch.setattr(UtilityStore, "add", lambda self, masks, utilities: added.append(masks))
+    model = {"base": str(folder / "base"), "device": "cpu"}
+    again = dataworth.value(str(folder), None, rows, QUERIES, store=store, model=model, certify=9, **SETTINGS)
+    assert not added
+    assert read_record(str(again.folder))["certificate"] == read_record(str(made.folder))["certificate"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "pass `model.base`"),
+        ({"model": {"base": "b"}, "scoring": {"kind": "cosine"}}, "leave `scoring` out"),
+        ({"model": {"base": "b"}, "scoring": {"sources": ["s0"]}}, "leave `scoring` out"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused(trained, options, said):
+    folder, rows = trained
+    with pytest.raises(InputError, match=said):
+        dataworth.value(str(folder), None, rows, QUERIES, certify=3, **SETTINGS, **options)
+
+
+def test_a_folder_of_before_is_read(certified, tmp_path):
+    made, _ = certified
+    record = json.loads((made.folder / "valuation.json").read_text())
+    del record["account"]
+    assert Account.read(record) == Account("marginal", 3)
+    assert read_account(str(made.folder)).n_queries == 3

@@ -1,0 +1,78 @@
+"""Removals that are predicted and measured: what is removed, the factor, and intervals that hold."""
+
+import numpy as np
+import pytest
+
+from dataworth.tasks.counterfactual.certificate import Certificate, predicted_effects, removals
+
+SOURCES = ["a"] * 30 + ["b"] * 50 + ["c"] * 20
+
+
+def test_what_is_removed():
+    generator = np.random.default_rng(0)
+    scores = generator.standard_normal((7, 100))
+    scores[:, 80:] += 1
+    made = removals(scores, SOURCES, [f"q{n}" for n in range(7)], 11, 0)
+    assert made.masks.shape == (11, 100)
+    assert made.kinds[0] == "source"
+    assert made.names[0] == "c"
+    np.testing.assert_array_equal(made.masks[0], np.array(SOURCES) == "c")
+    best = [number for number, kind in enumerate(made.kinds) if kind == "best of a query"]
+    assert [made.names[number] for number in best] == ["q0", "q2", "q3", "q4", "q6"]
+    for number in best:
+        row = scores[int(made.names[number][1:])]
+        assert set(np.flatnonzero(made.masks[number])) == set(np.argsort(-row)[:5])
+    random = made.masks[[kind == "random" for kind in made.kinds]]
+    assert random.sum(axis=1).tolist() == [5] * 5
+    assert not np.array_equal(random[0], random[1])
+    again = removals(scores, SOURCES, [f"q{n}" for n in range(7)], 11, 0)
+    np.testing.assert_array_equal(made.masks, again.masks)
+
+
+def test_few_documents_queries_and_one_source():
+    made = removals(np.ones((1, 2)), ["a", "a"], ["q"], 5, 1)
+    assert made.masks.sum(axis=1).tolist() == [1] * 5
+    assert made.kinds == ["best of a query", *["random"] * 4]
+
+
+def test_predicted_effects_are_sums():
+    scores, masks = np.arange(6.0).reshape(2, 3), np.array([[True, False, True], [False, True, False]])
+    np.testing.assert_array_equal(predicted_effects(scores, masks), [[2.0, 8.0], [1.0, 4.0]])
+
+
+def test_a_factor_that_all_scores_miss_is_found_and_leaves_nothing():
+    predicted = np.random.default_rng(0).standard_normal((12, 5))
+    made = Certificate(predicted, 3 * predicted, 0.9)
+    assert made.factor == pytest.approx(3)
+    assert made.within == pytest.approx(0, abs=1e-12)
+    assert made.explained == pytest.approx(1)
+    assert made.correlation == pytest.approx(1)
+    assert "3 times what was predicted, and explained to 100%" in made.verdict
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.9])
+def test_intervals_hold_for_a_further_removal(confidence):
+    generator = np.random.default_rng(1)
+    held, of_query, n = 0, 0, 1500
+    for _ in range(n):
+        predicted = generator.standard_normal((20, 4)) * generator.exponential(1, (20, 1))
+        noise = generator.standard_t(4, (20, 1)) + 0.5 * generator.standard_normal((20, 4))
+        measured = 1.7 * predicted + noise
+        made = Certificate(predicted[:-1], measured[:-1], confidence)
+        missed = measured[-1] - made.factor * predicted[-1]
+        held += abs(missed.mean()) <= made.within
+        of_query += abs(missed[0]) <= made.within_query
+    assert confidence - 0.03 <= held / n <= confidence + 0.06
+    assert confidence - 0.04 <= of_query / n <= confidence + 0.06
+
+
+def test_too_few_say_so_and_chance_is_called_chance():
+    generator = np.random.default_rng(2)
+    predicted = generator.standard_normal((8, 3))
+    assert Certificate(predicted, predicted, 0.9).within is None
+    assert "too few for an interval (9 are needed)" in Certificate(predicted, predicted, 0.9).verdict
+    assert Certificate(np.vstack([predicted, predicted[:1]]), np.vstack([predicted, predicted[:1]]), 0.9).within == 0
+    noise = Certificate(predicted, -predicted + generator.standard_normal((8, 3)), 0.9)
+    assert "Do not pay by them" in noise.verdict
+    assert "says nothing of others" in Certificate(predicted[:1], predicted[:1], 0.9).verdict
+    assert np.isnan(Certificate(np.zeros((3, 2)), np.zeros((3, 2)), 0.9).correlation)
