@@ -287,6 +287,8 @@ def _remarks(valuation: Valued, splitting: bool) -> list[str]:
     lines = []
     if not (valuation.parts and valuation.parts.sums) and splitting:
         lines.append("for the other games value the corpus with one of them first: dataworth value … --game path")
+    if not GAMES[valuation.sources.game].shares_total:
+        lines.append("shares here are parts of the positive marginal values, not of what was taught")
     if valuation.checkpoints:
         lines.append(f"all numbers are means over {len(valuation.checkpoints)} checkpoints, each played by itself")
     if "projections" in valuation.notes:

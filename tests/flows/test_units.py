@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import dataworth
 from dataworth.storage.coalitions import UtilityStore
@@ -84,10 +85,11 @@ def test_the_total_is_what_training_took_off_the_queries(certified, trained):
     for name in (folder / "base", folder):
         model, total = LlamaForCausalLM.from_pretrained(name).eval(), 0.0
         for query in QUERIES:
-            prompt, both = (tokenizer(query["prompt"] + end, return_tensors="pt") for end in ("", query["completion"]))
-            labels = both["input_ids"].clone()
-            labels[:, : prompt["input_ids"].shape[1]] = -100
-            total += float(model(input_ids=both["input_ids"], labels=labels).loss.detach()) * int((labels != -100).sum())
+            text = tokenizer(query["prompt"] + query["completion"], return_offsets_mapping=True)
+            ids = torch.tensor([text["input_ids"]])
+            of_prompt = [end <= len(query["prompt"]) for _, end in text["offset_mapping"]]
+            labels = ids.masked_fill(torch.tensor([of_prompt]), -100)
+            total += float(model(input_ids=ids, labels=labels).loss.detach()) * int((labels != -100).sum())
         losses.append(total)
     taken = losses[0] - losses[1]
     table = made.sources

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dataworth.storage.schema import ALL_QUERIES
+from dataworth.tasks.report.account import Account
 from dataworth.tasks.report.page.bars import Bar, Chart, chart
 from dataworth.tasks.report.results.folder import Results, whole_values
 from dataworth.tasks.report.results.parameters import flat
@@ -156,11 +157,22 @@ def _warnings(first: Results, second: Results, charts: Sequence[Chart]) -> list[
         warnings.append("The corpora differ: a source of the same name may hold other documents.")
     if set(first.sources["game"]) != set(second.sources["game"]):
         warnings.append("The values are of different games: compare shares and ranks, not values.")
+    kinds = [Account.read(each.record).kind for each in (first, second)]
+    if kinds[0] != kinds[1]:
+        warnings.append(f"A's values are {_named(kinds[0])}, B's are {_named(kinds[1])}: only their ranks compare.")
+    elif kinds[0] == "marginal":
+        warnings.append("Shares here are parts of positive marginal values, not of what was taught.")
+    if ("account" in first.record) != ("account" in second.record):
+        warnings.append("One of them was made before scores were in nats: compare shares and ranks, not values.")
     if _grouping(first) != _grouping(second):
         warnings.append("Sources are grouped differently: the same name may stand for different documents.")
     if charts[0].in_shares != charts[1].in_shares:
         warnings.append("In one of them no source has a positive value: it has no shares.")
     return warnings
+
+
+def _named(kind: str) -> str:
+    return {"marginal": "marginal", "share": "shares", "certified": "certified shares"}.get(kind, kind)
 
 
 def _grouping(results: Results) -> tuple[object, ...]:
