@@ -229,10 +229,12 @@ class Valuation:
         """What the numbers are: their unit, their total, and how much of it they account for."""
         return read_account(str(self.folder))
 
+    @spelled(as_field)
     def _repr_html_(self) -> str:
         said = "".join(f"<p>{html.escape(line)}</p>" for line in self.account.sentences())
         return said + str(_together(self.sources, self.account).to_html(index=False, escape=True))
 
+    @spelled(as_field)
     def __repr__(self) -> str:
         table = _together(self.sources, self.account).to_string(index=False)
         return "\n".join([*self.account.sentences(), str(table)])

@@ -1,14 +1,19 @@
 """Removals predicted beside removals measured: how far the scores of a valuation are to be believed on this model.
 
 A removal takes documents away from the training; measured is what the loss of the queries gains when the base is
-trained again without them, predicted is the sum of their scores. From both a factor (scores are often too small or too
-large by one) and an interval that holds for a further removal of their kind: the quantile of what is missed where each
-removal is predicted with the factor of the others (conformal prediction by leaving one out: Vovk, Gammerman & Shafer
-2005; Barber et al. 2021, arXiv 1905.02928).
+trained again without them, predicted is the sum of their scores. Two things stand between them: scores are often too
+small or too large by a factor, and without some documents the training has fewer steps, whatever they say:
+
+    measured = factor * predicted + per_token * tokens removed + missed
+
+by least squares. What is missed, where each removal is predicted by the others, gives an interval that holds for a
+further removal of their kind (conformal prediction by leaving one out: Vovk, Gammerman & Shafer 2005; Barber et al.
+2021, arXiv 1905.02928). Whether scores tell more than sizes is tested by exchanging the removals' predictions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil
 from typing import Any
 
@@ -23,6 +28,8 @@ __all__ = ["Certificate", "Removals", "predicted_effects", "removals"]
 
 # Of the intervals.
 CONFIDENCE = 0.9
+# Fewer removals say nothing; predictions that do as well by exchange more often than this are no better than chance.
+LEAST, CHANCE, EXCHANGES = 4, 0.05, 999
 # Documents of a removal that is no source, as a part of all; at least one.
 PART = 0.05
 SOURCE, BEST, RANDOM = "source", "best of a query", "random"
@@ -88,6 +95,7 @@ class Certificate:
 
     Args:
         predicted, measured: (R, q) nats that each query's loss gains.
+        tokens: (R,) that were removed.
         confidence: of the intervals.
         kinds, names: of the removals.
         reason: why training again does not lead to the model; empty where it does.
@@ -95,7 +103,8 @@ class Certificate:
 
     predicted: np.ndarray
     measured: np.ndarray
-    confidence: float
+    tokens: np.ndarray
+    confidence: float = CONFIDENCE
     kinds: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     reason: str = ""
@@ -104,26 +113,32 @@ class Certificate:
     def open(cls, ref: StoreRef, confidence: float = CONFIDENCE) -> "Certificate":
         """From what the step `certify` left."""
         store = LayerStore.open(ref)
-        predicted, measured = (store.matrix("scores", name) for name in ("predicted", "measured"))
+        effects = [store.matrix("scores", name) for name in ("predicted", "measured")]
         said = store.attributes
-        return cls(predicted, measured, confidence, said["kinds"], said["names"], said["reason"])
+        tokens = np.array(said["tokens"], np.float64)
+        return cls(*effects, tokens, confidence, said["kinds"], said["names"], said["reason"])
 
     @property
     def factor(self) -> float:
-        """What predictions are multiplied by: least squares over removals and queries, through the origin."""
-        return _factor(self.predicted, self.measured)
+        """What predictions are multiplied by."""
+        return float(_fitted(self._features, self.measured)[0])
 
     @property
+    def per_token(self) -> float:
+        """Nats of each query that every removed token adds, whatever it says: of the steps that are not made."""
+        return float(_fitted(self._features, self.measured)[1])
+
+    @cached_property
     def missed(self) -> Float[np.ndarray, "R q"]:
-        """Measured less predicted, each removal with the factor of the others."""
-        others = [np.arange(len(self.predicted)) != number for number in range(len(self.predicted))]
-        factors = np.array([_factor(self.predicted[rest], self.measured[rest]) for rest in others])
-        return np.asarray(self.measured - factors[:, None] * self.predicted)
+        """Measured less what the other removals make of the prediction and the size."""
+        return self._missed(self._features)
 
     @property
     def within(self) -> float | None:
         """Half the interval of a removal's effect on all queries, nats a query; None where removals are too few."""
-        return _quantile(np.abs(self.missed.mean(axis=1)), self.confidence)
+        missed = np.sort(np.abs(self.missed.mean(axis=1)))
+        rank = ceil((len(missed) + 1) * self.confidence - 1e-9)
+        return None if rank > len(missed) else float(missed[rank - 1])
 
     @property
     def within_query(self) -> float | None:
@@ -132,14 +147,30 @@ class Certificate:
         Queries of one removal are missed together, so that the removals are counted, not the pairs.
         """
         missed = np.sort(np.abs(self.missed), axis=None)
-        rank = ceil((len(self.missed) + 1) * self.confidence) / len(self.missed)
+        rank = ceil((len(self.missed) + 1) * self.confidence - 1e-9) / len(self.missed)
         return None if rank > 1 else float(missed[ceil(rank * len(missed)) - 1])
 
     @property
+    def explained_by_size(self) -> float:
+        """Part of the squared effects that the tokens removed explain alone."""
+        return self._explained(self._missed(self._features[:, :, 1:]), self.measured)
+
+    @property
     def explained(self) -> float:
-        """Part of the squared effects that predictions explain; below 0: worse than predicting none."""
-        squares = float((self.measured**2).sum())
-        return 1.0 - float((self.missed**2).sum()) / squares if squares > 0 else float("nan")
+        """Part of what sizes leave that predictions explain; 0 or less: they tell nothing more."""
+        return self._explained(self.missed, self._missed(self._features[:, :, 1:]))
+
+    @property
+    def by_chance(self) -> float:
+        """How often predictions that are exchanged between the removals explain as much: a p value."""
+        generator = np.random.default_rng(0)
+        own = float((self.missed**2).sum())
+        better = 0
+        for _ in range(EXCHANGES):
+            features = self._features.copy()
+            features[:, :, 0] = features[generator.permutation(len(features)), :, 0]
+            better += float((self._missed(features) ** 2).sum()) <= own
+        return (1 + better) / (1 + EXCHANGES)
 
     @property
     def correlation(self) -> float:
@@ -148,57 +179,94 @@ class Certificate:
         return float(spearmanr(one, two).statistic) if np.ptp(one) and np.ptp(two) else float("nan")
 
     @property
+    def believed(self) -> bool:
+        """The scores tell more of the removals than their sizes do, and not by chance."""
+        return self.factor > 0 and self.explained > 0 and self.by_chance <= CHANCE
+
+    @property
     def verdict(self) -> str:
-        """One sentence."""
+        """A few sentences."""
         if self.reason:
             return f"The certificate is of another model: {self.reason}. {self._verdict}"
         return self._verdict
 
+    def calibrated(self, scores: Float[np.ndarray, " n"], tokens: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """What sums of scores of some documents come to when they are measured, nats of the same queries.
+
+        Args:
+            scores: of one query, or its mean over the queries.
+            tokens: of the documents.
+        """
+        return np.asarray(self.factor * scores + self.per_token * tokens)
+
     @property
     def _verdict(self) -> str:
-        n, percent = len(self.predicted), f"{self.confidence:.0%}"
-        if len(self.predicted) < 2:
-            return "One removal was measured, which says nothing of others: certify with more."
-        if not self.explained > 0 or not self.factor > 0:
+        n = len(self.predicted)
+        if n < LEAST:
+            return f"{n} removals were measured, which say nothing of others: certify with at least {LEAST}."
+        sizes = f"The tokens removed explain {max(self.explained_by_size, 0.0):.0%} of what {n} removals came to"
+        if not self.believed:
             return (
-                f"On this model the scores did not predict what removing documents does: of {n} measured removals they "
-                "explain nothing. Do not pay by them."
+                f"On this model the scores did not tell what removing documents does. {sizes}; of the rest the scores "
+                "explain nothing that chance would not. Do not pay by them."
             )
-        beside = (
-            f"what was measured is {self.factor:.3g} times what was predicted, and explained to {self.explained:.0%} "
-            f"(rank correlation {self.correlation:.2f})"
-        )
+        told = f"{sizes}; of the rest the scores explain {self.explained:.0%} (rank correlation {self.correlation:.2f})"
         if self.within is None:
             needed = ceil(self.confidence / (1 - self.confidence) - 1e-9)
-            return f"On this model {n} removals were measured, too few for an interval ({needed} are needed): {beside}."
+            return f"{told}. For an interval of {self.confidence:.0%} {needed} removals are needed."
         return (
-            f"On this model removals were predicted to within {self.within:.3g} nats a query ({percent} of them, "
-            f"{n} measured): {beside}."
+            f"On this model removals were predicted to within {self.within:.3g} nats a query ({self.confidence:.0%} of "
+            f"them). {told}."
         )
 
     def facts(self) -> dict[str, Any]:
         """As it is kept beside the values."""
         return {
             "verdict": self.verdict,
+            "believed": self.believed,
             "removals": len(self.predicted),
             "confidence": self.confidence,
             "factor": self.factor,
+            "nats per token": self.per_token,
             "within": self.within,
             "within of a query": self.within_query,
+            "explained by size": self.explained_by_size,
             "explained": self.explained,
+            "by chance": self.by_chance,
             "rank correlation": self.correlation,
         }
 
+    @property
+    def _features(self) -> Float[np.ndarray, "R q 2"]:
+        sizes = np.broadcast_to(self.tokens[:, None], self.predicted.shape)
+        return np.stack([self.predicted, sizes], axis=2)
 
-def _factor(predicted: np.ndarray, measured: np.ndarray) -> float:
-    squares = float((predicted**2).sum())
-    return float((predicted * measured).sum()) / squares if squares > 0 else 0.0
+    def _missed(self, features: np.ndarray) -> np.ndarray:
+        grams = np.einsum("rqj,rqk->rjk", features, features)
+        targets = np.einsum("rqj,rq->rj", features, self.measured)
+        weights = np.stack(
+            [
+                _solved(grams.sum(axis=0) - own, targets.sum(axis=0) - part)
+                for own, part in zip(grams, targets, strict=True)
+            ]
+        )
+        return np.asarray(self.measured - np.einsum("rqj,rj->rq", features, weights))
+
+    @staticmethod
+    def _explained(missed: np.ndarray, whole: np.ndarray) -> float:
+        squares = float((whole**2).sum())
+        return 1.0 - float((missed**2).sum()) / squares if squares > 0 else 0.0
 
 
-def _quantile(missed: np.ndarray, confidence: float) -> float | None:
-    """The smallest bound that a further one of their kind keeps with this confidence; None where they are too few."""
-    rank = ceil((len(missed) + 1) * confidence - 1e-9)
-    return None if rank > len(missed) else float(np.sort(missed)[rank - 1])
+def _fitted(features: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    return _solved(np.einsum("rqj,rqk->jk", features, features), np.einsum("rqj,rq->j", features, measured))
+
+
+def _solved(gram: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least squares in the columns' own units; a column of zeros gets nothing."""
+    scales = np.sqrt(np.diag(gram))
+    safe = np.where(scales > 0, scales, 1.0)
+    return np.asarray(np.linalg.lstsq(gram / np.outer(safe, safe), target / safe, rcond=1e-9)[0] / safe)
 
 
 def predicted_effects(scores: Float[np.ndarray, "q n"], masks: Bool[np.ndarray, "R n"]) -> Float[np.ndarray, "R q"]:

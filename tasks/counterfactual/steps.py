@@ -131,6 +131,7 @@ def certify(
         check = RetrainedCheck(float(model), float(losses[0].sum()), float(base))
         effects = {"predicted": predicted_effects(all_scores, made.masks), "measured": losses[1:] - losses[0]}
         attributes = {**parts, "kinds": made.kinds, "names": made.names, "reason": check.reason}
+        attributes["tokens"] = (made.masks @ corpus.column("n_tokens").to_numpy()).tolist()
         LayerStore.write(root, name, [Layer(ONLY)], [{**effects, "masks": made.masks}], attributes)
 
     return kept(store, "layers", parts, "certificate", build)

@@ -8,8 +8,10 @@ import pandas as pd
 import yaml
 
 from dataworth.storage.coalitions import CoalitionStore
+from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.durable import move_into_place
 from dataworth.storage.manifest import staging_folder
+from dataworth.storage.ref import StoreRef
 from dataworth.storage.schema import ALL_QUERIES, VALUES
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.counterfactual.certificate import Certificate
@@ -45,7 +47,8 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         passages = scores.passages.to_pandas()
         if gathered.certificate is not None:
             of = np.where(passages["query_id"] == ALL_QUERIES, gathered.account.n_queries, 1)
-            passages = _calibrated(passages, passages["score"], of, gathered.certificate)
+            tokens = passages["document_id"].map(_tokens_of(parts.corpus))
+            passages = _calibrated(passages, passages["score"], tokens, of, gathered.certificate)
         passages[passages["rank"] > 0].to_parquet(staging / "documents.parquet", index=False)
         if scores.layer_scores is not None:
             by_layer = scores.layer_scores.to_pandas()
@@ -85,25 +88,33 @@ def _with_units(values: pd.DataFrame, gathered: Summary) -> pd.DataFrame:
     n_tokens = values["query_id"].map(targets).astype(float)
     certificate = gathered.certificate
     if certificate is not None and gathered.account.kind == "marginal":
-        values = _calibrated(values, values["value"], np.where(n_queries > 1, n_queries, 1), certificate)
+        values = _calibrated(values, values["value"], values["n_tokens"], n_queries, certificate)
     return values.assign(
         nats_per_query=values["value"] / n_queries, nats_per_token=(values["value"] / n_tokens).where(n_tokens > 0)
     )
 
 
-def _calibrated(table: pd.DataFrame, said: pd.Series, n_queries: np.ndarray, certificate: Certificate) -> pd.DataFrame:
-    """What trainings make of sums of scores: times the certificate's factor, with its interval; nats, as they are.
+def _tokens_of(corpus: StoreRef) -> dict[str, int]:
+    opened = CorpusStore.open(corpus)
+    return dict(zip(opened.column("document_id").to_pylist(), opened.column("n_tokens").to_pylist(), strict=True))
+
+
+def _calibrated(
+    table: pd.DataFrame, said: pd.Series, tokens: pd.Series, n_queries: np.ndarray, certificate: Certificate
+) -> pd.DataFrame:
+    """What sums of scores come to when they are measured, with the certificate's interval; nats, as they are.
 
     Args:
         table: gets the columns.
         said: (n,) sums of scores.
-        n_queries: (n,) that each is of.
+        tokens: (n,) of the documents they are of.
+        n_queries: (n,) queries they are of.
         certificate: of the scores.
     """
     unknown = float("nan")
     one, all_of = (unknown if half is None else half for half in (certificate.within_query, certificate.within))
     reach = np.where(n_queries > 1, n_queries * all_of, one)
-    middle = certificate.factor * said
+    middle = n_queries * certificate.calibrated(said.to_numpy() / n_queries, tokens.to_numpy())
     return table.assign(calibrated=middle, calibrated_low=middle - reach, calibrated_high=middle + reach)
 
 

@@ -204,19 +204,19 @@ def drawing() -> Iterator[None]:
 
 
 def certificate_figure(certificate: Certificate) -> bytes:
-    """PNG: each removal, predicted by its scores against measured, nats a query, with the line of the factor."""
+    """PNG: each removal, predicted by scores and sizes against measured, nats a query, with the interval."""
     with drawing():
-        predicted, measured = (effects.mean(axis=1) for effects in (certificate.predicted, certificate.measured))
+        measured = certificate.measured.mean(axis=1)
+        predicted = certificate.calibrated(certificate.predicted.mean(axis=1), certificate.tokens)
         figure, axes = empty_figure(5.5, 4.5)
         for kind, colour in zip(dict.fromkeys(certificate.kinds), (GOOD, INK, BAD), strict=False):
             chosen = [number for number, each in enumerate(certificate.kinds) if each == kind]
             axes.plot(predicted[chosen], measured[chosen], color=colour, linestyle="", marker="o", label=kind)
         ends = np.array([min(predicted.min(), 0.0), max(predicted.max(), 0.0)])
-        axes.plot(ends, certificate.factor * ends, color=INK, linewidth=0.8)
+        axes.plot(ends, ends, color=INK, linewidth=0.8)
         if certificate.within is not None:
-            line = certificate.factor * ends
-            axes.fill_between(ends, line - certificate.within, line + certificate.within, color=INK, alpha=0.1)
-        axes.set_xlabel("predicted: sum of scores, nats a query")
+            axes.fill_between(ends, ends - certificate.within, ends + certificate.within, color=INK, alpha=0.1)
+        axes.set_xlabel("predicted from scores and sizes, nats a query")
         axes.set_ylabel("measured, nats a query")
         axes.legend(frameon=False)
         return png(figure)
