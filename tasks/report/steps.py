@@ -28,6 +28,7 @@ from dataworth.tasks.report.results.valuation import ValuationParts, published_v
 
 __all__ = ["publish_audit", "publish_valuation"]
 
+PLACES = ("place_best", "place_worst")
 REPLACED_FOLDERS = ("scores.zarr", "figures")
 REPLACED_FILES = ("layers.parquet", "overlap.parquet", "document_values.parquet", "machine.csv")
 
@@ -40,7 +41,7 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
     folder = Path(results)
     with staging_folder(folder) as staging:
         gathered = valuation_summary(parts)
-        values = _with_units(published_values(parts)[VALUES.names], gathered)
+        values = _with_units(published_values(parts)[[*VALUES.names, *PLACES]], gathered)
         values.to_parquet(staging / "sources.parquet", index=False)
         (staging / "sources.csv").write_text(safe_csv(values), encoding="utf-8")
         scores = ScoreStore.open(parts.scores)
@@ -89,8 +90,11 @@ def _with_units(values: pd.DataFrame, gathered: Summary) -> pd.DataFrame:
     certificate = gathered.certificate
     if certificate is not None and gathered.account.kind == "marginal":
         values = _calibrated(values, values["value"], values["n_tokens"], n_queries, certificate)
+    places = {name: values[name].astype("Int64") for name in PLACES}
     return values.assign(
-        nats_per_query=values["value"] / n_queries, nats_per_token=(values["value"] / n_tokens).where(n_tokens > 0)
+        **places,
+        nats_per_query=values["value"] / n_queries,
+        nats_per_token=(values["value"] / n_tokens).where(n_tokens > 0),
     )
 
 

@@ -53,7 +53,8 @@ def test_a_valuation_and_all_it_leaves(dataworth, prefect_server, checkpoints, c
     assert list(sources.columns) == [
         "query_id", "source", "value", "standard_error", "low", "high", "share", "n_documents", "n_tokens", "game",
         "semivalue", "grouping", "level", "error_coalitions", "error_documents", "error_queries",
-        "error_projection", "error_checkpoint", "kind", "total", "nats_per_query", "nats_per_token",
+        "error_projection", "error_checkpoint", "kind", "total", "place_best", "place_worst",
+        "nats_per_query", "nats_per_token",
     ]  # fmt: skip
     assert set(sources["query_id"]) == {"q0", "q1", "*"}
     group = zarr.open_group(out / "scores.zarr", mode="r")

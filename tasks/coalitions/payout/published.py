@@ -14,17 +14,35 @@ UNKNOWN = ["standard_error", "low", "high", *(f"error_{cause}" for cause in CAUS
 
 
 def published(values: pd.DataFrame, config: PayoutConfig) -> pd.DataFrame:
-    """Rows of VALUES with the columns `payout` and `clipped`; sources of few documents are one row, a query's last.
+    """Rows of VALUES with the columns `payout`, `clipped`, `place_best` and `place_worst`.
+
+    Sources of few documents are one row, a query's last.
 
     Each query and level of a grouping is divided by itself, before small sources are added up, so that merging them
-    changes nobody else's payout. The interval of their sum is not known.
+    changes nobody else's payout. The interval of their sum is not known. A place is where a source stands by its value,
+    the largest first: it is not told from those whose intervals overlap its own, so that a range is left open.
 
     Args:
         values: rows of VALUES, any groupings and levels; in each, one query after another with the same sources.
         config: the rule, and how few documents are too few.
     """
     tables = values.groupby(["grouping", "level"], sort=False)
-    return pd.concat([_merged(_paid(rows, config), config.minimum_documents) for _, rows in tables], ignore_index=True)
+    merged = [_merged(_paid(rows, config), config.minimum_documents) for _, rows in tables]
+    return pd.concat([_placed(rows) for rows in merged], ignore_index=True)
+
+
+def _placed(rows: pd.DataFrame) -> pd.DataFrame:
+    """With the best and the worst place that the intervals leave open; null where a source has none."""
+    low, high = (_by_query(rows, name).astype(np.float64) for name in ("low", "high"))
+    best, worst = np.full(low.shape, np.nan), np.full(low.shape, np.nan)
+    for row, (lows, highs) in enumerate(zip(low, high, strict=True)):
+        known = ~(np.isnan(lows) | np.isnan(highs))
+        ordered_lows, ordered_highs = np.sort(lows[known]), np.sort(highs[known])
+        above = len(ordered_lows) - np.searchsorted(ordered_lows, highs, side="right")
+        below = np.searchsorted(ordered_highs, lows, side="left")
+        best[row] = np.where(known, 1 + above, np.nan)
+        worst[row] = np.where(known, len(lows) - below, np.nan)
+    return rows.assign(place_best=best.ravel(), place_worst=worst.ravel())
 
 
 def _by_query(rows: pd.DataFrame, name: str) -> np.ndarray:

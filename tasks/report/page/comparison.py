@@ -61,6 +61,7 @@ class Comparison:
         source_correlation: Spearman's of the values of the sources in both; None where it is not defined.
         n_documents: top documents of all queries together in the first, in the second, in both.
         document_correlation: Spearman's of the scores of the top documents in both.
+        part: what their shares are parts of, as a heading.
     """
 
     first: str
@@ -74,6 +75,7 @@ class Comparison:
     source_correlation: float | None
     n_documents: tuple[int, int, int]
     document_correlation: float | None
+    part: str
 
 
 def overlapping(first: Bar, second: Bar) -> bool | None:
@@ -115,6 +117,7 @@ def compared(first: Results, second: Results) -> Comparison:
         only_second=tuple(name for name in values[1] if name not in values[0]),
         source_correlation=rank_correlation([values[0][n] for n in common], [values[1][n] for n in common]),
         n_documents=(len(scores[0]), len(scores[1]), len(both)),
+        part=Account.read(first.record).part,
         document_correlation=rank_correlation([scores[0][n] for n in both], [scores[1][n] for n in both]),
     )
 
@@ -160,8 +163,6 @@ def _warnings(first: Results, second: Results, charts: Sequence[Chart]) -> list[
     kinds = [Account.read(each.record).kind for each in (first, second)]
     if kinds[0] != kinds[1]:
         warnings.append(f"A's values are {_named(kinds[0])}, B's are {_named(kinds[1])}: only their ranks compare.")
-    elif kinds[0] == "marginal":
-        warnings.append("Shares here are parts of positive marginal values, not of what was taught.")
     if ("account" in first.record) != ("account" in second.record):
         warnings.append("One of them was made before scores were in nats: compare shares and ranks, not values.")
     if _grouping(first) != _grouping(second):

@@ -150,7 +150,7 @@ def value_figure(values: pd.DataFrame) -> Figure | None:
     order = whole.reindex(table.index).abs().sort_values(ascending=False, kind="stable").index[:MAX_CELLS]
     kept = whole.reindex(order).sort_values(ascending=False, kind="stable").index
     table = table.loc[kept].iloc[:, :MAX_CELLS]
-    title = f"value, nats, of {len(table)} of {n_sources:,} sources for {table.shape[1]} of {n_queries:,} queries"
+    title = f"value (nats) of {len(table)} of {n_sources:,} sources for {table.shape[1]} of {n_queries:,} queries"
     return _heat_map(table.to_numpy(np.float64), list(table.index), list(table.columns), None, title)
 
 

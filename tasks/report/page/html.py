@@ -26,6 +26,14 @@ def _differs(sources: list[dict[str, Any]]) -> bool:
     return any(payout is not None and (share is None or abs(payout - share) > 1e-9) for payout, share in pairs)
 
 
+def _place(row: dict[str, Any]) -> str:
+    """Where a source stands, as far as its interval tells: "1", or "2 … 4"."""
+    best, worst = row.get("place_best"), row.get("place_worst")
+    if best is None or worst is None:
+        return "unknown"
+    return f"{best:,.0f}" if best == worst else f"{best:,.0f} … {worst:,.0f}"
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("dataworth.tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -33,7 +41,7 @@ def _environment() -> Environment:
     environment.filters.update(
         number=number, percent=percent, points=points, chart=chart, differs=_differs, visible=visible
     )
-    environment.globals.update(interval=interval, most_bars=MAX_BARS)
+    environment.globals.update(interval=interval, place=_place, most_bars=MAX_BARS)
     return environment
 
 

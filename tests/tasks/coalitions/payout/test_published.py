@@ -19,7 +19,7 @@ def values(*rows):
                 "high": value + 1, "share": share, "n_documents": n, "n_tokens": tokens, "game": "additive",
                 "semivalue": "shapley", "grouping": "source", "level": 1,
                 "error_coalitions": np.nan, "error_documents": 0.4, "error_queries": 0.3, "error_projection": np.nan,
-                "error_checkpoint": np.nan,
+                "error_checkpoint": np.nan, "kind": "marginal", "total": np.nan,
             }
             for query in ("q", "*") for name, value, share, n, tokens in rows
         ],
@@ -58,3 +58,16 @@ def test_everybody_small_and_nothing_positive():
     assert found["source"].tolist() == [SMALL_SOURCES] * 2
     assert found["value"].tolist() == [-4.0, -4.0]
     assert found[["share", "payout", "clipped"]].isna().all().all()
+
+
+def test_a_place_is_as_far_told_as_intervals_are_apart():
+    rows = [("a", 9.0), ("b", 5.0), ("c", 4.5), ("d", 1.0), ("e", 0.0)]
+    table = values(*((name, value, 0.2, 5, 50) for name, value in rows))
+    found = published(table, PayoutConfig())
+    assert found["place_best"].tolist() == [1, 2, 2, 4, 4] * 2
+    assert found["place_worst"].tolist() == [1, 3, 3, 5, 5] * 2
+    table.loc[table["source"] == "c", ["low", "high"]] = np.nan
+    found = published(table, PayoutConfig()).iloc[:5]
+    assert found["place_best"].tolist()[:2] == [1, 2]
+    assert found["place_worst"].tolist()[:2] == [2, 3]
+    assert found.loc[found["source"] == "c", ["place_best", "place_worst"]].isna().all().all()
