@@ -285,10 +285,10 @@ def _splitting(valuation: Valued, whole: list[Estimate], source: int, parts: int
 def _remarks(valuation: Valued, splitting: bool) -> list[str]:
     """What a reader must know beside the numbers."""
     lines = []
-    if not (valuation.parts and valuation.parts.sums) and splitting:
-        lines.append("for the other games value the corpus with one of them first: dataworth value … --game path")
     if not GAMES[valuation.sources.game].shares_total:
         lines.append("shares here are parts of the positive marginal values, not of what was taught")
+    if not (valuation.parts and valuation.parts.sums) and splitting:
+        lines.append("for the other games value the corpus with one of them first: dataworth value … --game path")
     if valuation.checkpoints:
         lines.append(f"all numbers are means over {len(valuation.checkpoints)} checkpoints, each played by itself")
     if "projections" in valuation.notes:

@@ -113,10 +113,10 @@ class Certificate:
     def open(cls, ref: StoreRef, confidence: float = CONFIDENCE) -> "Certificate":
         """From what the step `certify` left."""
         store = LayerStore.open(ref)
-        effects = [store.matrix("scores", name) for name in ("predicted", "measured")]
+        predicted, measured = (store.matrix("scores", name) for name in ("predicted", "measured"))
         said = store.attributes
         tokens = np.array(said["tokens"], np.float64)
-        return cls(*effects, tokens, confidence, said["kinds"], said["names"], said["reason"])
+        return cls(predicted, measured, tokens, confidence, said["kinds"], said["names"], said["reason"])
 
     @property
     def factor(self) -> float:

@@ -8,7 +8,7 @@ from scipy.stats import t as student
 from dataworth.tasks.coalitions.uncertainty.averages import averaged_tables, mean_document_values, mean_overlap
 
 
-def table(values, game="additive", documents=0.5):
+def table(values, game="additive", documents=0.5, total=None):
     errors = np.array([documents, np.nan])
     return pd.DataFrame(
         {
@@ -17,15 +17,17 @@ def table(values, game="additive", documents=0.5):
             "n_documents": [3, 1], "n_tokens": [9, 9], "game": game, "semivalue": "shapley", "grouping": "source",
             "level": 1, "error_coalitions": np.nan, "error_documents": errors, "error_queries": np.nan,
             "error_projection": np.nan, "error_checkpoint": np.nan,
+            "kind": "marginal", "total": np.nan if total is None else total,
         }
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("repeated", ["projection", "checkpoint"])
 def test_mean_error_interval_and_share(repeated):
-    tables = [table([1.0, 3.0]), table([2.0, 3.0]), table([3.0, 6.0])]
+    tables = [table([1.0, 3.0], total=4.0), table([2.0, 3.0], total=5.0), table([3.0, 6.0], total=9.0)]
     found = averaged_tables(tables, 0.95, repeated).set_index("source")
     assert found["value"].tolist() == [2, 4]
+    assert found["total"].tolist() == [6, 6]
     assert found["share"].tolist() == pytest.approx([1 / 3, 2 / 3])
     spread = np.array([1.0, np.sqrt(3.0)]) / np.sqrt(3)
     np.testing.assert_allclose(found[f"error_{repeated}"], spread)
