@@ -32,7 +32,7 @@ class PayoutConfig(Configuration):
 class SourcesConfig(Configuration):
     """The game over sources and what is reported of it."""
 
-    game: Literal["auto", "additive", "interaction", "newton", "path", "retrain"] = Field(
+    game: Literal["auto", "additive", "interaction", "newton", "path", "retrain", "ledger"] = Field(
         "auto",
         description="auto: newton for a classifier whose --model.base says what training began from, else additive; "
         + "; ".join(f"{name}: {entry.said}" for name, entry in GAMES.items())
@@ -65,6 +65,13 @@ class SourcesConfig(Configuration):
         description="Correct the values of the game by training --model.base again on at most so many coalitions, as "
         "--training says: unbiased for the game retrain, with an interval, until it is within the tolerance; 0: none, "
         "and shares are not certified.",
+    )
+    ledger_every: int = Field(
+        1,
+        ge=1,
+        le=10**6,
+        description="In ledger, steps of the training between two looks at the queries: more cost less time, and miss "
+        "more of what was taught.",
     )
     tolerance: float = Field(
         0.05,
@@ -118,7 +125,7 @@ class SourcesConfig(Configuration):
             able = " or ".join(name for name, each in GAMES.items() if each.values_documents)
             raise ValueError(f"document_values: only values of the game {able} are of documents, too: pass {able}")
         trained = entry is not None and entry.made_of == "trainings"
-        if self.trainings and trained:
+        if self.trainings and entry is not None and entry.is_truth:
             raise ValueError(f"{self.game} is measured, not corrected: leave {setting('sources.trainings')} out")
         if self.trainings and self.document_values:
             raise ValueError(

@@ -23,7 +23,7 @@ class GameParts(BaseModel):
         damping: where no pull towards the base is known.
         corpus, gradients: the documents, and theirs.
         curvature: by which the sums were made.
-        training: of the game retrain, which needs neither sums nor factors.
+        training: of the games that train, which need neither sums nor factors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

@@ -23,6 +23,7 @@ class Entry:
             trainings: of the base, again and again.
         shares_total: where the base is known, its values add up to what it says that training took off the loss.
         is_semivalue: how a coalition's utility is divided is chosen by --sources.semivalue.
+        is_truth: its values are measured, so that nothing can correct them.
         values_documents: it can tell what every document is worth.
     """
 
@@ -31,6 +32,7 @@ class Entry:
     made_of: Literal["scores", "sums", "trainings"]
     shares_total: bool = False
     is_semivalue: bool = True
+    is_truth: bool = False
     values_documents: bool = False
 
 
@@ -66,5 +68,14 @@ GAMES: Mapping[str, Entry] = {
         "by training --model.base again on every coalition, as --training says: the truth, for small models",
         "trainings",
         shares_total=True,
+        is_truth=True,
+    ),
+    "ledger": Entry(
+        f"{GAMES_ROOM}.ledger:LedgerGame",
+        "by training --model.base once more, as --training says: each step's fall of the loss, divided among those "
+        "whose documents made it; adds up to all that was taught, copies share",
+        "trainings",
+        shares_total=True,
+        is_semivalue=False,
     ),
 }

@@ -30,6 +30,7 @@ class Account:
         in_nats: values are in nats; else in scores without a unit, as those of cosines are.
         scores_in_nats: the same of the documents' scores.
         verdict: of the certificate; empty where there is none.
+        game: that told the values.
         counterfactual: what becomes of the steps of a training without a source; empty where nothing is trained again.
     """
 
@@ -43,6 +44,7 @@ class Account:
     in_nats: bool = True
     scores_in_nats: bool = True
     verdict: str = ""
+    game: str = ""
     counterfactual: str = ""
 
     @classmethod
@@ -107,13 +109,12 @@ class Account:
             if self.total is not None and self.total > 0:
                 said += f" They add up to {percent(self.values / self.total)} of it."
             return said
-        certified = (
-            "as trainings measured it" if self.kind == "certified" else f"as the game predicts it{self._uncertified}"
-        )
-        said = f"Values are shares of that, in nats a query, {certified}"
+        teller = "the ledger of one training has it" if self.game == "ledger" else "the game predicts it"
+        told = "trainings measured it" if self.kind == "certified" else f"{teller}{self._uncertified}"
+        said = f"Values are shares of that, in nats a query, as {told}"
         if self.total is not None and self.total > 0:
             said += f". They account for {percent(self.values / self.total)} of it"
-        if self.counterfactual == "epochs":
+        if self.counterfactual == "epochs" and self.game != "ledger":
             said += ". Without a source the others would have been read as often as now, in fewer steps"
         return f"{said}."
 
@@ -150,6 +151,7 @@ def account_of(
         values=float(sum(row["value"] for row in sources)),
         in_nats=scores_in_nats or first.get("game") != "additive",
         scores_in_nats=scores_in_nats,
+        game=str(first.get("game", "")),
         counterfactual=str(notes.get("counterfactual", "")),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dataworth.storage.corpus import CorpusStore
@@ -23,7 +23,7 @@ from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.small_model import shuffled_batches, train_steps
 
-__all__ = ["Retrained", "as_it_was", "losses_after_training", "train"]
+__all__ = ["Retrained", "as_it_was", "losses_after_training", "train", "trained_weights"]
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,7 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
         logits, targets = zip(*(predicted(numbers[part]) for part in parts), strict=True)
         return cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=IGNORED)
 
-    chosen = [weight for weight in model.parameters() if weight.requires_grad]
-    trained = chosen or [weight for weight in model.parameters() if weight.is_floating_point()]
+    trained = trained_weights(model)
     for weight in trained:
         weight.requires_grad_(True)
     model.train()
@@ -124,6 +123,12 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
         return train_steps(trained, len(batches), loss_of, training)
     finally:
         model.requires_grad_(False).eval()
+
+
+def trained_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Of the weights those that want a gradient, as adapters do; all, where none does."""
+    chosen = [weight for weight in model.parameters() if weight.requires_grad]
+    return chosen or [weight for weight in model.parameters() if weight.is_floating_point()]
 
 
 @contextmanager

@@ -10,7 +10,19 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-__all__ = ["SmallModel", "Training", "shuffled_batches", "train_language_model", "train_steps", "train_tokenizer"]
+__all__ = [
+    "CLIPPED",
+    "SmallModel",
+    "Training",
+    "learning_rates",
+    "shuffled_batches",
+    "train_language_model",
+    "train_steps",
+    "train_tokenizer",
+]
+
+# Gradients are clipped to this norm.
+CLIPPED = 1.0
 
 
 class Training(Protocol):
@@ -164,6 +176,22 @@ def train_steps(
     """
     trained = list(parameters)
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    (group,) = optimizer.param_groups
+    losses: list[float] = []
+    for step, rate in enumerate(learning_rates(n_steps, settings.learning_rate)):
+        group["lr"] = rate
+        loss = loss_of(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, CLIPPED)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(loss.detach()))
+        on_step(step + 1, n_steps, losses[-1])
+    return losses
+
+
+def learning_rates(n_steps: int, highest: float) -> list[float]:
+    """The rate of each step: it warms up over the first tenth and falls as a cosine."""
     warm = max(1, n_steps // 10)
 
     def factor(step: int) -> float:
@@ -171,18 +199,7 @@ def train_steps(
             return (step + 1) / warm
         return 0.5 * (1.0 + float(np.cos(np.pi * (step - warm) / max(1, n_steps - warm))))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    losses: list[float] = []
-    for step in range(n_steps):
-        loss = loss_of(step)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        losses.append(float(loss.detach()))
-        on_step(step + 1, n_steps, losses[-1])
-    return losses
+    return [highest * factor(step) for step in range(n_steps)]
 
 
 def _windows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> list[list[int]]:

@@ -28,6 +28,7 @@ BENCHES = (
     "games",
     "truth",
     "near_copies",
+    "facts",
     "audit",
     "large",
 )

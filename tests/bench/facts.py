@@ -13,9 +13,13 @@ import numpy as np
 import torch
 
 import dataworth
+from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.locations import home
 from dataworth.tasks.attribution.baselines import bm25_scores, source_sums
 from dataworth.tasks.coalitions.valuation import shares
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.training.ledger import ledger_of
+from dataworth.tasks.training.retraining import as_it_was
 from tests.reference.smollm import smollm
 from tests.reference.tuned_facts import MASKS, SETTINGS, SOURCES, TunedFacts, named, shapley_estimate
 
@@ -28,6 +32,8 @@ ESTIMATES: dict[str, dict[str, Any]] = {
     "EK-FAC, rank 16": {"curvature": {"kind": "ekfac"}},
     "PCA rank 64, EK-FAC": {"projection": {"kind": "pca", "rank": 64}, "curvature": {"kind": "ekfac"}},
 }
+# From the base on: what the training of everybody took off, step by step (of the whole model: adapters have no base).
+LEDGER, LEDGER_EVERY = "ledger", 4
 
 
 def rows() -> Iterator[dict[str, Any]]:
@@ -124,11 +130,26 @@ def _estimated(problem: TunedFacts, mean: Mapping[str, np.ndarray]) -> dict[str,
         "alone, measured": first,
         "mean of both": (last + first) / 2,
     }
+    if problem.setting == "whole":
+        found[LEDGER] = _ledger(problem)
     for name, valuation in _valuations(problem).items():
         table = valuation.sources
         table = table[table["query_id"] != "*"].pivot(index="source", columns="query_id", values="value")
         found[name] = table.loc[list(SOURCES), [row["id"] for row in problem.facts.queries]].to_numpy()
     return found
+
+
+def _ledger(problem: TunedFacts) -> np.ndarray:
+    """(s, q) of one more training."""
+    base = load(problem.base)
+    queries = CorpusStore.open(problem.queries)
+    of = np.array([SOURCES.index(name) for name in problem.corpus.column("source").to_pylist()])
+    owners = of[problem.corpus.windows["document"]]
+    with as_it_was(base):
+        made = ledger_of(
+            base, problem.corpus, np.arange(len(owners)), owners, len(SOURCES), queries, problem.training, LEDGER_EVERY
+        )
+    return made.values
 
 
 def _bm25(problem: TunedFacts) -> np.ndarray:

@@ -121,6 +121,23 @@ def test_a_game_from_the_base_gives_shares_and_says_how_much_they_account_for(tr
     assert "Without a source the others would have been read as often as now" in truth.account.sentences()[1]
 
 
+def test_the_ledger_shares_the_whole_of_what_was_taught(trained):
+    folder, rows = trained
+    model = {"base": str(folder / "base"), "device": "cpu"}
+    copied = [*rows, *({**row, "id": f"{row['id']} again", "source": "copy"} for row in rows if row["source"] == "s1")]
+    sources = {"game": "ledger", "fallback": False}
+    made = dataworth.value(str(folder), None, copied, QUERIES, model=model, sources=sources, **SETTINGS)
+    account, notes = made.account, read_record(str(made.folder))["game"]
+    assert account.kind == "share"
+    assert abs(notes["missed by the ledger"]) < 0.01
+    fall = notes["v(all)"] - notes["v(none)"]
+    assert account.values + notes["credited to weight decay"] == pytest.approx(fall, rel=0.01)
+    whole = made.sources[made.sources["query_id"] == ALL_QUERIES].set_index("source")
+    assert whole["share"].sum() == pytest.approx(1)
+    assert whole.loc["copy", "value"] == pytest.approx(whole.loc["s1", "value"], rel=0.2)
+    assert "as the ledger of one training has it" in account.sentences()[1]
+
+
 def test_scores_without_a_unit_are_called_so(trained):
     folder, rows = trained
     made = dataworth.value(str(folder), None, rows, QUERIES, scoring={"kind": "cosine"}, **SETTINGS)

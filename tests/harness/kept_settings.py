@@ -77,6 +77,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "path": {"sources": {"game": "path", "document_values": True, **GAME}, **WITH_BASE},
     "interaction": {"sources": {"game": "interaction", **GAME}, **WITH_BASE},
     "falling back": {"sources": {"game": "newton", "fallback": True}, **WITH_BASE},
+    "ledger": {"sources": {"game": "ledger", "fallback": False}, "training": TRAINING, **WITH_BASE},
     "retrain": {"sources": {"game": "retrain", "fallback": False}, "training": TRAINING, **WITH_BASE},
     "checkpoints": {"model": {"name": ["in:model", "in:other"]}, "scoring": KEPT},
     "checkpoints, path": {
@@ -156,6 +157,7 @@ VALUE: dict[str, tuple[str, Any]] = {
     "sources.budget": ("sampled", 60),
     "sources.tolerance": ("sampled", 1.0),
     "sources.trainings": ("linear", 5),
+    "sources.ledger_every": ("ledger", 2),
     "sources.seed": ("sampled", 3),
     "sources.fallback": ("falling back", False),
     "sources.by": ("path", ["publisher>source"]),

@@ -1,0 +1,82 @@
+"""Values from the training itself: what each source's documents took off the queries' loss while the base was trained.
+
+No coalition is asked: the base is trained once more on everything, as --training says, and every step's fall of the
+loss is divided among those whose documents made it (see tasks/training/ledger.py).
+"""
+
+import numpy as np
+
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.spelling import setting
+from dataworth.tasks.coalitions.estimation.estimators import with_total
+from dataworth.tasks.coalitions.games.source_game import Material, SourceGame, UtilityKeeper
+from dataworth.tasks.coalitions.games.trust import RetrainedCheck
+from dataworth.tasks.coalitions.valuation import COALITIONS, Valuation, with_queries
+from dataworth.tasks.corpus.groups import document_groups
+from dataworth.tasks.corpus.measured_losses import query_losses
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.training.ledger import Ledger, ledger_of
+from dataworth.tasks.training.retraining import as_it_was
+
+__all__ = ["LedgerGame"]
+
+NAME = "ledger"
+# A part of what was measured that may go unaccounted for without a word.
+SILENT = 0.01
+
+
+class LedgerGame(SourceGame):
+    """Shares of what one training taught; copies in it share, and a split changes nothing."""
+
+    def __init__(self, material: Material) -> None:
+        super().__init__()
+        self._confidence, parts, players = material.sources.confidence, material.needed, material.players
+        if parts.training is None:
+            raise ValueError("the game ledger needs to know how to train")
+        queries, corpus = CorpusStore.open(parts.queries), CorpusStore.open(parts.corpus)
+        self._model = query_losses(load(parts.model), queries)
+        base = load(parts.model, 1.0)
+        if base.sharded:
+            raise InputError(f"{setting('model.shard')}: a model spread over processes cannot be trained again yet")
+        numbers = {name: number for number, name in enumerate(players.names)}
+        of_documents = np.array([numbers.get(name, -1) for name in document_groups(corpus, players.grouping)])
+        of_windows = of_documents[corpus.windows["document"]]
+        windows = np.flatnonzero(of_windows >= 0)
+        with as_it_was(base), progress("training", 0, "step") as bar:
+
+            def on_step(step: int, steps: int) -> None:
+                bar.expect(steps)
+                bar.advance()
+
+            owners, every = of_windows[windows], material.sources.ledger_every
+            self._ledger: Ledger = ledger_of(
+                base, corpus, windows, owners, len(numbers), queries, parts.training, every, on_step
+            )
+
+    @classmethod
+    def made(cls, material: Material, kept: UtilityKeeper) -> "LedgerGame":
+        """Train the base once more."""
+        return cls(material)
+
+    def check(self) -> RetrainedCheck:
+        """Does the training lead to the model?"""
+        measured = self._ledger.measured.sum(axis=1)
+        return RetrainedCheck(float(self._model.sum()), float(measured[-1]), float(measured[0]))
+
+    def valuation(self) -> Valuation:
+        """What each source was credited with."""
+        ledger = self._ledger
+        values = with_total(ledger.values.T)
+        if not abs(ledger.missed) <= SILENT:
+            said = "the ledger misses %.1f %% of what was measured: its steps are long (%s)"
+            run_logger().warning(said, 100 * abs(ledger.missed), setting("sources.ledger_every"))
+        unknown = np.full(values.shape, np.nan)
+        facts = {
+            "estimator": "one training, step by step",
+            "credited to weight decay": float(ledger.decay.sum()),
+            "missed by the ledger": ledger.missed,
+        }
+        made = Valuation(values, {COALITIONS: np.zeros_like(values)}, unknown, unknown, NAME, facts)
+        return with_queries(made, self._confidence)
