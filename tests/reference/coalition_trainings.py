@@ -86,7 +86,8 @@ class Problem:
         if not (self.base / "model.safetensors").is_file():
             tokenizer = train_tokenizer(corpus.general, BASE.vocabulary)
             train_language_model(corpus.general, self.base, BASE, lambda *_: None, tokenizer)
-        for path, rows in ((self.corpus_file, corpus.documents), (self.queries_file, corpus.queries)):
+        asked = [{field: row[field] for field in ("id", "prompt", "completion")} for row in corpus.queries]
+        for path, rows in ((self.corpus_file, corpus.documents), (self.queries_file, asked)):
             if not path.is_file():
                 replace_file(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(self.base)

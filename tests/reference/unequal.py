@@ -9,8 +9,8 @@
     elsewhere      40 pieces of licences or readmes
     contradicting  20 of the first two, in which opposites changed places
 
-Queries are pieces of the four packages' documentation that are nobody's document, and that share phrases with documents:
-what a small model can learn in seconds.
+Queries are pieces of the four packages' documentation that are nobody's document and share phrases with documents: what
+a small model can learn in seconds.
 """
 
 import re
@@ -123,7 +123,7 @@ def unequal(recipe: Recipe) -> Unequal:
 
 
 def _pieces(text: str) -> list[str]:
-    """Of 48 to 88 characters and at least six words, cut between words; what is left at the end and too short is left out."""
+    """Of 48 to 88 characters and at least six words, cut between words; what is shorter is left out."""
     least, most = CHARACTERS
     pieces, words = [""], text.split()
     for word in words:
