@@ -161,6 +161,7 @@ def test_the_kept_truth_tells_methods_apart(kept):
         assert own[SOURCES.index(source)] >= 0.97 * own.max()
 
 
+@pytest.mark.slow
 def test_surrogates_are_worth_trainings_and_intervals_hold_the_value(kept):
     """Without a model: tokens, their logarithm, similar words."""
     utilities = -kept.losses["fine-tuned, epochs"].mean(axis=0).astype(np.float64)
