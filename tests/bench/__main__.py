@@ -27,6 +27,7 @@ BENCHES = (
     "fuzz",
     "games",
     "truth",
+    "truth_first",
     "near_copies",
     "facts",
     "audit",

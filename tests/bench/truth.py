@@ -1,236 +1,190 @@
-"""Games over sources against the truth: every coalition trained. Digits (2^8 a seed) and a language model (2^6 a seed).
+"""A truth that tells methods apart: eight sources whose sizes do not follow their worth, every coalition trained.
 
-What was trained is kept in $DATAWORTH_BENCH (default: ~/.dataworth/bench), so that a stopped bench goes on there.
+Three settings, two counterfactuals, three seeds (see tests/reference/unequal.py and coalition_trainings.py). What was
+measured is kept in tests/bench/trainings; where its fingerprint fits nothing is trained again but everybody's model,
+which estimates are made from. What is trained meanwhile lies in $DATAWORTH_BENCH (default: ~/.dataworth/bench).
 """
 
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from jaxtyping import Float
+from scipy.stats import spearmanr
 
-from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.locations import home
-from dataworth.tasks.coalitions.config import SourcesConfig
+from dataworth.tasks.attribution.baselines import bm25_scores, source_sums
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
-from dataworth.tasks.coalitions.games.model_game import MeasuredLosses, model_sums, query_expansion
-from dataworth.tasks.coalitions.games.newton_steps import LayerSums, NewtonSteps, endpoint_matched, estimated_damping
-from dataworth.tasks.coalitions.games.path_values import path_values
-from dataworth.tasks.coalitions.games.play import Play
-from dataworth.tasks.coalitions.games.second_order import InteractionGame
-from dataworth.tasks.coalitions.games.source_game import NothingKept
-from dataworth.tasks.coalitions.games.step_games import EvaluatedGame, ExpandedGame
-from dataworth.tasks.coalitions.games.sums_game import game_on
-from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
-from dataworth.tasks.corpus.measured_losses import query_losses
-from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
-from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
-from dataworth.tasks.curvature.dense import Dense
-from dataworth.tasks.curvature.steps import fit_covariances, fit_query_factors, fit_source_sums
-from dataworth.tasks.gradients.config import GradientsConfig
-from dataworth.tasks.gradients.steps import index_gradients
-from dataworth.tasks.model.config import ModelConfig
-from dataworth.tasks.model.loading import load
-from dataworth.tasks.projection.config import ProjectionConfig
-from dataworth.tasks.projection.steps import make_bases
-from tests.reference import digits, language
-from tests.reference.digits import Network, agreement
-from tests.reference.language import PACKAGES
+from dataworth.tasks.coalitions.valuation import shares
+from tests.bench.language_games import LanguageGames
+from tests.bench.truth_budget import budget_rows
+from tests.reference.coalition_trainings import (
+    BASE,
+    COUNTERFACTUALS,
+    SEEDS,
+    SETTINGS,
+    Cell,
+    Problem,
+    problem,
+    trainings,
+)
+from tests.reference.noise_floor import rank_ceiling, share_error, share_floor
+from tests.reference.unequal import MASKS, SOURCES, Unequal
 
-__all__ = ["LanguageGames", "digits_rows", "language_rows", "rows"]
+__all__ = ["KEPT", "measured_values", "model_free", "rows", "truth_row", "truth_values"]
 
-SEEDS = range(3)
-# Steps, rate times examples, decay, momentum.
-PROBLEMS = {
-    "logistic, converged": (Network(), 250, 0.28, 1.0, 0.95),
-    "logistic, stopped early": (Network(), 200, 1.0, 0.0, 0.0),
-    "MLP 64-16-10, stopped early": (Network((16, 10)), 150, 0.8, 0.0, 0.5),
+KEPT = Path(__file__).with_name("trainings")
+PROCESSES = 2
+RANK = 16  # of bases, as by default
+WEIGHTS = size_weights(len(SOURCES), "shapley")
+# Tables by corpus; of the second one, which no setting was chosen on, one.
+TABLES = {
+    "unequal": [(setting, counterfactual) for setting in SETTINGS for counterfactual in COUNTERFACTUALS],
+    "held-out": [("fine-tuned", "epochs")],
 }
-RANK = 32
+SCALES = np.geomspace(10, 1e5, 60)  # tokens, tried for c of a + b log(1 + tokens / c)
+# Of (q, s) values.
+Values = Mapping[str, np.ndarray]
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """One row a problem, seed and game."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """One row a table and method, then trainings as a budget."""
     folder = Path(os.environ.get("DATAWORTH_BENCH") or home() / "bench")
-    for problem in PROBLEMS:
-        for seed in SEEDS:
-            yield from digits_rows(problem, seed, folder)
-    for setting in language.SETTINGS:
-        for seed in SEEDS:
-            yield from language_rows(setting, seed, folder / "the demo's language model")
+    for name, tables in TABLES.items():
+        cells = [Cell(*table, seed) for table in tables for seed in SEEDS]
+        kept = trainings(name, cells, folder, KEPT / f"{name}.npz", PROCESSES)
+        made = problem(name, kept.corpus, folder)
+        for setting in dict.fromkeys(setting for setting, _ in tables):
+            games = [_games(made, Cell(setting, "epochs", seed)) for seed in SEEDS]
+            estimated = [{key: play() for key, play in each.named().items() if key != "by size"} for each in games]
+            for counterfactual in (each for own, each in tables if own == setting):
+                table = f"{setting}, {counterfactual}"
+                losses = kept.losses[table]
+                where = {"corpus": name, "setting": setting, "counterfactual": counterfactual}
+                for row in _table(made, losses, estimated):
+                    yield where | row
+                for row in budget_rows(losses, n_tokens(made), games[0], estimated[0]["additive"]):
+                    yield where | row
 
 
-def digits_rows(name: str, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """The games of one seed of a problem of digits."""
-    network, steps, rate, decay, momentum = PROBLEMS[name]
-    problem = digits.digits(seed)
-    start = network.start(seed)
-    n = len(problem.labels)
-    path = folder / "digits" / f"{name}, {seed}.npz"
-    if not path.is_file():
-        weights = digits.trained(network, problem, start, steps, rate / n, decay, momentum)
-        worth = -network.losses(weights, problem.queries, problem.query_labels).mean(axis=1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        reached = {f"layer {number}": layer.numpy() for number, layer in enumerate(digits.everybody(weights))}
-        np.savez(path, worth=worth, **reached)
-    kept = np.load(path)
-    truth = digits.shapley(kept["worth"])
-    reached = [torch.from_numpy(kept[f"layer {number}"]) for number in range(len(start))]
-    halfway = [(one + two) / 2 for one, two in zip(reached, start, strict=True)]
-    origin = [(one - two).flatten().double().numpy() for one, two in zip(start, reached, strict=True)]
-    here, between = (digits.layer_sums(network, problem, reached, at) for at in (reached, halfway))
-    pull = estimated_damping(between, origin)
-    if pull <= 0:
-        pull = (1 - momentum) / (rate / n * steps)
-    counts = np.bincount(problem.sources)
-    matched = endpoint_matched(between, origin, counts, pull)
-    expansion = digits.expansion(network, problem, reached)
-
-    def losses_at(steps: np.ndarray) -> np.ndarray:
-        moved, first = [], 0
-        for layer in reached:
-            part = torch.from_numpy(steps[:, first : first + layer.numel()])
-            moved.append(layer.double()[None] + part.view(-1, *layer.shape))
-            first += layer.numel()
-        return network.losses(moved, problem.queries, problem.query_labels).mean(axis=1)[:, None]
-
-    found = {"by size": lambda: counts.astype(np.float64)}
-    found |= {"additive": lambda: (expansion.gradients @ _solved(here, pull).T)[0]}
-    found |= {"interaction": lambda: InteractionGame.of(_solved(here, pull), expansion).shapley()[0]}
-    go = NewtonSteps(matched, pull)
-    found |= {"newton, quadratic": lambda: digits.shapley(_asked(ExpandedGame(go, expansion, 8), digits.MASKS))}
-    found |= {"newton, evaluated": lambda: digits.shapley(_asked(EvaluatedGame(go, losses_at, 1, 8), digits.MASKS))}
-    found |= {"path": lambda: path_values(matched, pull, expansion)[0]}
-    alone = {"one copy alone, truth": digits.share_alone(kept["worth"], digits.MASKS, digits.COPIES)}
-    for row in _compared(name, seed, truth, found, digits.COPIES):
-        yield row | alone
+def _games(made: Problem, cell: Cell) -> LanguageGames:
+    model = made.checkpoint(cell)
+    store = made.folder / "stores" / model.name
+    return LanguageGames(model, made.corpus_file, made.queries_file, SOURCES, store, BASE.positions, RANK)
 
 
-def _asked(game: Any, masks: np.ndarray) -> np.ndarray:
-    """Worth of all queries together."""
-    found: np.ndarray = game.utilities(masks).sum(axis=1)
-    return found
+def truth_values(losses: Float[np.ndarray, "r m q"]) -> Float[np.ndarray, "r q s"]:
+    """Exact Shapley values of minus the loss by each seed."""
+    return np.stack([exact_semivalues(MASKS, -each.astype(np.float64), WEIGHTS) for each in losses])
 
 
-def _solved(layers: list[LayerSums], damping: float) -> np.ndarray:
-    """(s, D) (H + lambda I)^-1 g_s, by layer."""
-    parts = [
-        np.linalg.solve(layer.curvatures.sum(axis=0) + damping * np.eye(layer.gradients.shape[1]), layer.gradients.T).T
-        for layer in layers
-    ]
-    return np.concatenate(parts, axis=1)
+def n_tokens(made: Problem) -> Float[np.ndarray, " s"]:
+    """Target tokens of each source."""
+    return np.bincount(made.sources, [len(row) - 1 for row in made.rows], len(SOURCES))
 
 
-def _compared(
-    problem: str, seed: int, truth: np.ndarray, games: Mapping[str, Any], copies: Sequence[int]
-) -> Iterator[dict[str, Any]]:
-    for name, play in games.items():
-        start = time.perf_counter()
-        values = play()
-        seconds = time.perf_counter() - start
-        found = agreement(values, truth, copies)
-        yield {"problem": problem, "seed": seed, "game": name, **found, "seconds": round(seconds, 2)}
+def _table(made: Problem, losses: np.ndarray, estimated: list[dict[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
+    by_seed, groups = truth_values(losses), groups_of(made.corpus)
+    yield truth_row(losses, groups)
+    known = model_free(made.corpus, n_tokens(made), losses) | measured_values(losses)
+    truth = by_seed.mean(axis=0)
+    for method, values in known.items():
+        yield {"method": method, **_mean_row([_compared(values, truth, groups)])}
+    for method in estimated[0]:
+        yield {"method": method, **_mean_row([_compared(each[method], truth, groups) for each in estimated])}
 
 
-def language_rows(setting: str, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """The games of one seed of the language model, through the tasks' own bodies."""
-    worth = language.worth_of_all(folder, setting, seed, os.cpu_count() or 1)
-    problem = language.language(folder, setting, seed)
-    weights = size_weights(len(language.SOURCES), "shapley")
-    truth = exact_semivalues(language.MASKS, worth, weights)
-    games = LanguageGames(problem)
-    name = f"language model, {setting}"
-    yield {"problem": name, "seed": seed, **games.play.checked().facts()}
-    copies = [language.SOURCES.index(source) for source in (language.PACKAGES[0], language.COPY)]
-    asked = problem.asked_packages()
-    alone = {"one copy alone, truth": digits.share_alone(worth.sum(axis=1), language.MASKS, copies)}
-    for game, played in games.named().items():
-        start = time.perf_counter()
-        values = played()
-        seconds = time.perf_counter() - start
-        found = agreement(values.sum(axis=0), truth.sum(axis=0), copies)
-        by_package = [agreement(values[asked == one].sum(axis=0), truth[asked == one].sum(axis=0)) for one in PACKAGES]
-        mean = {
-            f"{key} by package asked": _mean([row[key] for row in by_package]) for key in ("spearman", "share error")
-        }
-        yield {"problem": name, "seed": seed, "game": game, **found, **mean, **alone, "seconds": round(seconds, 2)}
+def groups_of(corpus: Unequal) -> np.ndarray:
+    """(q,) source whose package each query is from."""
+    return np.array([row["source"] for row in corpus.queries])
 
 
-def _mean(values: Sequence[float]) -> float:
-    return round(float(np.mean(values)), 3)
+def truth_row(losses: Float[np.ndarray, "r m q"], groups: np.ndarray) -> dict[str, Any]:
+    """The truth's own row: its shares, how far seeds move it, and how much was taught."""
+    by_seed = truth_values(losses)
+    total = by_seed.sum(axis=1)
+    of_groups = [by_seed[:, groups == one].sum(axis=1) for one in dict.fromkeys(groups)]
+    everybody, nobody = (losses[:, MASKS.sum(axis=1) == size].sum() for size in (len(SOURCES), 0))
+    return {
+        "method": "truth",
+        "floor": round(share_floor(total), 3),
+        "floor by group": round(float(np.mean([share_floor(each) for each in of_groups])), 3),
+        "rank ceiling": round(rank_ceiling(total), 3),
+        "rank ceiling by group": round(float(np.mean([rank_ceiling(each) for each in of_groups])), 3),
+        "loss taken off": round(float(1 - everybody / nobody), 3),
+        "shares": _by_source(shares(total.mean(axis=0)[None])[0], 3),
+        "nats": _by_source(total.mean(axis=0), 1),
+        "spread of seeds, nats": _by_source(total.std(axis=0, ddof=1), 1),
+    }
 
 
-class LanguageGames:
-    """The games of one trained language model, from the stores that the tasks' own bodies make.
+def _by_source(values: np.ndarray, digits: int) -> dict[str, float]:
+    return {source: round(float(value), digits) for source, value in zip(SOURCES, values, strict=True)}
 
-    Args:
-        problem: corpus, queries and model.
-        rank: of the bases.
-    """
 
-    def __init__(self, problem: language.Language, rank: int = RANK) -> None:
-        self.problem = problem
-        name = str(problem.folder / "model")
-        self.model = ModelConfig(name=name, base=f"{name}/base", device="cpu")
-        self.store = str(problem.folder / "store")
-        self.curvature = CurvatureConfig(draws=4)
-        corpus = CorpusConfig(files=[str(problem.corpus_file)], max_length=256)
-        self.corpus = prepare_corpus(self.store, self.model, corpus)
-        self.queries = prepare_queries(self.store, self.model, QueriesConfig(file=str(problem.queries_file)))
-        self.documents = CorpusStore.open(self.queries)
-        covariances = fit_covariances(self.store, self.model, self.corpus, self.curvature, None)
-        self.bases = make_bases(self.store, self.model, ProjectionConfig(kind="pca", rank=rank), covariances)
-        self.play, self.plain = self._played(self.model), self._played(self.model.model_copy(update={"base": None}))
+def model_free(
+    corpus: Unequal, tokens: Float[np.ndarray, " s"], losses: Float[np.ndarray, "r m q"]
+) -> dict[str, np.ndarray]:
+    """(q, s) values that look at no model; g is fitted to what was measured of all coalitions."""
+    n_queries = losses.shape[2]
+    texts, sources = ([row[key] for row in corpus.documents] for key in ("text", "source"))
+    likeness = bm25_scores(texts, [row["prompt"] + row["completion"] for row in corpus.queries])
+    return {
+        "tokens": np.tile(tokens, (n_queries, 1)),
+        "equal parts": np.ones((n_queries, len(SOURCES))),
+        "Shapley of g(tokens)": scaling_law(tokens, -losses.mean(axis=0).astype(np.float64)),
+        "BM25": source_sums(likeness, sources, SOURCES),
+    }
 
-    def _played(self, model: ModelConfig) -> Play:
-        store, bases, precise = self.store, self.bases, GradientsConfig(dtype="float32")
-        gradients = index_gradients(store, model, self.corpus, bases, precise, "the corpus")
-        asked = index_gradients(store, model, self.queries, bases, precise, "the queries")
-        factors = fit_query_factors(store, model, self.queries, bases, self.curvature)
-        refs = fit_source_sums(store, model, self.corpus, bases, gradients, self.curvature, None, n_groups=1)
-        sums = model_sums([refs[name] for name in language.SOURCES], bases, model, None, DampingConfig())
-        base = None if model.base is None else query_losses(load(model, 1.0), self.documents)
-        loaded = load(model)
-        expansion = query_expansion(sums, self.documents, asked, factors, query_losses(loaded, self.documents))
-        return Play(sums, expansion, MeasuredLosses(model, bases, self.queries), base)
 
-    def by_size(self) -> np.ndarray:
-        """(q, s) tokens of each source, the same for every query."""
-        corpus = CorpusStore.open(self.corpus)
-        tokens, of = corpus.column("n_tokens").to_numpy(), np.asarray(corpus.column("source").to_pylist())
-        sizes = np.array([tokens[of == name].sum() for name in language.SOURCES], np.float64)
-        return np.tile(sizes, (self.documents.n_examples, 1))
+def scaling_law(tokens: Float[np.ndarray, " s"], utilities: Float[np.ndarray, "m q"]) -> Float[np.ndarray, "q s"]:
+    """Shapley values of a_q + b_q log(1 + tokens / c), fitted by least squares to the utilities of all coalitions."""
+    counts = MASKS @ tokens
+    fits = []
+    for scale in SCALES:
+        columns = np.stack([np.ones(len(counts)), np.log1p(counts / scale)], axis=1)
+        fitted = np.linalg.lstsq(columns, utilities, rcond=None)[0]
+        fits.append((float(((columns @ fitted - utilities) ** 2).sum()), columns @ fitted))
+    return exact_semivalues(MASKS, min(fits, key=lambda fit: fit[0])[1], WEIGHTS)
 
-    def additive(self) -> np.ndarray:
-        """(q, s) sums of scores, as the flow computes them: the mean curvature at theta*, relative damping."""
-        n_examples = CorpusStore.open(self.corpus).n_examples
-        solved = [
-            Dense(layer.curvatures.sum(axis=0) / n_examples).damped(DampingConfig()).applied(layer.gradients)
-            for layer in self.plain.sums.layers
-        ]
-        found: np.ndarray = self.plain.expansion.gradients @ np.concatenate(solved, axis=1).T / n_examples
-        return found
 
-    def values(self, whole: Play, game: str, utility: str = "quadratic") -> np.ndarray:
-        """(q, s) values of a game from all coalitions, or along the path."""
-        if game == "path":
-            return path_values(whole.sums.layers, whole.sums.damping, whole.expansion)
-        config = SourcesConfig(game=game, utility=utility)  # type: ignore[arg-type]
-        utilities = game_on(whole, config, NothingKept()).game().utilities(language.MASKS)
-        return exact_semivalues(language.MASKS, utilities, size_weights(len(language.SOURCES), "shapley"))
+def measured_values(losses: Float[np.ndarray, "r m q"]) -> dict[str, np.ndarray]:
+    """(q, s) what single trainings tell, in the mean over seeds: without each source, with each alone, and the mean."""
+    utilities, sizes = -losses.mean(axis=0).astype(np.float64), MASKS.sum(axis=1)
+    alone, without = np.empty((2, losses.shape[2], len(SOURCES)))
+    for mask, utility in zip(MASKS[sizes == 1], utilities[sizes == 1], strict=True):
+        alone[:, int(mask.argmax())] = utility - utilities[sizes == 0][0]
+    for mask, utility in zip(MASKS[sizes == len(SOURCES) - 1], utilities[sizes == len(SOURCES) - 1], strict=True):
+        without[:, int(mask.argmin())] = utilities[sizes == len(SOURCES)][0] - utility
+    return {
+        "leave-one-out, measured": without,
+        "first-in, measured": alone,
+        "mean of both": (without + alone) / 2,
+    }
 
-    def named(self) -> dict[str, Callable[[], np.ndarray]]:
-        """The games of the table."""
-        return {
-            "by size": self.by_size,
-            "additive": self.additive,
-            "interaction": lambda: self.values(self.plain, "interaction"),
-            "newton, quadratic": lambda: self.values(self.play, "newton"),
-            "newton, evaluated": lambda: self.values(self.play, "newton", "evaluated"),
-            "newton, evaluated, no base": lambda: self.values(self.plain, "newton", "evaluated"),
-            "path": lambda: self.values(self.play, "path"),
-        }
+
+def _compared(values: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """How near values are: of all queries together, in the mean of the groups, and what original and copies get."""
+    own, due = values.sum(axis=0), truth.sum(axis=0)
+    by_group = [(values[groups == one].sum(axis=0), truth[groups == one].sum(axis=0)) for one in dict.fromkeys(groups)]
+    copies = {f"{source}, share": shares(own[None])[0][SOURCES.index(source)] for source in SOURCES if "copy" in source}
+    return {
+        "share error": share_error(own, due),
+        "spearman": _rank(own, due),
+        "share error by group": float(np.mean([share_error(*pair) for pair in by_group])),
+        "spearman by group": float(np.mean([_rank(*pair) for pair in by_group])),
+        "short, share": shares(own[None])[0][SOURCES.index("short")],
+        **copies,
+    }
+
+
+def _rank(values: np.ndarray, truth: np.ndarray) -> float:
+    """NaN of equal parts, which have no ranks."""
+    return float(spearmanr(values, truth).statistic) if np.ptp(values) > 0 else float("nan")
+
+
+def _mean_row(compared: list[dict[str, float]]) -> dict[str, float]:
+    """The mean over everybody's models of the seeds."""
+    return {key: round(float(np.mean([each[key] for each in compared])), 3) for key in compared[0]}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SIZES", "Facts", "facts"]
+__all__ = ["SIZES", "Facts", "facts", "filler"]
 
 FACTS = 32
 # Documents of each source.
@@ -109,7 +109,7 @@ def facts(seed: int = 0, n_facts: int = FACTS) -> Facts:
         text = ALMANAC[number // len(elsewhere) % len(ALMANAC)].format(**elsewhere[number % len(elsewhere)])
         documents.append({"id": f"census-{number}", "source": "census", "text": text})
     for source, names in (("licences", ("LICENSE", "COPYING", "NOTICE")), ("readmes", ("METADATA",))):
-        pieces = _filler(names, round(share * SIZES[source]))
+        pieces = filler(names, round(share * SIZES[source]))
         documents += [
             {"id": f"{source}-{number}", "source": source, "text": text} for number, text in enumerate(pieces)
         ]
@@ -131,8 +131,16 @@ def _words(generator: np.random.Generator, templates: Sequence[str], count: int)
     return [templates[n] for n in generator.permutation(len(templates))[:count]]
 
 
-def _filler(names: Sequence[str], count: int) -> list[str]:
-    """Pieces of texts of installed packages, one after another, by the packages' names."""
+def filler(names: Sequence[str], count: int) -> list[str]:
+    """Pieces of texts of installed packages, one after another, by the packages' names.
+
+    Args:
+        names: of files, without what is behind the first dot.
+        count: of pieces, at most two a file.
+
+    Raises:
+        ValueError: installed packages have fewer.
+    """
     pieces: list[str] = []
     for package in sorted(distributions(), key=lambda each: str(each.name).lower()):
         for file in package.files or ():
