@@ -1,9 +1,12 @@
 """The games of one trained language model, from the stores that the tasks' own bodies make."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.tasks.coalitions.config import SourcesConfig
@@ -26,6 +29,9 @@ from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.steps import make_bases
+from dataworth.tasks.training.config import TrainingConfig
+from dataworth.tasks.training.ledger import Ledger, ledger_of
+from dataworth.tasks.training.retraining import as_it_was
 
 __all__ = ["LanguageGames"]
 
@@ -106,6 +112,20 @@ class LanguageGames:
         """A game of coalitions."""
         config = SourcesConfig(game=game, utility=utility)  # type: ignore[arg-type]
         return game_on(whole, config, NothingKept()).game()
+
+    def ledger(self, training: TrainingConfig, adapters: LoraConfig | None = None) -> Ledger:
+        """What each source took off each query in one more training, of all weights or of adapters."""
+        corpus, base = CorpusStore.open(self.corpus), load(self.model, 1.0)
+        names = corpus.column("source").to_pylist()
+        owners = np.array([self.sources.index(name) for name in names])[corpus.windows["document"]]
+        torch.manual_seed(training.seed)
+        adapted = None if adapters is None else get_peft_model(base.model, adapters)
+        model = base if adapted is None else replace(base, model=adapted)
+        with as_it_was(model):
+            made = ledger_of(model, corpus, np.arange(len(owners)), owners, len(self.sources), self.documents, training)
+        if adapted is not None:
+            adapted.unload()  # type: ignore[operator]  # of peft
+        return made
 
     def named(self) -> dict[str, Callable[[], np.ndarray]]:
         """The games of the table."""

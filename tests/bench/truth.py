@@ -18,10 +18,13 @@ from dataworth.storage.locations import home
 from dataworth.tasks.attribution.baselines import bm25_scores, source_sums
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
 from dataworth.tasks.coalitions.valuation import shares
+from dataworth.tasks.training.config import TrainingConfig
 from tests.bench.language_games import LanguageGames
 from tests.bench.truth_budget import budget_rows
 from tests.reference.coalition_trainings import (
+    ADAPTERS,
     BASE,
+    BATCH,
     COUNTERFACTUALS,
     SEEDS,
     SETTINGS,
@@ -59,6 +62,8 @@ def rows() -> Iterator[dict[str, Any]]:
         for setting in dict.fromkeys(setting for setting, _ in tables):
             games = [_games(made, Cell(setting, "epochs", seed)) for seed in SEEDS]
             estimated = [{key: play() for key, play in each.named().items() if key != "by size"} for each in games]
+            for seed, each, found in zip(SEEDS, games, estimated, strict=True):
+                found["ledger"] = _ledger(each, Cell(setting, "epochs", seed), made)
             for counterfactual in (each for own, each in tables if own == setting):
                 table = f"{setting}, {counterfactual}"
                 losses = kept.losses[table]
@@ -73,6 +78,20 @@ def _games(made: Problem, cell: Cell) -> LanguageGames:
     model = made.checkpoint(cell)
     store = made.folder / "stores" / model.name
     return LanguageGames(model, made.corpus_file, made.queries_file, SOURCES, store, BASE.positions, RANK)
+
+
+def _ledger(games: LanguageGames, cell: Cell, made: Problem) -> Float[np.ndarray, "q s"]:
+    """Of one more training by the recipe, whose batches hold as many tokens, but are of windows of like length."""
+    recipe = SETTINGS[cell.setting]
+    n_tokens = sum(len(row) for row in made.rows)
+    training = TrainingConfig(
+        epochs=recipe.epochs,
+        batch_tokens=round(BATCH * n_tokens / len(made.rows)),
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        seed=cell.seed,
+    )
+    return games.ledger(training, ADAPTERS if cell.setting == "LoRA" else None).values.T
 
 
 def truth_values(losses: Float[np.ndarray, "r m q"]) -> Float[np.ndarray, "r q s"]:

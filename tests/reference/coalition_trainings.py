@@ -28,7 +28,19 @@ from dataworth.storage.durable import replace_file
 from dataworth.tasks.training.small_model import SmallModel, train_language_model, train_steps, train_tokenizer
 from tests.reference.unequal import MASKS, RECIPES, SOURCES, Unequal, unequal
 
-__all__ = ["BASE", "COUNTERFACTUALS", "SEEDS", "SETTINGS", "Cell", "Problem", "Trainings", "canonical", "trainings"]
+__all__ = [
+    "ADAPTERS",
+    "BASE",
+    "BATCH",
+    "COUNTERFACTUALS",
+    "SEEDS",
+    "SETTINGS",
+    "Cell",
+    "Problem",
+    "Trainings",
+    "canonical",
+    "trainings",
+]
 
 SEEDS = (0, 1, 2)
 COUNTERFACTUALS = ("epochs", "steps")
@@ -39,6 +51,7 @@ BASE = SmallModel(
     learning_rate=6e-3,
 )  # fmt: skip
 RANK, ALPHA = 32, 64
+ADAPTERS = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
 SETTINGS = {
     "fine-tuned": replace(BASE, epochs=4, learning_rate=6e-3, weight_decay=0.0),
     "from nothing": replace(BASE, epochs=4, learning_rate=1.5e-2),
@@ -126,8 +139,7 @@ class Problem:
             if cell.setting != "LoRA":
                 return model
             torch.manual_seed(cell.seed)
-            lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-            return get_peft_model(model, lora)
+            return get_peft_model(model, ADAPTERS)
         torch.manual_seed(cell.seed)
         return LlamaForCausalLM(LlamaConfig.from_pretrained(self.base))
 
