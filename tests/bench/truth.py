@@ -112,7 +112,9 @@ def _table(made: Problem, losses: np.ndarray, estimated: list[dict[str, np.ndarr
     for method, values in known.items():
         yield {"method": method, **_mean_row([_compared(values, truth, groups)])}
     for method in estimated[0]:
-        yield {"method": method, **_mean_row([_compared(each[method], truth, groups) for each in estimated])}
+        compared = [_compared(each[method], truth, groups) for each in estimated]
+        by_model = [round(each["share error"], 3) for each in compared]
+        yield {"method": method, **_mean_row(compared), "share error by seed": by_model}
 
 
 def groups_of(corpus: Unequal) -> np.ndarray:
