@@ -139,6 +139,10 @@ class ValueConfig(CorpusRunConfig):
             raise ValueError(f"{option}: every training begins from the base: pass {setting('model.base')}")
         if len(self.model.name) > 1:
             raise ValueError(f"{option}: scores are certified of one model: pass one {setting('model.name')}")
+        if self.curvature.kind == "none":
+            raise ValueError(
+                f"{option}: scores have no unit without a curvature: leave {setting('curvature.kind')} out"
+            )
         if self._narrowed or self.scoring.kind != "dot":
             raise ValueError(
                 f"{option}: scores of all sources and layers are certified, and as dot: leave {setting('scoring')} out"

@@ -243,7 +243,8 @@ class Valuation:
 def _together(sources: pd.DataFrame, account: Account) -> pd.DataFrame:
     """Of all queries together, what a person looks at first, in nats a query."""
     shown = sources[sources["query_id"] == "*"].sort_values("value", ascending=False)
-    parts = {account.part: shown["share"], account.unit: shown["value"] / account.n_queries}
+    pairs = zip(shown["value"], shown["share"], strict=True)
+    parts = {account.part: [account.part_of(*pair) for pair in pairs], account.unit: shown["value"] / account.n_queries}
     ends = {end: shown[end] / account.n_queries for end in ("low", "high")}
     return pd.DataFrame({"source": shown["source"], **parts, **ends, **shown[["n_documents", "n_tokens"]]})
 

@@ -133,7 +133,7 @@ def _indexed(config: SearchConfig, own: str, queries: CorpusStore | None) -> _In
     ref = index_gradients(own, model, queries.ref, bases, precise, "the query")
     (query_rows,) = GradientStore.open(ref).rows_of(queries.contents)
     inverses = chosen_inverses(gradients.layers, damped_inverses(curvature, config.curvature.damping))
-    ready = preconditioned(query_rows, inverses, "dot", corpus.n_examples)
+    ready = preconditioned(query_rows, inverses, "dot", 1 if curvature is None else corpus.n_examples)
     return _Indexed(corpus, gradients, queries, ready)
 
 

@@ -15,6 +15,7 @@ from dataworth.tasks.coalitions.registry import GAMES
 from dataworth.tasks.counterfactual.problem import CheckpointProblem
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.model.alike import refuse_other_layers, refuse_other_tokenizers, refuse_same_weights
+from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.report.results.machine import MachineSamples
@@ -194,9 +195,13 @@ def _game_parts(
         return None
     store, curvature, prepared = store_folder(config), config.curvature, made.prepared
     model = config.model.only
+    needs_base = made_of != "scores" or bool(config.sources.trainings)
+    base = _base(model, needs_base)
+    if base is None and not needs_base:
+        return None
     parts = GameParts(
         model=model,
-        base=None if model.base is None else load(model, 1.0).fingerprint,
+        base=base,
         queries=made.queries,
         query_gradients=query_gradients,
         bases=prepared.bases,
@@ -224,6 +229,19 @@ def _game_parts(
     )
     factors = steps.fit_query_factors(store, config.model.only, made.queries, prepared.bases, curvature)
     return parts.model_copy(update={"sums": sums, "factors": factors})
+
+
+def _base(model: ModelConfig, is_needed: bool) -> str | None:
+    """Fingerprint of the base's weights; None where there is none, or it cannot be loaded and is of the total alone."""
+    if model.base is None:
+        return None
+    try:
+        return load(model, 1.0).fingerprint
+    except InputError as error:
+        if is_needed:
+            raise
+        run_logger().warning("what training took off the queries is not measured: %s", error)
+        return None
 
 
 def _narrowed(config: ValueConfig) -> CorpusRunConfig:
@@ -269,17 +287,29 @@ def valued(config: ValueConfig, store: str, steps: Steps) -> ValuationParts:
 
 
 def _certificate(config: ValueConfig, store: str, made: Checkpoint, steps: Steps, seconds: Timings) -> StoreRef:
-    """Trainings without some documents, beside what the scores said of them."""
+    """Trainings without some documents, beside what the scores said of them; another pass keeps every score."""
+    matrix = config.scoring.model_copy(update={"save_matrix": True})
+    scores = steps.score_corpus(
+        store,
+        made.corpus,
+        made.gradients,
+        made.queries,
+        made.query_gradients,
+        made.curvature,
+        config.curvature.damping,
+        matrix,
+        config.cluster,
+        config.sources.by[0],
+    )
     title = run_title(config.model.name, config.corpus.files)
     place = CheckpointProblem((config.model.only,), made.corpus, made.queries, config.training, title)
     with seconds.step("certify"):
-        return steps.certify(store, place, made.scores[0], config.certify, config.sources.seed, config.cluster)
+        return steps.certify(store, place, scores, config.certify, config.sources.seed, config.cluster)
 
 
 def _by_checkpoint(config: ValueConfig) -> list[ValueConfig]:
-    """The same valuation for each checkpoint; every score is kept until they are averaged, or certified."""
-    several = len(config.model.name) > 1
-    if not several and not config.certify:
+    """The same valuation for each checkpoint; of several, every score is kept until they are averaged."""
+    if len(config.model.name) == 1:
         return [config]
     scoring = config.scoring.model_copy(update={"save_matrix": True})
     return config.model_copy(update={"scoring": scoring}).by_checkpoint

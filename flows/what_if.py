@@ -64,6 +64,8 @@ class Valued:
         sources: the game that gave the values, as the valuation was run.
         parts: what other games are made of; None where the valuation was run with the additive one.
         scores: fingerprint of the scoring pass.
+        kind: of its values.
+        n_queries: that they are of.
         notes: what the valuation tells beside its values.
         model_fingerprint: of the weights that were valued.
         checkpoints: each valued by itself, where the values are the mean over several; empty where there is one.
@@ -76,6 +78,8 @@ class Valued:
     sources: SourcesConfig
     parts: GameParts | None
     scores: str
+    kind: str
+    n_queries: int
     notes: dict[str, Any]
     model_fingerprint: str
     checkpoints: tuple["Valued", ...] = ()
@@ -187,6 +191,7 @@ def _read(store: CoalitionStore, weights: str) -> Valued:
     rows = store.values.to_pandas()
     rows = rows[(rows["query_id"] == ALL_QUERIES) & (rows["level"] == rows["level"].max())]
     sums = ScoreStore(StoreFolders(root).scores / attributes["scores"]).source_sums.to_pandas()
+    n_queries = sums["query_id"].nunique() - 1
     sums = sums[sums["query_id"] == ALL_QUERIES].set_index("source")["sum"]
     parts = attributes.get("game parts")
     return Valued(
@@ -198,6 +203,8 @@ def _read(store: CoalitionStore, weights: str) -> Valued:
         parts=None if parts is None else GameParts.model_validate(parts),
         scores=attributes["scores"],
         notes=attributes["notes"],
+        kind=str(rows["kind"].iloc[0]) if "kind" in rows else "marginal",
+        n_queries=n_queries,
         model_fingerprint=weights,
     )
 
@@ -271,12 +278,14 @@ def _splitting(valuation: Valued, whole: list[Estimate], source: int, parts: int
     for game, values in zip(valuation.games, whole, strict=True):
         in_parts = valuation.estimate(game, divided(len(valuation.names), source, parts))
         gained = split_gain(values, in_parts, source)
-        gain, reach = float(gained.gain[-1]), float(gained.reach[-1])
+        n = valuation.n_queries
+        gain, reach = float(gained.gain[-1]) / n, float(gained.reach[-1]) / n
         sampled = sampled or reach != 0
         ends = interval(gain - reach, gain + reach) if reach != 0 else "exact"
-        row = [valuation.title(game), number(float(gained.whole[-1])), number(float(gained.in_parts[-1])), number(gain)]
+        per_query = [float(gained.whole[-1]) / n, float(gained.in_parts[-1]) / n, gain]
+        row = [valuation.title(game), *map(number, per_query)]
         rows.append([*row, percent(float(gained.relative[-1])), ends])
-    header = ["game", "value", "of its parts", "gain", "of its value", "interval of the gain"]
+    header = ["game", "nats a query", "of its parts", "gain", "of its value", "interval of the gain"]
     kept = len(header) - (not sampled)
     listed = table(header[:kept], [row[:kept] for row in rows])
     return f"were {valuation.names[source]} split in {parts} parts (all queries together)\n\n{listed}"
@@ -285,7 +294,7 @@ def _splitting(valuation: Valued, whole: list[Estimate], source: int, parts: int
 def _remarks(valuation: Valued, splitting: bool) -> list[str]:
     """What a reader must know beside the numbers."""
     lines = []
-    if not GAMES[valuation.sources.game].shares_total:
+    if valuation.kind == "marginal":
         lines.append("shares here are parts of the positive marginal values, not of what was taught")
     if not (valuation.parts and valuation.parts.sums) and splitting:
         lines.append("for the other games value the corpus with one of them first: dataworth value … --game path")

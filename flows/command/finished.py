@@ -51,7 +51,7 @@ def sources_table(values: Any, account: Account, title: str = "source") -> str:
     rows = [
         [
             row.source,
-            percent(row.share),
+            percent(account.part_of(row.value, row.share)),
             number(account.per_query(row.value)),
             interval(account.per_query(row.low), account.per_query(row.high)),
             f"{row.n_documents:,}",

@@ -90,7 +90,7 @@ def value_sources(
             grouping=opened.attributes.get("grouping", SOURCE),
             table=table,
         )
-        valuation = _measured(_played(Material(store, players, sources, game, cluster), scores), game)
+        valuation = _measured(_played(Material(store, players, sources, game, cluster), scores), game, sources)
         attributes = {**parts, "game": valuation.game, "notes": dict(valuation.facts)}
         rows = value_rows(players, valuation, sources)
         CoalitionStore.write(root, name, rows, attributes, valuation.overlap, valuation.documents)
@@ -157,6 +157,8 @@ def _mean_notes(stores: Sequence[CoalitionStore], repeated: Repeated) -> dict[st
         f"{repeated}s": len(stores),
         "errors": f"{all_notes[0]['errors']}; of the {repeated}, by {counted}",
     }
+    for name in ("total", "accounted for"):  # of the first; the table has the mean
+        notes.pop(name, None)
     if "reliable" in all_notes[0]:
         notes["reliable"] = all(each.get("reliable", True) for each in all_notes)
     return dict(notes)
@@ -172,7 +174,7 @@ def _played(material: Material, scores: StoreRef) -> Valuation:
     """By the game that was asked for; by the fallback where that is not to be trusted for this model."""
     parts, sources = material.parts, material.sources
     kept: UtilityKeeper = NothingKept()
-    if parts is not None:
+    if parts is not None and GAMES[sources.game].made_of != "scores":
         name = game_fingerprint(parts, sources, scores.fingerprint)
         attributes = {"scores": scores.fingerprint, "players": material.players.names}
         kept = UtilityStore.create(StoreFolders(material.store).games, name, attributes)
@@ -191,7 +193,7 @@ def _played(material: Material, scores: StoreRef) -> Valuation:
     return _corrected(material, instead, None, scores)
 
 
-def _measured(valuation: Valuation, parts: GameParts | None) -> Valuation:
+def _measured(valuation: Valuation, parts: GameParts | None, sources: SourcesConfig) -> Valuation:
     """What the values are of: with the total that training took off the queries' losses, where a base is known."""
     if parts is None or parts.base is None:
         return valuation
@@ -200,9 +202,10 @@ def _measured(valuation: Valuation, parts: GameParts | None) -> Valuation:
     of_model = np.array([losses.sum(dtype=np.float64) for losses in windows])
     taken = query_losses(load(parts.model, 1.0), queries) - of_model
     total = np.append(taken, taken.sum())
-    kind: Kind = "share" if GAMES[valuation.game].shares_total else "marginal"
-    if valuation.game == "retrain" and valuation.facts.get("reliable"):
-        kind = "certified"
+    entry = GAMES[valuation.game]
+    kind: Kind = "marginal"
+    if entry.shares_total and (sources.semivalue == "shapley" or not entry.is_semivalue):  # others do not add up to it
+        kind = "certified" if entry.is_truth and valuation.facts.get("reliable") else "share"
     facts: dict[str, Any] = {"total": float(total[-1]), "counterfactual": COUNTERFACTUAL}
     if total[-1] > 0:
         facts["accounted for"] = float(valuation.values[-1].sum() / total[-1])

@@ -6,8 +6,8 @@ small or too large by a factor, and without some documents the training has fewe
 
     measured = factor * predicted + per_token * tokens removed + missed
 
-by least squares. What is missed, where each removal is predicted by the others, gives an interval that holds for a
-further removal of their kind (conformal prediction by leaving one out: Vovk, Gammerman & Shafer 2005; Barber et al.
+by least squares. What is missed, where each removal is predicted by the others, gives an interval for a further removal
+of their kind (the jackknife's quantile, which drawn removals bear out; it has no guarantee of its own: Barber et al.
 2021, arXiv 1905.02928). Whether scores tell more than sizes is tested by exchanging the removals' predictions.
 """
 
@@ -53,16 +53,18 @@ class Removals:
 def removals(
     scores: Float[np.ndarray, "q n"], sources: Sequence[str], queries: Sequence[str], count: int, seed: int
 ) -> Removals:
-    """The source of the largest sum, then in turn the best documents of a query and as many at random.
+    """The source of the largest sum, then in turn the best documents of a query and as many documents at random.
+
+    A smaller count gives the first ones of a larger, so that their trainings are known. Once every query has had its
+    turn, the rest is at random.
 
     Args:
         scores: of every query and document.
         sources: of each document.
-        queries: their ids; those whose best documents go are spread evenly over them.
+        queries: their ids; whose turn it is, is drawn.
         count: of removals.
-        seed: of the random ones.
+        seed: of what is drawn.
     """
-    generator = np.random.default_rng(seed)
     n = scores.shape[1]
     size = min(max(1, round(PART * n)), n - 1)
     names, of = np.unique(np.asarray(sources), return_inverse=True)
@@ -78,15 +80,14 @@ def removals(
     if len(names) > 1:
         first = int(np.argmax(np.bincount(of, weights=scores.sum(axis=0))))
         add(np.flatnonzero(of == first), SOURCE, str(names[first]))
-    n_best = (count - len(masks) + 1) // 2
-    asked = np.unique(np.linspace(0, len(scores) - 1, max(n_best, 1)).round().astype(int)).tolist()
+    asked = np.random.default_rng(seed).permutation(len(scores)).tolist()
     while len(masks) < count:
-        if asked:
+        if asked and kinds[-1:] != [BEST]:
             query = asked.pop(0)
             add(np.argsort(-scores[query], kind="stable")[:size], BEST, str(queries[query]))
-        if len(masks) < count:
-            add(generator.choice(n, size, replace=False), RANDOM, "")
-    return Removals(np.array(masks), kinds, labels)
+        else:
+            add(np.random.default_rng((seed, len(masks))).choice(n, size, replace=False), RANDOM, "")
+    return Removals(np.array(masks[:count]), kinds[:count], labels[:count])
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Certificate:
         """Part of what sizes leave that predictions explain; 0 or less: they tell nothing more."""
         return self._explained(self.missed, self._missed(self._features[:, :, 1:]))
 
-    @property
+    @cached_property
     def by_chance(self) -> float:
         """How often predictions that are exchanged between the removals explain as much: a p value."""
         generator = np.random.default_rng(0)
@@ -208,7 +209,7 @@ class Certificate:
         if not self.believed:
             return (
                 f"On this model the scores did not tell what removing documents does. {sizes}; of the rest the scores "
-                "explain nothing that chance would not. Do not pay by them."
+                "explain nothing that chance would not. Do not pay by scores."
             )
         told = f"{sizes}; of the rest the scores explain {self.explained:.0%} (rank correlation {self.correlation:.2f})"
         if self.within is None:
@@ -221,7 +222,7 @@ class Certificate:
 
     def facts(self) -> dict[str, Any]:
         """As it is kept beside the values."""
-        return {
+        facts: dict[str, Any] = {
             "verdict": self.verdict,
             "believed": self.believed,
             "removals": len(self.predicted),
@@ -235,6 +236,7 @@ class Certificate:
             "by chance": self.by_chance,
             "rank correlation": self.correlation,
         }
+        return {name: None if value != value else value for name, value in facts.items()}  # JSON has no NaN
 
     @property
     def _features(self) -> Float[np.ndarray, "R q 2"]:

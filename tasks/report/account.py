@@ -9,10 +9,8 @@ from dataworth.tasks.report.numbers import number, percent
 
 __all__ = ["OLD", "Account", "account_of"]
 
-# In each heading, what `share` is a part of.
-PARTS = {"marginal": "of positive values", "share": "share", "certified": "share"}
-# Values of before there was a unit: n times as large, with a number n that nobody wrote beside them.
-OLD = "marginal"
+# Of valuations of before there was a unit.
+OLD = "unknown"
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class Account:
     """Of all queries together.
 
     Args:
-        kind: marginal, share or certified (see VALUES of dataworth.storage.schema).
+        kind: marginal, share or certified (see VALUES of dataworth.storage.schema); unknown of an older valuation.
         n_queries: values are nats of their losses, added up.
         n_targets: tokens whose loss is taken, or classes; 0 where it is not known.
         of_class: the targets are classes.
@@ -30,6 +28,7 @@ class Account:
         in_nats: values are in nats; else in scores without a unit, as those of cosines are.
         scores_in_nats: the same of the documents' scores.
         verdict: of the certificate; empty where there is none.
+        believed: by the certificate, the scores tell more of removals than sizes do.
         game: that told the values.
         counterfactual: what becomes of the steps of a training without a source; empty where nothing is trained again.
     """
@@ -44,6 +43,7 @@ class Account:
     in_nats: bool = True
     scores_in_nats: bool = True
     verdict: str = ""
+    believed: bool = False
     game: str = ""
     counterfactual: str = ""
 
@@ -55,12 +55,31 @@ class Account:
             record: the content of the file.
         """
         known = record.get("account")
-        return cls(OLD, int(record.get("counts", {}).get("n_queries", 1))) if known is None else cls(**known)
+        if known is not None:
+            return cls(**known)
+        n_queries = int(record.get("counts", {}).get("n_queries", 1))
+        return cls(OLD, n_queries, in_nats=False, scores_in_nats=False)
+
+    @property
+    def shared(self) -> float | None:
+        """Nats of all queries that values are parts of; None where they are marginal, or nothing was taught."""
+        return self.total if self.kind in ("share", "certified") and self.total is not None and self.total > 0 else None
 
     @property
     def part(self) -> str:
-        """Heading of the column `share`: of what it is a part."""
-        return PARTS.get(self.kind, "share")
+        """Heading of `part_of`."""
+        return "of positive values" if self.shared is None else "of what was taught"
+
+    def part_of(self, value: float | None, share: float | None) -> float | None:
+        """A value of all queries together as a part: of what was taught, else of the positive values.
+
+        Args:
+            value: nats.
+            share: part of the positive values.
+        """
+        if self.shared is None or value is None:
+            return share
+        return value / self.shared
 
     def per_query(self, value: float | None) -> float | None:
         """Of a value of all queries together: nats a query, in the mean."""
@@ -69,7 +88,7 @@ class Account:
     @property
     def unit(self) -> str:
         """Of what `per_query` gives."""
-        return "nats a query" if self.in_nats else "score a query"
+        return "nats a query" if self.in_nats else "value a query"
 
     def sentences(self) -> list[str]:
         """The first lines of every page: what was taught in all, and what the values are of it."""
@@ -96,6 +115,8 @@ class Account:
         )
 
     def _said(self) -> str:
+        if self.kind == OLD:
+            return "This valuation was made before values had a unit and a total: value the corpus again for both."
         if not self.in_nats:
             return (
                 "Values are sums of scores that have no unit: they rank sources, and are no shares of what was "
@@ -109,18 +130,19 @@ class Account:
             if self.total is not None and self.total > 0:
                 said += f" They add up to {percent(self.values / self.total)} of it."
             return said
+        if self.shared is None:
+            return "Training took nothing off the queries, so that there is nothing to share: values are nats a query."
         teller = "the ledger of one training has it" if self.game == "ledger" else "the game predicts it"
         told = "trainings measured it" if self.kind == "certified" else f"{teller}{self._uncertified}"
-        said = f"Values are shares of that, in nats a query, as {told}"
-        if self.total is not None and self.total > 0:
-            said += f". They account for {percent(self.values / self.total)} of it"
+        said = f"Values are parts of that, in nats a query, as {told}"
+        said += f". They account for {percent(self.values / self.shared)} of it"
         if self.counterfactual == "epochs" and self.game != "ledger":
             said += ". Without a source the others would have been read as often as now, in fewer steps"
         return f"{said}."
 
     @property
     def _uncertified(self) -> str:
-        return "" if self.verdict else "; not certified"
+        return "" if self.kind == "marginal" and self.believed else "; not certified"
 
 
 def account_of(
@@ -142,7 +164,7 @@ def account_of(
     known = len(losses) == n_queries and n_queries > 0
     first: Mapping[str, Any] = sources[0] if sources else {}
     return Account(
-        kind=first.get("kind") or OLD,
+        kind=first.get("kind") or "marginal",
         n_queries=n_queries,
         n_targets=sum(loss.n_targets for loss in losses.values()) if known else 0,
         of_class=any(loss.of_class for loss in losses.values()),

@@ -54,7 +54,7 @@ def markdown_sources(sources: list[dict[str, Any]], account: Account, most: int)
     rows = [
         [
             inert(row["source"], MAX_CELL_CHARACTERS),
-            percent(row["share"]),
+            percent(account.part_of(row["value"], row["share"])),
             number(account.per_query(row["value"])),
             interval(account.per_query(row["low"]), account.per_query(row["high"])),
             f"{row['n_documents']:,}",

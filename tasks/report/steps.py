@@ -8,10 +8,8 @@ import pandas as pd
 import yaml
 
 from dataworth.storage.coalitions import CoalitionStore
-from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.durable import move_into_place
 from dataworth.storage.manifest import staging_folder
-from dataworth.storage.ref import StoreRef
 from dataworth.storage.schema import ALL_QUERIES, VALUES
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.counterfactual.certificate import Certificate
@@ -26,7 +24,7 @@ from dataworth.tasks.report.results.folder import write_record
 from dataworth.tasks.report.results.summary import Summary
 from dataworth.tasks.report.results.valuation import ValuationParts, published_values, valuation_summary
 
-__all__ = ["publish_audit", "publish_valuation"]
+__all__ = ["calibrated", "publish_audit", "publish_valuation"]
 
 PLACES = ("place_best", "place_worst")
 REPLACED_FOLDERS = ("scores.zarr", "figures")
@@ -46,10 +44,6 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         (staging / "sources.csv").write_text(safe_csv(values), encoding="utf-8")
         scores = ScoreStore.open(parts.scores)
         passages = scores.passages.to_pandas()
-        if gathered.certificate is not None:
-            of = np.where(passages["query_id"] == ALL_QUERIES, gathered.account.n_queries, 1)
-            tokens = passages["document_id"].map(_tokens_of(parts.corpus))
-            passages = _calibrated(passages, passages["score"], tokens, of, gathered.certificate)
         passages[passages["rank"] > 0].to_parquet(staging / "documents.parquet", index=False)
         if scores.layer_scores is not None:
             by_layer = scores.layer_scores.to_pandas()
@@ -88,38 +82,29 @@ def _with_units(values: pd.DataFrame, gathered: Summary) -> pd.DataFrame:
     n_queries = np.where(values["query_id"] == ALL_QUERIES, gathered.account.n_queries, 1)
     n_tokens = values["query_id"].map(targets).astype(float)
     certificate = gathered.certificate
-    if certificate is not None and gathered.account.kind == "marginal":
-        values = _calibrated(values, values["value"], values["n_tokens"], n_queries, certificate)
+    if certificate is not None and certificate.believed and not certificate.reason:
+        values = calibrated(values, n_queries, certificate)
     places = {name: values[name].astype("Int64") for name in PLACES}
+    nats = values["value"] if gathered.account.in_nats else values["value"] * float("nan")
     return values.assign(
-        **places,
-        nats_per_query=values["value"] / n_queries,
-        nats_per_token=(values["value"] / n_tokens).where(n_tokens > 0),
+        **places, nats_per_query=nats / n_queries, nats_per_token=(nats / n_tokens).where(n_tokens > 0)
     )
 
 
-def _tokens_of(corpus: StoreRef) -> dict[str, int]:
-    opened = CorpusStore.open(corpus)
-    return dict(zip(opened.column("document_id").to_pylist(), opened.column("n_tokens").to_pylist(), strict=True))
-
-
-def _calibrated(
-    table: pd.DataFrame, said: pd.Series, tokens: pd.Series, n_queries: np.ndarray, certificate: Certificate
-) -> pd.DataFrame:
-    """What sums of scores come to when they are measured, with the certificate's interval; nats, as they are.
+def calibrated(values: pd.DataFrame, n_queries: np.ndarray, certificate: Certificate) -> pd.DataFrame:
+    """With what sums of scores come to when they are measured, and the certificate's interval; nats, as they are.
 
     Args:
-        table: gets the columns.
-        said: (n,) sums of scores.
-        tokens: (n,) of the documents they are of.
-        n_queries: (n,) queries they are of.
+        values: rows of VALUES; those of other games than the additive one get nothing.
+        n_queries: (n,) queries that each is of.
         certificate: of the scores.
     """
     unknown = float("nan")
     one, all_of = (unknown if half is None else half for half in (certificate.within_query, certificate.within))
-    reach = np.where(n_queries > 1, n_queries * all_of, one)
-    middle = n_queries * certificate.calibrated(said.to_numpy() / n_queries, tokens.to_numpy())
-    return table.assign(calibrated=middle, calibrated_low=middle - reach, calibrated_high=middle + reach)
+    reach = np.where(values["query_id"] == ALL_QUERIES, n_queries * all_of, one)
+    middle = n_queries * certificate.calibrated(values["value"].to_numpy() / n_queries, values["n_tokens"].to_numpy())
+    middle = np.where(values["game"] == "additive", middle, unknown)
+    return values.assign(calibrated=middle, calibrated_low=middle - reach, calibrated_high=middle + reach)
 
 
 def _draw(folder: Path, values: pd.DataFrame, scores: ScoreStore, overlap: pd.DataFrame | None) -> None:

@@ -131,7 +131,7 @@ def _measured(
         rows, query = by_number[each.document], ready.queries.queries[each.query : each.query + 1]
         by_window = window_scores(rows, Preconditioned(query, ready.queries.relative))[0]
         windows[number] = np.argmax(each.sign * by_window)
-        relative[number] = window_scores(rows, Preconditioned(query, ready.inverses))[0].sum()
+        relative[number] = window_scores(rows, Preconditioned(query, ready.inverses))[0].sum() * ready.divided_by
         if by_layer:
             layers[number] = _layer_scores(rows.astype(np.float32), query[0], ready)
     return _Measured(windows, relative, layers, [layer.name for layer in ready.layers])

@@ -44,7 +44,8 @@ def preconditioned(rows: Float[np.ndarray, "q c"], inverses: Inverses, kind: str
         kind: `dot`, `relative` (rows of the store are divided by the root of their self-influence) or `cosine` (the
             queries, too).
         n_examples: windows that the model was trained on: curvatures are means over them, and what one of them did to
-            the parameters is 1/n of what its gradient says. So `dot` is in nats of the query's loss.
+            the parameters is 1/n of what its gradient says. So `dot` is in nats of the query's loss. 1 without a
+            curvature: products of gradients have no unit.
     """
     ready = applied(rows, inverses)
     if kind == "cosine":

@@ -52,6 +52,7 @@ class ReadyPass:
         layers: that count.
         queries: preconditioned, their sum as the last row.
         inverses: of those layers, for scores relative to self-influence.
+        divided_by: what the queries were divided by.
     """
 
     corpus: CorpusStore
@@ -60,6 +61,7 @@ class ReadyPass:
     layers: Sequence[Layer]
     queries: Preconditioned
     inverses: Inverses
+    divided_by: int = 1
 
     @classmethod
     def of(
@@ -82,8 +84,9 @@ class ReadyPass:
         layers = counted_layers(store, scoring)
         inverses = chosen_inverses(layers, damped_inverses(curvature, damping))
         rows = np.concatenate(GradientStore.open(query_gradients).rows_of(queries.contents))
-        ready = preconditioned(rows, inverses, scoring.kind, corpus.n_examples)
-        return cls(corpus, store, players, layers, ready, inverses)
+        share = 1 if curvature is None else corpus.n_examples
+        ready = preconditioned(rows, inverses, scoring.kind, share)
+        return cls(corpus, store, players, layers, ready, inverses, share if scoring.kind == "dot" else 1)
 
     def rows_of_kept(self, tally: Tally) -> dict[int, np.ndarray]:
         """Document number → (n_windows, n_columns) gradients of every document among the best or the worst."""

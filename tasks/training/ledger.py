@@ -90,6 +90,7 @@ def ledger_of(
     """
     batches = shuffled_batches(corpus.windows["n_tokens"][windows].tolist(), training)
     model = loaded.model
+    wants = [(weight, weight.requires_grad) for weight in model.parameters()]
     trained = trained_weights(model)
     for weight in trained:
         weight.requires_grad_(True)
@@ -100,7 +101,7 @@ def ledger_of(
     try:
         for step, batch in enumerate(batches):
             numbers, owners = windows[batch], players[batch]
-            n_targets = sum(_targets(corpus, numbers))
+            n_targets = max(1, sum(_targets(corpus, numbers)))
             model.train()
             gradients = {}
             for player in np.unique(owners):
@@ -121,7 +122,9 @@ def ledger_of(
                 measured.append(query_losses(loaded, queries))
             on_step(step + 1, len(batches))
     finally:
-        model.requires_grad_(False).eval()
+        model.eval()
+        for weight, wanted in wants:
+            weight.requires_grad_(wanted)
     n_queries = queries.n_examples
     credited_to = np.array(values).reshape(-1, n_players, n_queries)
     decayed = np.array(decays).reshape(-1, n_queries)
@@ -150,8 +153,8 @@ class _Book:
             self._trained, lr=training.learning_rate, weight_decay=training.weight_decay
         )
         self._steps = 0
-        self._moments = [torch.zeros(n_players, *weight.shape, dtype=weight.dtype) for weight in self._trained]
-        self._moved = [torch.zeros(n_players + 1, *weight.shape, dtype=weight.dtype) for weight in self._trained]
+        self._moments = [_precise_zeros(n_players, weight) for weight in self._trained]
+        self._moved = [_precise_zeros(n_players + 1, weight) for weight in self._trained]
         self._start = [weight.detach().clone() for weight in self._trained]
 
     @torch.no_grad()
@@ -166,22 +169,23 @@ class _Book:
         factor = min(1.0, float(CLIPPED / (norm + 1e-6)))
         beta1, beta2 = group["betas"]
         self._steps += 1
-        first, second = 1 - beta1**self._steps, 1 - beta2**self._steps
         before = [weight.detach().clone() for weight in self._trained] if group["weight_decay"] else []
         self._optimizer.step()
         for number, weight in enumerate(self._trained):
+            if weight.grad is None:  # AdamW leaves it as it is, moments and all
+                continue
             moments = self._moments[number].mul_(beta1)
             for player, each in gradients.items():
                 own = each[number]
                 if own is not None:
-                    moments[player].add_(own, alpha=(1 - beta1) * factor)
+                    moments[player].add_(own.to(moments), alpha=(1 - beta1) * factor)
             state = self._optimizer.state[weight]
-            if not state:  # no gradient has ever reached it
-                continue
-            spread = (state["exp_avg_sq"].sqrt() / second**0.5).add_(group["eps"])
+            n_steps = int(state["step"])
+            first, second = 1 - beta1**n_steps, 1 - beta2**n_steps
+            spread = (state["exp_avg_sq"].to(moments).sqrt() / second**0.5).add_(group["eps"])
             self._moved[number][:-1].sub_(moments / spread, alpha=rate / first)
             if before:
-                self._moved[number][-1].sub_(before[number], alpha=rate * group["weight_decay"])
+                self._moved[number][-1].sub_(before[number].to(moments), alpha=rate * group["weight_decay"])
         self._optimizer.zero_grad(set_to_none=True)
 
     def halfway(self) -> "_Halfway":
@@ -194,7 +198,7 @@ class _Book:
         total = np.zeros(self._n_players + 1)
         for moved, own in zip(self._moved, gradient, strict=True):
             if own is not None:
-                total -= (moved.flatten(1) @ own.flatten()).double().numpy()
+                total -= (moved.flatten(1) @ own.flatten().to(moved)).cpu().double().numpy()
         return total
 
 
@@ -215,6 +219,12 @@ class _Halfway:
             weight.copy_(end)
             start.copy_(end)
             moved.zero_()
+
+
+def _precise_zeros(count: int, weight: Tensor) -> Tensor:
+    """(count, …) of a weight's shape and device, in float32 at least."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return torch.zeros(count, *weight.shape, dtype=dtype, device=weight.device)
 
 
 def _gradient(trained: Sequence[Tensor], losses: Iterable[Tensor]) -> list[Tensor | None]:

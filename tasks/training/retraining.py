@@ -115,6 +115,7 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
         logits, targets = zip(*(predicted(numbers[part]) for part in parts), strict=True)
         return cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=IGNORED)
 
+    wants = [(weight, weight.requires_grad) for weight in model.parameters()]
     trained = trained_weights(model)
     for weight in trained:
         weight.requires_grad_(True)
@@ -122,7 +123,9 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
     try:
         return train_steps(trained, len(batches), loss_of, training)
     finally:
-        model.requires_grad_(False).eval()
+        model.eval()
+        for weight, wanted in wants:
+            weight.requires_grad_(wanted)
 
 
 def trained_weights(model: nn.Module) -> list[nn.Parameter]:

@@ -11,8 +11,10 @@ import dataworth
 from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.schema import ALL_QUERIES
+from dataworth.tasks.counterfactual.certificate import Certificate
 from dataworth.tasks.report.account import Account
 from dataworth.tasks.report.results.folder import read_account, read_record
+from dataworth.tasks.report.steps import calibrated
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.small_model import SmallModel, train_language_model
 from tests.reference.checkpoints import TEXTS
@@ -59,7 +61,7 @@ def test_without_a_base_values_are_marginal_and_have_no_total(trained):
     assert repr(made).startswith("The model loses")
     page = (made.folder / "report.html").read_text()
     assert "of positive values" in page
-    assert "<th>share</th>" not in page
+    assert "of what was taught</th>" not in page
 
 
 def test_values_stand_beside_their_units(certified):
@@ -112,7 +114,7 @@ def test_a_game_from_the_base_gives_shares_and_says_how_much_they_account_for(tr
     said = account.sentences()[1]
     assert "They account for" in said
     assert "as the game predicts it; not certified" in said
-    assert "<th>share</th>" in (made.folder / "report.html").read_text()
+    assert "<th>of what was taught</th>" in (made.folder / "report.html").read_text()
     sources = {"game": "retrain", "fallback": False}
     truth = dataworth.value(str(folder), None, rows, QUERIES, model=model, sources=sources, **SETTINGS)
     assert truth.account.kind == "certified"
@@ -134,6 +136,9 @@ def test_the_ledger_shares_the_whole_of_what_was_taught(trained):
     assert account.values + notes["credited to weight decay"] == pytest.approx(fall, rel=0.01)
     whole = made.sources[made.sources["query_id"] == ALL_QUERIES].set_index("source")
     assert whole["share"].sum() == pytest.approx(1)
+    assert sum(account.part_of(value, None) for value in whole["value"]) == pytest.approx(
+        account.values / account.total
+    )
     assert whole.loc["copy", "value"] == pytest.approx(whole.loc["s1", "value"], rel=0.2)
     assert "as the ledger of one training has it" in account.sentences()[1]
 
@@ -141,7 +146,8 @@ def test_the_ledger_shares_the_whole_of_what_was_taught(trained):
 def test_scores_without_a_unit_are_called_so(trained):
     folder, rows = trained
     made = dataworth.value(str(folder), None, rows, QUERIES, scoring={"kind": "cosine"}, **SETTINGS)
-    assert made.account.unit == "score a query"
+    assert made.account.unit == "value a query"
+    assert made.sources[["nats_per_query", "nats_per_token"]].isna().all().all()
     assert "no unit" in made.account.sentences()[1]
 
 
@@ -154,15 +160,8 @@ def test_a_certificate_is_in_everything_that_is_left(certified):
     # Every removal here leaves a step or two out, which tells more than the scores do.
     assert facts["explained by size"] > 0.3
     assert made.account.sentences()[2] == facts["verdict"]
-    table = made.sources
-    whole = table[table["query_id"] == ALL_QUERIES]
-    dose = len(QUERIES) * facts["nats per token"] * whole["n_tokens"]
-    np.testing.assert_allclose(whole["calibrated"], facts["factor"] * whole["value"] + dose)
-    half = (whole["calibrated_high"] - whole["calibrated_low"]) / 2
-    np.testing.assert_allclose(half, len(QUERIES) * facts["within"])
-    passages = pd.read_parquet(made.folder / "documents.parquet")
-    one = passages[passages["query_id"] == "q0"]
-    np.testing.assert_allclose(one["calibrated_high"] - one["calibrated"], facts["within of a query"])
+    assert facts["believed"] == ("calibrated" in made.sources)
+    assert ("not certified" in made.account.sentences()[1]) == (not facts["believed"])
     assert "Certificate." in (made.folder / "report.html").read_text()
     assert (made.folder / "figures" / "certificate.png").stat().st_size > 1000
 
@@ -196,5 +195,28 @@ def test_a_folder_of_before_is_read(certified, tmp_path):
     made, _ = certified
     record = json.loads((made.folder / "valuation.json").read_text())
     del record["account"]
-    assert Account.read(record) == Account("marginal", 3)
+    old = Account.read(record)
+    assert old == Account("unknown", 3, in_nats=False, scores_in_nats=False)
+    assert "made before values had a unit" in old.sentences()[1]
     assert read_account(str(made.folder)).n_queries == 3
+
+
+def test_values_that_are_believed_are_calibrated():
+    values = pd.DataFrame({"query_id": ["q", "*"], "game": ["additive"] * 2, "value": [3.0, 8.0], "n_tokens": [50, 50]})
+    predicted, tokens = np.random.default_rng(0).standard_normal((10, 2)), np.linspace(20, 60, 10)
+    noise = 0.1 * np.random.default_rng(1).standard_normal((10, 2))
+    made = Certificate(predicted, 2 * predicted + 0.1 * tokens[:, None] + noise, tokens)
+    found = calibrated(values, np.array([1, 4]), made)
+    of_all = 8.0 * made.factor + 4 * made.per_token * 50
+    np.testing.assert_allclose(found["calibrated"], [3.0 * made.factor + made.per_token * 50, of_all])
+    np.testing.assert_allclose(found["calibrated_high"] - found["calibrated"], [made.within_query, 4 * made.within])
+    assert calibrated(values.assign(game="interaction"), np.array([1, 4]), made)["calibrated"].isna().all()
+
+
+def test_semivalues_that_do_not_add_up_are_marginal(trained):
+    folder, rows = trained
+    model = {"base": str(folder / "base"), "device": "cpu"}
+    sources = {"game": "newton", "utility": "quadratic", "fallback": False, "semivalue": "leave_one_out"}
+    made = dataworth.value(str(folder), None, rows, QUERIES, model=model, sources=sources, **SETTINGS)
+    assert made.account.kind == "marginal"
+    assert made.account.total is not None

@@ -89,6 +89,11 @@ def tokens_of(corpus):
     return pairs
 
 
+def in_nats(pipeline, scores):
+    """What stores hold of influence: one of n training windows each."""
+    return scores / CorpusStore.open(pipeline.corpus).n_examples
+
+
 def document_scores(pipeline, window_scores):
     corpus = CorpusStore.open(pipeline.corpus)
     first, ids = corpus.first_windows, corpus.column("document_id").to_pylist()

@@ -131,7 +131,7 @@ def _words(generator: np.random.Generator, templates: Sequence[str], count: int)
     return [templates[n] for n in generator.permutation(len(templates))[:count]]
 
 
-def filler(names: Sequence[str], count: int) -> list[str]:
+def filler(names: Sequence[str], count: int, characters: int = CHARACTERS) -> list[str]:
     """Pieces of texts of installed packages, one after another, by the packages' names.
 
     Args:
@@ -150,8 +150,8 @@ def filler(names: Sequence[str], count: int) -> list[str]:
             if file.name == "METADATA":  # headers, an empty line, the readme
                 text = text.partition("\n\n")[2]
             text = " ".join(text.split())
-            if len(text) >= 2 * CHARACTERS:
-                pieces += [text[first : first + CHARACTERS] for first in (0, CHARACTERS)][: count - len(pieces)]
+            if len(text) >= 2 * characters:
+                pieces += [text[first : first + characters] for first in (0, characters)][: count - len(pieces)]
     if len(pieces) < count:
         raise ValueError(f"installed packages have {len(pieces)} of {count} pieces of {', '.join(names)}")
     return pieces

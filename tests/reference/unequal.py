@@ -37,6 +37,7 @@ MASKS = all_coalitions(len(SOURCES))
 QUERIES = 6  # of each package
 CHARACTERS = (48, 88)  # of a document
 LEAST_WORDS = 6
+FILLER = 320  # characters of what pieces of elsewhere are cut from
 ALIKE = 0.4  # phrases that two queries may have in common, at most
 CHANGED = 0.015  # words of a near copy
 OPPOSITES = (
@@ -109,7 +110,7 @@ def unequal(recipe: Recipe) -> Unequal:
     own["copy"] = own["short"]
     own["near copy"] = _nearly(own["short"], _words(own["long"]), generator)
     own["shuffled"] = [" ".join(generator.permutation(text.split())) for text in own["shuffled"]]
-    texts = _distinct(filler(recipe.elsewhere, SIZES["elsewhere"]))
+    texts = _distinct(filler(recipe.elsewhere, SIZES["elsewhere"], FILLER))
     own["elsewhere"] = [texts[place] for place in generator.permutation(len(texts))[: SIZES["elsewhere"]]]
     own["contradicting"] = _contradicting(own["short"], own["long"])
     documents = [

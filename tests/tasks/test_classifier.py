@@ -15,7 +15,7 @@ from dataworth.tasks.corpus.windows import class_number
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.layers import tracked_layers
-from tests.harness.pipeline import Pipeline, assert_same_scores, document_scores, matrix_by_id
+from tests.harness.pipeline import Pipeline, assert_same_scores, document_scores, in_nats, matrix_by_id
 from tests.reference.checkpoints import TEXTS
 from tests.reference.dense import dense_scores
 
@@ -69,7 +69,7 @@ def test_scores_of_a_classifier_equal_the_dense_computation(tmp_path, checkpoint
     ids = torch.tensor(tokenizer(TEXTS[9])["input_ids"])
     asked.append((ids, int(model(input_ids=ids[None]).logits[0].argmax())))
     scores = dense_scores([gradients(model, layers, *query) for query in asked], examples, fisher, 0.1)
-    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, scores))
+    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, in_nats(pipeline, scores)))
     said = CorpusStore.open(pipeline.queries).column("text").to_pylist()
     assert said == [f"The river runs\n→ {LABELS[2]}", f"{TEXTS[9]}\n→ {LABELS[asked[1][1]]}"]
 

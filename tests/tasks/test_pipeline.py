@@ -32,6 +32,7 @@ from tests.harness.pipeline import (
     Pipeline,
     assert_same_scores,
     document_scores,
+    in_nats,
     matrix_by_id,
     tokens_of,
 )
@@ -66,7 +67,7 @@ def test_scores_equal_the_dense_computation(tmp_path, checkpoints, corpus_file, 
     _, gradients = reference(pipeline, checkpoints[name])
     corpus, queries = (gradients(tokens_of(ref)) for ref in (pipeline.corpus, pipeline.queries))
     expected = dense_scores(queries, corpus, mean_outer(corpus), None, ratio=0.1)
-    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, expected))
+    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, in_nats(pipeline, expected)))
 
 
 def test_scores_with_sampled_labels_equal_the_dense_computation(tmp_path, checkpoints, corpus_file, queries_file):
@@ -88,7 +89,7 @@ def test_scores_with_sampled_labels_equal_the_dense_computation(tmp_path, checkp
     fisher = mean_outer(gradients(drawn_examples))
     corpus, queries = (gradients(tokens_of(ref)) for ref in (pipeline.corpus, pipeline.queries))
     expected = dense_scores(queries, corpus, fisher, 0.5)
-    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, expected))
+    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, in_nats(pipeline, expected)))
 
 
 def kronecker_curvature(kind, pipeline, checkpoint, corpus):
@@ -125,7 +126,7 @@ def test_scores_with_kronecker_factors_equal_the_dense_computation(
     corpus, queries = (gradients(tokens_of(ref)) for ref in (pipeline.corpus, pipeline.queries))
     dense = kronecker_curvature(kind, pipeline, checkpoint, corpus)
     expected = dense_scores(queries, corpus, dense, None, ratio=0.1)
-    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, expected))
+    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, in_nats(pipeline, expected)))
     own = np.sqrt(np.diag(dense_scores(corpus, corpus, dense, None, ratio=0.1)))
     relative = pipeline.scores(kind="relative")
     assert_same_scores(matrix_by_id(relative, 2), document_scores(pipeline, expected / own))
@@ -405,4 +406,4 @@ def test_layers_too_wide_for_a_dense_fisher_get_one_of_low_rank(
     _, gradients = reference(pipeline, checkpoints["llama"])
     corpus, queries = (gradients(tokens_of(ref)) for ref in (pipeline.corpus, pipeline.queries))
     expected = dense_scores(queries, corpus, mean_outer(corpus), 0.5)
-    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, expected))
+    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, in_nats(pipeline, expected)))

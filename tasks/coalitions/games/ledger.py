@@ -4,7 +4,11 @@ No coalition is asked: the base is trained once more on everything, as --trainin
 loss is divided among those whose documents made it (see tasks/training/ledger.py).
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
@@ -15,7 +19,7 @@ from dataworth.tasks.coalitions.games.trust import RetrainedCheck
 from dataworth.tasks.coalitions.valuation import COALITIONS, Valuation, with_queries
 from dataworth.tasks.corpus.groups import document_groups
 from dataworth.tasks.corpus.measured_losses import query_losses
-from dataworth.tasks.model.loading import load
+from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.progress import progress, run_logger
 from dataworth.tasks.training.ledger import Ledger, ledger_of
 from dataworth.tasks.training.retraining import as_it_was
@@ -23,8 +27,43 @@ from dataworth.tasks.training.retraining import as_it_was
 __all__ = ["LedgerGame"]
 
 NAME = "ledger"
-# A part of what was measured that may go unaccounted for without a word.
-SILENT = 0.01
+# Parts of what was measured that may go unaccounted for: without a word, and at all.
+SILENT, MOST_MISSED = 0.01, 0.1
+
+
+@dataclass(frozen=True)
+class LedgerCheck:
+    """What was measured of a ledger.
+
+    Args:
+        retrained: of its training.
+        missed: part of what was measured that it does not account for.
+    """
+
+    retrained: RetrainedCheck
+    missed: float
+
+    @property
+    def reason(self) -> str:
+        """Why it is not reliable; empty where it is."""
+        if self.retrained.reason or abs(self.missed) <= MOST_MISSED:
+            return self.retrained.reason
+        return (
+            f"the ledger misses {abs(self.missed):.0%} of what was measured, as its steps are long or its weights of "
+            f"few digits: lower {setting('sources.ledger_every')}, or pass {setting('model.dtype')} float32"
+        )
+
+    @property
+    def reliable(self) -> bool:
+        return not self.reason
+
+    def facts(self) -> dict[str, Any]:
+        """What is printed beside the values."""
+        return {**self.retrained.facts(), "reliable": self.reliable}
+
+    def sentences(self) -> list[str]:
+        """For a log."""
+        return self.retrained.sentences()
 
 
 class LedgerGame(SourceGame):
@@ -44,6 +83,7 @@ class LedgerGame(SourceGame):
         of_documents = np.array([numbers.get(name, -1) for name in document_groups(corpus, players.grouping)])
         of_windows = of_documents[corpus.windows["document"]]
         windows = np.flatnonzero(of_windows >= 0)
+        _refuse_too_large(base, len(numbers))
         with as_it_was(base), progress("training", 0, "step") as bar:
 
             def on_step(step: int, steps: int) -> None:
@@ -60,10 +100,11 @@ class LedgerGame(SourceGame):
         """Train the base once more."""
         return cls(material)
 
-    def check(self) -> RetrainedCheck:
-        """Does the training lead to the model?"""
+    def check(self) -> "LedgerCheck":
+        """Does the training lead to the model, and does the ledger account for it?"""
         measured = self._ledger.measured.sum(axis=1)
-        return RetrainedCheck(float(self._model.sum()), float(measured[-1]), float(measured[0]))
+        retrained = RetrainedCheck(float(self._model.sum()), float(measured[-1]), float(measured[0]))
+        return LedgerCheck(retrained, self._ledger.missed)
 
     def valuation(self) -> Valuation:
         """What each source was credited with."""
@@ -80,3 +121,20 @@ class LedgerGame(SourceGame):
         }
         made = Valuation(values, {COALITIONS: np.zeros_like(values)}, unknown, unknown, NAME, facts)
         return with_queries(made, self._confidence)
+
+
+def _refuse_too_large(base: LoadedModel, n_players: int) -> None:
+    """Two copies of the weights a player, in float32, must fit into memory beside the training.
+
+    Raises:
+        InputError: they do not.
+    """
+    if base.device.type != "cpu":  # whose memory is asked for as it is used, and refused by a sentence
+        return
+    needed = 4 * (2 * n_players + 6) * sum(weight.numel() for weight in base.model.parameters())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"the game {NAME}: books of {n_players:,} sources need about {needed / 1e9:.0f} GB of memory, and "
+            f"{free / 1e9:.0f} GB are free: value coarser sources ({setting('sources.by')})"
+        )

@@ -125,14 +125,15 @@ def _of_sources(sources: pd.DataFrame, account: Account) -> dict[str, float]:
     for row in sources.to_dict("records"):
         name = metric_name(row["source"])
         metrics[f"value/{name}"] = float(row["value"]) / account.n_queries
-        if row["share"] is not None:
-            metrics[f"{account.part}/{name}"] = float(row["share"])
+        part = account.part_of(row["value"], row["share"])
+        if part is not None:
+            metrics[f"{'share' if account.shared else account.part}/{name}"] = float(part)
     return metrics
 
 
 def _of_account(account: Account) -> dict[str, float]:
     """Nats a query of the model and its base, and how much of their difference the values account for."""
-    if account.model is None:
+    if account.model is None or not account.in_nats:
         return {}
     known = {"nats a query/model": account.model / account.n_queries}
     if account.total is not None:

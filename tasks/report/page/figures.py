@@ -113,7 +113,7 @@ def share_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     margin = (drawn.highest - drawn.lowest) * 0.01
     axes.set_xlim(drawn.lowest - margin, drawn.highest + margin)
     axes.set_xticks(drawn.ticks, drawn.tick_labels)
-    axes.set_xlabel("part of the positive total, with interval" if drawn.in_shares else "value in nats, with interval")
+    axes.set_xlabel("part of the positive total, with interval" if drawn.in_shares else "value, with interval")
     return figure
 
 
@@ -150,7 +150,7 @@ def value_figure(values: pd.DataFrame) -> Figure | None:
     order = whole.reindex(table.index).abs().sort_values(ascending=False, kind="stable").index[:MAX_CELLS]
     kept = whole.reindex(order).sort_values(ascending=False, kind="stable").index
     table = table.loc[kept].iloc[:, :MAX_CELLS]
-    title = f"value (nats) of {len(table)} of {n_sources:,} sources for {table.shape[1]} of {n_queries:,} queries"
+    title = f"value of {len(table)} of {n_sources:,} sources for {table.shape[1]} of {n_queries:,} queries"
     return _heat_map(table.to_numpy(np.float64), list(table.index), list(table.columns), None, title)
 
 
@@ -169,7 +169,7 @@ def score_figure(scores: np.ndarray) -> Figure | None:
     axes.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
     axes.yaxis.set_minor_formatter(lambda *_: "")
     axes.axvline(0.0, color=INK, linewidth=0.8)
-    axes.set_xlabel("score of a document, all queries together (nats, where scores have a unit)")
+    axes.set_xlabel("score of a document, all queries together")
     axes.set_ylabel("documents")
     return figure
 

@@ -127,7 +127,7 @@ def valuation_summary(parts: ValuationParts) -> Summary:
     account = account_of(overview.sources, losses, len(overview.queries), notes, in_nats)
     certificate = None if parts.certificate is None else Certificate.open(parts.certificate)
     if certificate is not None:
-        account = replace(account, verdict=certificate.verdict)
+        account = replace(account, verdict=certificate.verdict, believed=certificate.believed)
     said = replace(overview, notes=notes, overlaps=pairs, account=account, command=parts.command)
     return replace(said, certificate=certificate)
 

@@ -18,15 +18,16 @@ def test_what_is_removed():
     assert made.names[0] == "c"
     np.testing.assert_array_equal(made.masks[0], np.array(SOURCES) == "c")
     best = [number for number, kind in enumerate(made.kinds) if kind == "best of a query"]
-    assert [made.names[number] for number in best] == ["q0", "q2", "q3", "q4", "q6"]
+    assert len({made.names[number] for number in best}) == 5
     for number in best:
         row = scores[int(made.names[number][1:])]
         assert set(np.flatnonzero(made.masks[number])) == set(np.argsort(-row)[:5])
     random = made.masks[[kind == "random" for kind in made.kinds]]
     assert random.sum(axis=1).tolist() == [5] * 5
     assert not np.array_equal(random[0], random[1])
-    again = removals(scores, SOURCES, [f"q{n}" for n in range(7)], 11, 0)
-    np.testing.assert_array_equal(made.masks, again.masks)
+    more = removals(scores, SOURCES, [f"q{n}" for n in range(7)], 30, 0)
+    np.testing.assert_array_equal(made.masks, more.masks[:11])
+    assert more.kinds.count("best of a query") == 7
 
 
 def test_few_documents_queries_and_one_source():
@@ -97,7 +98,7 @@ def test_too_few_say_so_and_wrong_signs_are_not_believed():
     )
     wrong = Certificate(predicted, -predicted + 0.1 * generator.standard_normal((8, 3)), tokens)
     assert not wrong.believed
-    assert "Do not pay by them" in wrong.verdict
+    assert "Do not pay by scores" in wrong.verdict
     assert "say nothing of others" in Certificate(predicted[:3], predicted[:3], tokens[:3]).verdict
     nothing = Certificate(np.zeros((5, 2)), np.zeros((5, 2)), np.full(5, 50.0))
     assert np.isnan(nothing.correlation)

@@ -6,7 +6,15 @@ from transformers import AutoModelForCausalLM
 from dataworth.storage.layers import LayerStore
 from dataworth.tasks.capture.losses import example_losses
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
-from tests.harness.pipeline import PRECISE, Pipeline, assert_same_scores, document_scores, matrix_by_id, tokens_of
+from tests.harness.pipeline import (
+    PRECISE,
+    Pipeline,
+    assert_same_scores,
+    document_scores,
+    in_nats,
+    matrix_by_id,
+    tokens_of,
+)
 from tests.reference.kronfluence import WindowDataset, kronfluence_scores
 
 DAMPING = 0.05
@@ -34,4 +42,4 @@ def test_ekfac_at_full_rank_is_kronfluences(tmp_path, checkpoints, corpus_file, 
         damping=DAMPING,
         modules=names,
     )
-    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, by_window))
+    assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, in_nats(pipeline, by_window)))

@@ -102,7 +102,7 @@ def test_the_heat_map_is_centred_and_cut():
     image = figure.axes[0].images[0]
     assert image.get_array().shape == (MAX_CELLS, MAX_CELLS)
     assert image.norm.vmin == -image.norm.vmax
-    assert figure.axes[0].get_title(loc="left") == "value (nats) of 40 of 200 sources for 40 of 105 queries"
+    assert figure.axes[0].get_title(loc="left") == "value of 40 of 200 sources for 40 of 105 queries"
 
 
 def test_overlaps_are_symmetric_and_unknown_ones_are_grey():
