@@ -137,6 +137,7 @@ def filler(names: Sequence[str], count: int, characters: int = CHARACTERS) -> li
     Args:
         names: of files, without what is behind the first dot.
         count: of pieces, at most two a file.
+        characters: of a piece.
 
     Raises:
         ValueError: installed packages have fewer.
