@@ -82,6 +82,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -90,6 +91,10 @@ from dataworth.storage.place import Location
 from dataworth.tasks.training.small_model import train_tokenizer
 from tests.harness.objects import environment, new_bucket, shared_object_server
 from tests.reference.checkpoints import ARCHITECTURES, CLASSIFIERS, TEXTS, save_checkpoint
+
+# How long an example takes says how busy the machine is, no more.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

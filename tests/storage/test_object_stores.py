@@ -197,7 +197,7 @@ def test_a_living_writer_keeps_its_lock_and_a_stopped_one_loses_it(bucket, impat
         with writer_lock(bucket / "f"):
             process.send_signal(signal.SIGCONT)
             time.sleep(1.0)
-            _, said = process.communicate("\n", timeout=30)
+            _, said = process.communicate("\n", timeout=600)
             assert process.returncode == 1
             assert "StoreBusyError: another run has taken over" in said
             assert not [name for name in bucket.files() if "gradients/c/" in name]
@@ -237,7 +237,7 @@ def test_a_writer_that_slept_between_its_last_look_and_its_write_does_not_write(
         time.sleep(3.5)
         assert Withdrawals(bucket).add(["meanwhile"]) == 1
         process.send_signal(signal.SIGCONT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=600)
     finally:
         process.kill()
         process.communicate()

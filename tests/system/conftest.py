@@ -161,7 +161,7 @@ def stopped_dataworth(started_dataworth):
             time.sleep(0.02)
         assert when in log.read_text(), log.read_text()
         os.killpg(process.pid, kind)
-        return process.wait(60), log.read_text(), left()
+        return process.wait(600), log.read_text(), left()
 
     return run
 

@@ -114,7 +114,7 @@ def test_a_model_of_ones_own_stopped_and_gone_on_with(dataworth, started_datawor
     process, log, left = started_dataworth(*given)
     wait_until(lambda: len(list((tmp_path / "store" / "games").glob("*/*.parquet"))) > 2, "no training")
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(600) == 130
     assert "what was finished is kept" in log.read_text()
     assert not left()
     kept = set((tmp_path / "store" / "games").glob("*/*.parquet"))

@@ -127,5 +127,5 @@ def test_from_the_form_to_the_report(
     assert found["experiment"]["name"] == "from the form"
     assert_nobody_is_told(ui.key, tmp_path, log)
     process.send_signal(signal.SIGINT)
-    assert process.wait(90) == 130
+    assert process.wait(600) == 130
     assert left() == []

@@ -17,7 +17,7 @@ def test_twenty_five_kills_leave_no_trace(tmp_path, seed):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
         cwd=Path(__file__).parents[2],
     )
     assert found.returncode == 0, found.stderr

@@ -164,7 +164,7 @@ def test_a_run_of_the_command_line_is_cancelled_from_the_api(api, started_datawo
     run = api.running(process)
     started = time.monotonic()
     api.set_state(run["id"], "CANCELLING")
-    assert process.wait(60) == 1, log.read_text()
+    assert process.wait(600) == 1, log.read_text()
     seconds = time.monotonic() - started
     sys.stderr.write(f"seconds from Cancelling to the end of the command: {seconds:.1f}\n")
     assert seconds < SECONDS_TO_CANCEL
@@ -179,7 +179,7 @@ def test_a_run_that_is_cancelled_when_its_work_is_done(api):
         env={**os.environ, "PREFECT_API_URL": api.address},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert ran.returncode == 0, ran.stderr
     state = api.run(ran.stdout.strip())["state"]

@@ -161,7 +161,7 @@ def test_a_killed_mlflow_server(started_dataworth, dataworth, given, straight, t
         process, log, left = started_dataworth("value", *given, *in_folder(tmp_path), "--tracking.uri", address)
         until_said(process, log, INDEXING)
         kill(server)
-    assert process.wait(120) == 0, log.read_text()
+    assert process.wait(600) == 0, log.read_text()
     assert "Traceback" not in log.read_text(), log.read_text()
     assert left() == []
     assert f"MLflow at {address} did not take" in log.read_text()

@@ -40,7 +40,7 @@ def ui(forked, folder):
         process = forked.start(words, {**os.environ, **homes, **limits, **settings}, folder, file, file)
     yield served(process, log)
     process.terminate()
-    process.wait(90)
+    process.wait(600)
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_the_server_of_a_home_is_no_way_in(started_dataworth, checkpoints, corpu
     assert _status(api, "POST", "/flows/", {"name": "of a page"}) in (401, 403)
     assert _status(api, "POST", "/flows/filter", {}) in (401, 403)
     assert _status(api, "GET", "/flows/00000000-0000-0000-0000-000000000000") == 401
-    assert process.wait(180) == 0, log.read_text()
+    assert process.wait(600) == 0, log.read_text()
 
 
 def _status(api, *asked):

@@ -49,7 +49,7 @@ def together(prefect_server, folder, *words, processes=2):
         start_new_session=True,
     ) as process:
         try:
-            output, errors = process.communicate(timeout=120)
+            output, errors = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise

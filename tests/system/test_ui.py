@@ -31,5 +31,5 @@ def test_a_terminated_ui_ends_its_servers(started_dataworth, tmp_path):
     process, log, left = started_dataworth("ui", "--prefect-port", "0", "--mlflow-port", "0", environment=own)
     served(process, log)
     process.terminate()
-    assert process.wait(90) == 130
+    assert process.wait(600) == 130
     assert left() == []

@@ -26,7 +26,7 @@ def test_whoever_comes_second_waits_and_builds_nothing(tmp_path, caplog):
     first, second = threading.Thread(target=run), threading.Thread(target=run)
     with caplog.at_level("INFO"):
         first.start()
-        assert began.wait(20)
+        assert began.wait(600)
         second.start()
         first.join()
         second.join()

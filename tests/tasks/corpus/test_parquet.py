@@ -37,7 +37,7 @@ def under_limit(path, n_bytes=FOUR_GIGABYTES):
     """What is said of a file, and how many of its documents are read, with some memory."""
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, path, str(n_bytes)],
-        capture_output=True, text=True, cwd=ROOT, check=False, timeout=300,
+        capture_output=True, text=True, cwd=ROOT, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     *said, n_read = done.stdout.splitlines()

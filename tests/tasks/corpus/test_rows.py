@@ -95,7 +95,7 @@ def test_a_pipe_is_refused_at_the_command_line(tmp_path, place):
         "import sys; from dataworth.command.cli import main; sys.argv = ['dataworth', 'value', *sys.argv[1:]]; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=ROOT, check=False, timeout=120
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=ROOT, check=False, timeout=900
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f"dataworth: {tmp_path}/c.jsonl: is a pipe, expected a plain file")

@@ -207,7 +207,7 @@ def test_processes_at_once_leave_one_run(uri, tmp_path):
     )
     commands = [[sys.executable, "-c", script, str(folder), uri] for folder in folders]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    printed = [process.communicate(timeout=120)[0].split()[-1] for process in started]
+    printed = [process.communicate(timeout=600)[0].split()[-1] for process in started]
     assert [process.returncode for process in started] == [0, 0]
     assert len(set(printed)) == 1
     assert [run.info.run_id for run in runs_of(uri, "valuation")] == printed[:1]
@@ -226,7 +226,7 @@ def test_runs_made_at_the_same_moment_become_one(uri, tmp_path, monkeypatch):
         kind = kwargs["tags"]["dataworth.kind"]
         if kind in ("series", "valuation") and kind not in waited.__dict__:
             setattr(waited, kind, True)
-            barrier.wait(30)
+            barrier.wait(600)
         return made(self, experiment_id, *args, **kwargs)
 
     MlflowClient(uri).create_experiment("m on c", artifact_location=(tmp_path / "artifacts").as_uri())
@@ -239,7 +239,7 @@ def test_runs_made_at_the_same_moment_become_one(uri, tmp_path, monkeypatch):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert len(found) == 2
     assert found[0].run_id == found[1].run_id
     assert [len(runs_of(uri, kind)) for kind in ("series", "valuation", "step")] == [1, 1, 4]
@@ -273,7 +273,7 @@ def test_valuations_of_one_corpus_at_the_same_moment(uri, tmp_path, monkeypatch)
     def at_once(self, *args, **kwargs):
         if not hasattr(waited, "already"):
             waited.already = True
-            barrier.wait(30)
+            barrier.wait(600)
         return log_inputs(self, *args, **kwargs)
 
     monkeypatch.setattr(MlflowClient, "log_inputs", at_once)
