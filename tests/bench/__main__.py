@@ -28,6 +28,7 @@ BENCHES = (
     "games",
     "truth",
     "truth_first",
+    "certificates",
     "near_copies",
     "facts",
     "audit",

@@ -8,7 +8,7 @@ from dataworth.tasks.corpus.examples import CorpusExamples
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
-from tests.harness.pipeline import Pipeline, assert_same_scores, document_scores, matrix_by_id
+from tests.harness.pipeline import Pipeline, assert_same_scores, document_scores, in_nats, matrix_by_id
 
 PROJECTIONS = {
     "random": {"kind": "random", "rank": 4},
@@ -53,5 +53,6 @@ def _compare(tmp_path, checkpoints, corpus_file, queries_file, projection, curva
     method = LoGra(ProjectionConfig(**PROJECTIONS[projection]), config)
     in_memory = method.fit([loaded], examples).score(queries)
     found = matrix_by_id(pipeline.scores(), queries.n_examples)
-    # Those of a store are in nats of the query's loss: of the mean over the training windows, each is one of n.
-    assert_same_scores(found, document_scores(pipeline, in_memory / examples.n_examples))
+    # By a curvature, those of a store are in nats of the query's loss: each window is one of n that were trained on.
+    expected = in_memory if curvature == "none" else in_nats(pipeline, in_memory)
+    assert_same_scores(found, document_scores(pipeline, expected))
