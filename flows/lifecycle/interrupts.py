@@ -5,14 +5,18 @@ first was the interrupt.
 """
 
 import logging
+import os
 import signal
+import sys
 import threading
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 __all__ = ["forget_interrupt", "interrupted", "keep_quiet_from_now_on", "tell_interrupts"]
 
 _SEEN = threading.Event()
+# Seconds after which an interrupt comes again that was raised where Python drops exceptions.
+AGAIN = 0.05
 # They tell, after an interrupt, of every connection and task that it cut.
 QUIET = ("distributed", "tornado", "asyncio", "websockets", "concurrent.futures")
 
@@ -20,6 +24,7 @@ QUIET = ("distributed", "tornado", "asyncio", "websockets", "concurrent.futures"
 def tell_interrupts() -> None:
     """From now on Ctrl-C and SIGTERM raise KeyboardInterrupt and are remembered; background jobs ignore Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _dropped(sys.unraisablehook)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
 
@@ -38,6 +43,18 @@ def keep_quiet_from_now_on() -> None:
     """Ignore both signals from now on: the outcome has been reported, so the rest ends without a word."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _dropped(otherwise: Any) -> Any:
+    """A hook for exceptions that Python drops, as in callbacks of C code and finalizers: an interrupt comes again."""
+
+    def hook(dropped: Any) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            otherwise(dropped)
+            return
+        threading.Timer(AGAIN, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+
+    return hook
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
