@@ -64,7 +64,6 @@ class Valued:
         sources: the game that gave the values, as the valuation was run.
         parts: what other games are made of; None where the valuation was run with the additive one.
         scores: fingerprint of the scoring pass.
-        kind: of its values.
         n_queries: that they are of.
         notes: what the valuation tells beside its values.
         model_fingerprint: of the weights that were valued.
@@ -78,7 +77,6 @@ class Valued:
     sources: SourcesConfig
     parts: GameParts | None
     scores: str
-    kind: str
     n_queries: int
     notes: dict[str, Any]
     model_fingerprint: str
@@ -203,7 +201,6 @@ def _read(store: CoalitionStore, weights: str) -> Valued:
         parts=None if parts is None else GameParts.model_validate(parts),
         scores=attributes["scores"],
         notes=attributes["notes"],
-        kind=str(rows["kind"].iloc[0]) if "kind" in rows else "marginal",
         n_queries=n_queries,
         model_fingerprint=weights,
     )
@@ -294,8 +291,7 @@ def _splitting(valuation: Valued, whole: list[Estimate], source: int, parts: int
 def _remarks(valuation: Valued, splitting: bool) -> list[str]:
     """What a reader must know beside the numbers."""
     lines = []
-    if valuation.kind == "marginal":
-        lines.append("shares here are parts of the positive marginal values, not of what was taught")
+    lines.append("shares here are parts of the positive values, not of what was taught")
     if not (valuation.parts and valuation.parts.sums) and splitting:
         lines.append("for the other games value the corpus with one of them first: dataworth value … --game path")
     if valuation.checkpoints:

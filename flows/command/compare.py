@@ -55,10 +55,8 @@ def _text(comparison: Comparison) -> str:
         ]
         for pair in comparison.sources
     ]
-    blocks += [
-        "",
-        table(["source", *(f"{comparison.part} in {run}" for run in "AB"), "B - A", "intervals overlap"], rows),
-    ]
+    blocks += ["", "parts of each run's positive values"]
+    blocks += [table(["source", "in A", "in B", "B - A", "intervals overlap"], rows)]
     blocks += ["", table(["how alike", ""], likeness(comparison), n_text=2)]
     differing = [[_cut(cell) for cell in row] for row in comparison.parameters]
     if differing:

@@ -1,5 +1,7 @@
 """Batches of examples of similar length, bounded by their tokens, padding included."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.schema import NO_CLASS
 from dataworth.tasks.model.reading import Batching
 
-__all__ = ["batches_by_length", "corpus_batch", "n_targets", "padded_batch"]
+__all__ = ["batches_by_length", "corpus_batch", "n_targets", "padded_batch", "window_targets"]
 
 IGNORED = -100
 
@@ -88,3 +90,12 @@ def n_targets(labels: Tensor) -> Tensor:
     if labels.dim() == 1:
         return torch.ones_like(labels)
     return (labels[:, 1:] != IGNORED).sum(dim=1)
+
+
+def window_targets(windows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n_windows,) targets of each of a corpus' windows: tokens whose loss is taken, or one class.
+
+    The first token of a window has nothing before it to be told from.
+    """
+    of_tokens = windows["n_tokens"] - np.maximum(windows["n_masked"], 1)
+    return np.where(windows["label"] != NO_CLASS, 1, of_tokens)

@@ -66,7 +66,7 @@ def removals(
         seed: of what is drawn.
     """
     n = scores.shape[1]
-    size = min(max(1, round(PART * n)), n - 1)
+    size = max(1, round(PART * n))
     names, of = np.unique(np.asarray(sources), return_inverse=True)
     masks, kinds, labels = [], [], []
 

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.tasks.capture.losses import example_losses
-from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch
+from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch, window_targets
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import LoadedModel
 from dataworth.tasks.training.config import TrainingConfig
@@ -96,27 +96,15 @@ def ledger_of(
         weight.requires_grad_(True)
     torch.manual_seed(training.seed)
     book = _Book(trained, n_players, training, len(batches))
-    lengths = corpus.windows["n_tokens"]
     measured, values, decays = [query_losses(loaded, queries)], [], []
     try:
         for step, batch in enumerate(batches):
             numbers, owners = windows[batch], players[batch]
-            n_targets = max(1, sum(_targets(corpus, numbers)))
             model.train()
-            gradients = {}
-            for player in np.unique(owners):
-                own = numbers[owners == player]
-                parts = (part / n_targets for part in _losses(loaded, corpus, own, lengths[own]))
-                gradients[int(player)] = _gradient(trained, parts)
-            book.step(gradients)
+            book.step(_player_gradients(loaded, trained, corpus, numbers, owners))
             if (step + 1) % every == 0 or step + 1 == len(batches):
                 model.eval()
-                with book.halfway():
-                    credited = [
-                        book.credits(_gradient(trained, _losses(loaded, queries, np.array([query]), np.ones(1))))
-                        for query in range(queries.n_examples)
-                    ]
-                by_player = np.array(credited).T
+                by_player = book.credited(loaded, queries)
                 values.append(by_player[:-1])
                 decays.append(by_player[-1])
                 measured.append(query_losses(loaded, queries))
@@ -188,12 +176,17 @@ class _Book:
                 self._moved[number][-1].sub_(before[number].to(moments), alpha=rate * group["weight_decay"])
         self._optimizer.zero_grad(set_to_none=True)
 
-    def halfway(self) -> "_Halfway":
-        """The weights at the middle of the interval while the block lasts; then a new interval begins."""
-        return _Halfway(self._trained, self._start, self._moved)
+    def credited(self, loaded: LoadedModel, queries: CorpusStore) -> Float[np.ndarray, "p q"]:
+        """(n_players + 1, q) credits of the interval that ends here, decay last; then a new one begins."""
+        with _Halfway(self._trained, self._start, self._moved):
+            credits = [
+                self._credits(_gradient(self._trained, _losses(loaded, queries, np.array([query]), np.ones(1))))
+                for query in range(queries.n_examples)
+            ]
+        return np.array(credits).T
 
     @torch.no_grad()
-    def credits(self, gradient: Sequence[Tensor | None]) -> Float[np.ndarray, " p"]:
+    def _credits(self, gradient: Sequence[Tensor | None]) -> Float[np.ndarray, " p"]:
         """(n_players + 1,) nats that each player, and decay as the last, took off a loss with this gradient."""
         total = np.zeros(self._n_players + 1)
         for moved, own in zip(self._moved, gradient, strict=True):
@@ -203,6 +196,8 @@ class _Book:
 
 
 class _Halfway:
+    """The weights at the middle of an interval while the block lasts."""
+
     def __init__(self, trained: Sequence[Tensor], start: list[Tensor], moved: list[Tensor]) -> None:
         self._trained, self._start, self._moved = trained, start, moved
         self._end: list[Tensor] = []
@@ -227,6 +222,20 @@ def _precise_zeros(count: int, weight: Tensor) -> Tensor:
     return torch.zeros(count, *weight.shape, dtype=dtype, device=weight.device)
 
 
+def _player_gradients(
+    loaded: LoadedModel, trained: Sequence[Tensor], corpus: CorpusStore, numbers: np.ndarray, owners: np.ndarray
+) -> dict[int, list[Tensor | None]]:
+    """Of each player in a batch, its part of the gradient of the mean loss over the batch's targets."""
+    windows = corpus.windows
+    n_targets = max(1, int(window_targets(windows)[numbers].sum()))
+    gradients = {}
+    for player in np.unique(owners):
+        own = numbers[owners == player]
+        parts = (part / n_targets for part in _losses(loaded, corpus, own, windows["n_tokens"][own]))
+        gradients[int(player)] = _gradient(trained, parts)
+    return gradients
+
+
 def _gradient(trained: Sequence[Tensor], losses: Iterable[Tensor]) -> list[Tensor | None]:
     """Of the sum of some losses, one after another, so that one graph exists at a time."""
     total: list[Tensor | None] = [None] * len(trained)
@@ -247,13 +256,3 @@ def _losses(loaded: LoadedModel, corpus: CorpusStore, numbers: np.ndarray, lengt
             yield cross_entropy(logits.float(), labels, reduction="sum")
         else:
             yield example_losses(logits, labels).sum()
-
-
-def _targets(corpus: CorpusStore, numbers: np.ndarray) -> list[int]:
-    """Of each window: tokens whose loss is taken, or one class."""
-    windows = corpus.windows
-    classes = windows["label"][numbers]
-    if len(classes) and classes[0] >= 0:
-        return [1] * len(numbers)
-    counts = windows["n_tokens"][numbers] - np.maximum(windows["n_masked"][numbers], 1)
-    return [int(count) for count in counts]

@@ -1,12 +1,12 @@
 """A model trained again, from where its training began, on some documents and no others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -23,7 +23,7 @@ from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.small_model import shuffled_batches, train_steps
 
-__all__ = ["Retrained", "as_it_was", "losses_after_training", "train", "trained_weights"]
+__all__ = ["Retrained", "as_it_was", "losses_after_training", "train", "trained_weights", "window_players"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ class Retrained:
             InputError: there is no base, or the weights are spread over several processes.
         """
         loaded, corpus, queries = load(self.model, 1.0), CorpusStore.open(self.corpus), CorpusStore.open(self.queries)
-        numbers = {name: number for number, name in enumerate(self.names)}
-        players = np.array([numbers.get(name, -1) for name in document_groups(corpus, self.grouping)])
-        of_windows = players[corpus.windows["document"]]
+        of_windows = window_players(corpus, self.grouping, self.names)
         losses = []
         for mask in np.asarray(masks, bool):
             chosen = np.flatnonzero((of_windows >= 0) & mask[of_windows])
@@ -126,6 +124,20 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
         model.eval()
         for weight, wanted in wants:
             weight.requires_grad_(wanted)
+
+
+def window_players(corpus: CorpusStore, grouping: str, names: Sequence[str]) -> Int[np.ndarray, " w"]:
+    """Number of the player that each window of a corpus is of; -1 of nobody's.
+
+    Args:
+        corpus: of the windows.
+        grouping: of the documents into players.
+        names: of the players, in their order.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    players = np.array([numbers.get(name, -1) for name in document_groups(corpus, grouping)])
+    of_windows: np.ndarray = players[corpus.windows["document"]]
+    return of_windows
 
 
 def trained_weights(model: nn.Module) -> list[nn.Parameter]:

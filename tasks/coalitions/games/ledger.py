@@ -17,12 +17,11 @@ from dataworth.tasks.coalitions.estimation.estimators import with_total
 from dataworth.tasks.coalitions.games.source_game import Material, SourceGame, UtilityKeeper
 from dataworth.tasks.coalitions.games.trust import RetrainedCheck
 from dataworth.tasks.coalitions.valuation import COALITIONS, Valuation, with_queries
-from dataworth.tasks.corpus.groups import document_groups
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.progress import progress, run_logger
 from dataworth.tasks.training.ledger import Ledger, ledger_of
-from dataworth.tasks.training.retraining import as_it_was
+from dataworth.tasks.training.retraining import as_it_was, window_players
 
 __all__ = ["LedgerGame"]
 
@@ -79,11 +78,9 @@ class LedgerGame(SourceGame):
         base = load(parts.model, 1.0)
         if base.sharded:
             raise InputError(f"{setting('model.shard')}: a model spread over processes cannot be trained again yet")
-        numbers = {name: number for number, name in enumerate(players.names)}
-        of_documents = np.array([numbers.get(name, -1) for name in document_groups(corpus, players.grouping)])
-        of_windows = of_documents[corpus.windows["document"]]
+        of_windows, n_players = window_players(corpus, players.grouping, players.names), len(players.names)
         windows = np.flatnonzero(of_windows >= 0)
-        _refuse_too_large(base, len(numbers))
+        _refuse_too_large(base, n_players)
         with as_it_was(base), progress("training", 0, "step") as bar:
 
             def on_step(step: int, steps: int) -> None:
@@ -92,7 +89,7 @@ class LedgerGame(SourceGame):
 
             owners, every = of_windows[windows], material.sources.ledger_every
             self._ledger: Ledger = ledger_of(
-                base, corpus, windows, owners, len(numbers), queries, parts.training, every, on_step
+                base, corpus, windows, owners, n_players, queries, parts.training, every, on_step
             )
 
     @classmethod

@@ -61,7 +61,6 @@ class Comparison:
         source_correlation: Spearman's of the values of the sources in both; None where it is not defined.
         n_documents: top documents of all queries together in the first, in the second, in both.
         document_correlation: Spearman's of the scores of the top documents in both.
-        part: what their shares are parts of, as a heading.
     """
 
     first: str
@@ -75,7 +74,6 @@ class Comparison:
     source_correlation: float | None
     n_documents: tuple[int, int, int]
     document_correlation: float | None
-    part: str
 
 
 def overlapping(first: Bar, second: Bar) -> bool | None:
@@ -117,7 +115,6 @@ def compared(first: Results, second: Results) -> Comparison:
         only_second=tuple(name for name in values[1] if name not in values[0]),
         source_correlation=rank_correlation([values[0][n] for n in common], [values[1][n] for n in common]),
         n_documents=(len(scores[0]), len(scores[1]), len(both)),
-        part=Account.read(first.record).part,
         document_correlation=rank_correlation([scores[0][n] for n in both], [scores[1][n] for n in both]),
     )
 

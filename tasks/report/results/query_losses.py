@@ -9,6 +9,7 @@ import numpy as np
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.gradients import GradientStore
 from dataworth.storage.schema import NO_CLASS
+from dataworth.tasks.corpus.batches import window_targets
 
 __all__ = ["QueryLoss", "mean_losses", "query_losses"]
 
@@ -45,8 +46,7 @@ def query_losses(queries: CorpusStore, gradients: GradientStore) -> dict[str, Qu
     """
     windows, first = queries.windows, queries.first_windows
     of_class = windows["label"] != NO_CLASS
-    # The first token of a window has nothing before it to be told from.
-    targets = np.where(of_class, 1, windows["n_tokens"] - np.maximum(windows["n_masked"], 1))
+    targets = window_targets(windows)
     ids, columns = queries.column("document_id").to_pylist(), gradients.column_of("loss", queries.contents)
     ranges = [slice(start, end) for start, end in pairwise(first.tolist())]
     return {
