@@ -108,8 +108,9 @@ class LedgerGame(SourceGame):
         ledger = self._ledger
         values = with_total(ledger.values.T)
         if not abs(ledger.missed) <= SILENT:
-            said = "the ledger misses %.1f %% of what was measured: its steps are long (%s)"
-            run_logger().warning(said, 100 * abs(ledger.missed), setting("sources.ledger_every"))
+            said = "the ledger misses %.1f %% of what was measured: its steps are long (%s, %s)"
+            options = setting("training.learning_rate"), setting("sources.ledger_every")
+            run_logger().warning(said, 100 * abs(ledger.missed), *options)
         unknown = np.full(values.shape, np.nan)
         facts = {
             "estimator": "one training, step by step",
