@@ -16,7 +16,7 @@ from dataworth.storage.schema import DOCUMENT_VALUES, OVERLAP, UTILITIES, VALUES
 
 __all__ = ["CoalitionStore", "UtilityStore"]
 
-SUFFIX = ".parquet"
+SUFFIX, WEIGHTS = ".parquet", ".safetensors"
 HASH_DIGITS = 64  # of a name; early additions have others
 
 
@@ -140,4 +140,40 @@ class UtilityStore(Store):
         buffer = BytesIO()
         pq.write_table(table, buffer, write_page_checksum=True)
         content = buffer.getvalue()
-        (self.path / f"{hashlib.sha256(content).hexdigest()}.parquet").write_whole(content)
+        (self.path / f"{hashlib.sha256(content).hexdigest()}{SUFFIX}").write_whole(content)
+
+    def add_weights(self, mask: np.ndarray, content: bytes) -> None:
+        """Keep what training on a coalition made of the weights, until `drop_weights`."""
+        name = f"{_spelled(mask)}-{hashlib.sha256(content).hexdigest()}{WEIGHTS}"
+        (self.path / name).write_whole(content)
+
+    def weights(self, mask: np.ndarray) -> bytes:
+        """What `add_weights` kept.
+
+        Raises:
+            KeyError: nothing is kept.
+            StoreDamagedError: its bytes changed.
+        """
+        name = self._weights()[_spelled(mask)]
+        with self.files.reading(name):
+            content = (self.path / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != name.removesuffix(WEIGHTS).rpartition("-")[2]:
+            raise self.files.damaged(name)
+        return content
+
+    def have_weights(self, masks: np.ndarray) -> np.ndarray:
+        """(m,) whether weights of each (m, n_players) coalition are kept."""
+        there = self._weights()
+        return np.array([_spelled(mask) in there for mask in masks], bool)
+
+    def drop_weights(self) -> None:
+        """Remove all that `add_weights` kept."""
+        for name in self._weights().values():
+            (self.path / name).remove()
+
+    def _weights(self) -> dict[str, str]:
+        return {name.partition("-")[0]: name for name in self.path.files() if name.endswith(WEIGHTS)}
+
+
+def _spelled(mask: np.ndarray) -> str:
+    return np.packbits(mask).tobytes().hex()

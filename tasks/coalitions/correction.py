@@ -1,4 +1,9 @@
-"""Values of a game corrected by what a few trainings measure: certified, with an interval that is right."""
+"""Values that a few trainings measure, certified, with an interval.
+
+Where there are trainings enough for every source alone and everybody but each, models of all other coalitions are
+merged from these, and what those miss is interpolated from further trainings. With fewer, the game's values are a
+surrogate that pairs of trainings correct.
+"""
 
 from dataclasses import replace
 
@@ -6,8 +11,14 @@ import numpy as np
 
 from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.spelling import setting
-from dataworth.tasks.coalitions.estimation.designs import all_coalitions, paired_chances, paired_in_strata
+from dataworth.tasks.coalitions.estimation.designs import (
+    all_coalitions,
+    paired_chances,
+    paired_in_strata,
+    without_repetition,
+)
 from dataworth.tasks.coalitions.estimation.estimators import Estimate
+from dataworth.tasks.coalitions.estimation.interpolation import interpolated
 from dataworth.tasks.coalitions.estimation.sampling import MAX_ENUMERATED, widest_interval
 from dataworth.tasks.coalitions.estimation.semivalues import size_weights
 from dataworth.tasks.coalitions.estimation.surrogates import (
@@ -19,6 +30,7 @@ from dataworth.tasks.coalitions.estimation.surrogates import (
 from dataworth.tasks.coalitions.estimation.utilities import Utilities
 from dataworth.tasks.coalitions.games.retrain import Retrain
 from dataworth.tasks.coalitions.games.source_game import Game, Material
+from dataworth.tasks.coalitions.merged import Merged
 from dataworth.tasks.coalitions.players import Players
 from dataworth.tasks.coalitions.valuation import Valuation, with_queries
 from dataworth.tasks.progress import run_logger
@@ -34,8 +46,10 @@ LEAST_PAIRS = 4
 def corrected(material: Material, found: Valuation, game: Game | None, kept: UtilityStore) -> Valuation:
     """The semivalues of the game retrain, from at most so many trainings as the settings pay for.
 
-    Pairs of coalitions are trained on one after another until the interval of every source is within the tolerance. The
-    values are unbiased for those of all trainings, whatever the game was; how good it was decides their error.
+    One coalition after another is trained on until the interval of every source is within the tolerance. Pairs give
+    values that are unbiased for those of all trainings, whatever the game was; how good it was decides their error.
+    Merged models, of which there is none with fewer trainings than twice the sources, give values whose bias vanishes
+    with the coalitions that are left, and on the bench of truth a third of that error.
 
     Args:
         material: with how to train.
@@ -45,24 +59,33 @@ def corrected(material: Material, found: Valuation, game: Game | None, kept: Uti
     """
     sources, names = material.sources, material.players.names
     with Retrain.made(material, kept) as trained:
+        merged = Merged(material, trained, kept)
+        if merges := merged.possible():
+            merged.begin()
         checked = trained.check()
         for line in checked.sentences():
             run_logger().info(line)
         if not checked.reliable and sources.fallback:
             run_logger().warning("%s: not corrected (%s)", checked.reason, setting("sources.trainings"))
+            merged.done()
             return found.with_facts(certified=False, **{"not corrected": checked.reason})
-        estimate, n_trained = _estimate(material, trained, surrogates_of(material.players, found, game))
+        if merges:
+            estimate = _merged_estimate(material, trained, merged)
+            estimator = f"{estimate.n_coalitions - 1} trainings, and models merged from them"
+        else:
+            estimate = _estimate(material, trained, surrogates_of(material.players, found, game))
+            estimator = f"{found.game}, corrected by {estimate.n_coalitions - 1} trainings"
     facts = {
         **checked.facts(),
-        "estimator": f"{found.game}, corrected by {estimate.n_coalitions} trainings",
+        "estimator": estimator,
         "widest interval": widest_interval(estimate.of_queries([-1])),
         "coalitions": estimate.n_coalitions,
-        "coalitions evaluated now": n_trained,
+        "coalitions evaluated now": trained.n_trained,
         "utility": "retrained",
         "certified": checked.reliable,
         "uncorrected": {name: float(value) for name, value in zip(names, found.values[-1], strict=True)},
     }
-    exact = len(names) == 1
+    exact = len(names) == 1 or (merges and estimate.n_coalitions == 2 ** len(names))
     values = Valuation.of_estimate(estimate, RETRAIN, {**found.facts, **facts}, exact=exact)
     return replace(with_queries(values, sources.confidence), overlap=found.overlap)
 
@@ -88,8 +111,8 @@ def surrogates_of(players: Players, found: Valuation, game: Game | None) -> list
     return surrogates
 
 
-def _estimate(material: Material, trained: Retrain, surrogates: list[Surrogate]) -> tuple[Estimate, int]:
-    """Values, and how many coalitions were trained on now."""
+def _estimate(material: Material, trained: Retrain, surrogates: list[Surrogate]) -> Estimate:
+    """From pairs of coalitions, with surrogates taken off."""
     sources, n_players = material.sources, len(material.players.names)
     weights = size_weights(n_players, sources.semivalue, sources.alpha, sources.beta)
     ends = np.stack([np.zeros(n_players, bool), np.ones(n_players, bool)])
@@ -103,5 +126,23 @@ def _estimate(material: Material, trained: Retrain, surrogates: list[Surrogate])
         masks = np.concatenate([ends, pairs[: 2 * done]])
         estimate = surrogate_reuse(masks, utilities(masks), weights, surrogates, sources.confidence)
         if done >= n_pairs or widest_interval(estimate.of_queries([-1])) <= sources.tolerance:
-            return estimate, utilities.evaluated
+            return estimate
         done += 1
+
+
+def _merged_estimate(material: Material, trained: Retrain, merged: Merged) -> Estimate:
+    """From models that were trained on one source, and on all but one; from models merged of them; from others."""
+    sources, n_players = material.sources, len(material.players.names)
+    weights = size_weights(n_players, sources.semivalue, sources.alpha, sources.beta)
+    first = np.concatenate([np.zeros((1, n_players), bool), merged.trained_on])
+    n_further = sources.trainings - len(merged.trained_on)
+    further = without_repetition(n_players, first, n_further, np.random.default_rng(sources.seed))
+    everything, left_out = merged.everything(), merged.left_out()
+    merged.done()
+    utilities, done = Utilities(trained.utilities, n_players, trained.known()), 0
+    while True:
+        masks = np.concatenate([first, further[:done]])
+        estimate = interpolated(masks, utilities(masks), everything, left_out, weights, sources.confidence)
+        if done >= len(further) or widest_interval(estimate.of_queries([-1])) <= sources.tolerance:
+            return estimate
+        done += 2

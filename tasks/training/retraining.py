@@ -1,17 +1,20 @@
 """A model trained again, from where its training began, on some documents and no others."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors.torch import save as packed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
+from dataworth.storage.locations import location_of
 from dataworth.storage.ref import StoreRef
 from dataworth.storage.spelling import setting
 from dataworth.tasks.capture.losses import IGNORED, next_tokens
@@ -23,7 +26,19 @@ from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.small_model import shuffled_batches, train_steps
 
-__all__ = ["Retrained", "as_it_was", "losses_after_training", "train", "trained_weights", "window_players"]
+__all__ = [
+    "DIFFERENCE",
+    "Retrained",
+    "as_it_was",
+    "floating_weights",
+    "losses_after_training",
+    "packed_difference",
+    "train",
+    "trained_weights",
+    "window_players",
+]
+
+DIFFERENCE = "difference"
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class Retrained:
         grouping: of the documents into players.
         names: of the players, in their order.
         training: how.
+        weights: place of a UtilityStore that is to keep what each training made of the weights; None: none is.
     """
 
     model: ModelConfig
@@ -45,6 +61,7 @@ class Retrained:
     grouping: str
     names: tuple[str, ...]
     training: TrainingConfig
+    weights: str | None = None
 
     def __call__(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
         """(m, n_queries) nats, a training for each coalition.
@@ -57,7 +74,11 @@ class Retrained:
         losses = []
         for mask in np.asarray(masks, bool):
             chosen = np.flatnonzero((of_windows >= 0) & mask[of_windows])
-            losses.append(losses_after_training(loaded, corpus, chosen, queries, self.training))
+            with as_it_was(loaded) as before:
+                train(loaded, corpus, chosen, self.training)
+                if self.weights is not None:
+                    UtilityStore(location_of(self.weights)).add_weights(mask, packed_difference(loaded.model, before))
+                losses.append(query_losses(loaded, queries))
         return np.array(losses).reshape(len(losses), queries.n_examples)
 
 
@@ -146,11 +167,27 @@ def trained_weights(model: nn.Module) -> list[nn.Parameter]:
     return chosen or [weight for weight in model.parameters() if weight.is_floating_point()]
 
 
+def floating_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By name, shared ones once, in the model's order."""
+    return {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
+
+
+def packed_difference(model: nn.Module, before: Mapping[str, Tensor]) -> bytes:
+    """What a training added to the weights, one array in bfloat16, as safetensors has it.
+
+    Args:
+        model: after the training.
+        before: the weights by name, before it.
+    """
+    added = (weight.detach() - before[name] for name, weight in floating_weights(model).items())
+    return packed({DIFFERENCE: torch.cat([part.to(torch.bfloat16).flatten().cpu() for part in added])})
+
+
 @contextmanager
-def as_it_was(loaded: LoadedModel) -> Iterator[None]:
-    """The model's weights and buffers are put back when the block ends."""
+def as_it_was(loaded: LoadedModel) -> Iterator[dict[str, Tensor]]:
+    """The model's weights and buffers, by name; they are put back when the block ends."""
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     try:
-        yield
+        yield before
     finally:
         loaded.model.load_state_dict(before)

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -92,9 +91,11 @@ def test_a_bare_import_is_a_lint_error():
 
 
 def test_the_package_is_imported_at_once():
-    started = time.monotonic()
-    loaded = python("import dataworth, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))").split()
-    assert time.monotonic() - started < 1
+    program = (
+        "import dataworth, sys, time; print(time.process_time(), *{name.partition('.')[0] for name in sys.modules})"
+    )
+    seconds, *loaded = python(program).split()
+    assert float(seconds) < 1  # of its own: other processes may be busy
     assert not {"numpy", "torch", "prefect", "pandas"} & set(loaded)
 
 

@@ -49,7 +49,7 @@ def test_a_place_is_free_when_its_process_has_ended(holder, kind, caplog):
         started = time.monotonic()
         assert began.wait(600)
         waiting.join()
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     assert "another run computes on this machine's device" in caplog.text
     assert "the device is free" in caplog.text
 

@@ -9,11 +9,14 @@ __all__ = [
     "Coalitions",
     "all_coalitions",
     "antithetic_permutations",
+    "coalition_rows",
+    "firsts_and_lasts",
     "leave_one_out",
     "paired_by_chances",
     "paired_chances",
     "paired_in_strata",
     "prefixes",
+    "without_repetition",
 ]
 
 GOLDEN = (np.sqrt(5) - 1) / 2
@@ -28,9 +31,31 @@ def all_coalitions(n_players: int) -> Bool[np.ndarray, "m s"]:
     return (gray[:, None] >> np.arange(n_players)) & 1 == 1
 
 
+def coalition_rows(masks: Bool[np.ndarray, "m s"]) -> np.ndarray:
+    """(m,) rows of `all_coalitions` that these are: the Gray code of a coalition's bits tells its row."""
+    gray = masks @ (1 << np.arange(masks.shape[1]))
+    rows: np.ndarray = gray.copy()
+    for shift in range(1, masks.shape[1]):
+        rows ^= gray >> shift
+    return rows
+
+
 def leave_one_out(n_players: int) -> Bool[np.ndarray, "m s"]:
     """Everybody, then everybody but each player in turn."""
     return np.concatenate([np.ones((1, n_players), bool), ~np.eye(n_players, dtype=bool)])
+
+
+def firsts_and_lasts(sizes: Float[np.ndarray, " s"]) -> Bool[np.ndarray, "m s"]:
+    """Everybody but each player in turn, then each player alone but the smallest, larger ones first; each once.
+
+    Args:
+        sizes: of at least 2 players.
+    """
+    n_players = len(sizes)
+    alone = np.eye(n_players, dtype=bool)[np.argsort(-sizes, kind="stable")[:-1]]
+    found = np.concatenate([leave_one_out(n_players)[1:], alone])
+    _, rows = np.unique(coalition_rows(found), return_index=True)
+    return found[np.sort(rows)]
 
 
 def _prefixes(order: np.ndarray) -> np.ndarray:
@@ -86,6 +111,33 @@ def paired_in_strata(
     """
     places = (generator.random() + GOLDEN * np.arange(pairs)) % 1.0
     return _paired(1 + np.minimum(np.searchsorted(np.cumsum(chances), places), n_players - 2), n_players, generator)
+
+
+def without_repetition(
+    n_players: int, known: Bool[np.ndarray, "k s"], number: int, generator: np.random.Generator
+) -> Bool[np.ndarray, "m s"]:
+    """Coalitions that are not known yet, each followed by its complement where that is not known either.
+
+    Sizes j have chances proportional to 1 / sqrt(j (n - j)). Some more by the same seed begin with the same ones.
+
+    Args:
+        n_players: s.
+        known: not to be drawn.
+        number: m, or what is left of all.
+        generator: of the draws.
+    """
+    sizes = np.arange(1, n_players)
+    chances = 1 / np.sqrt(sizes * (n_players - sizes))
+    seen: set[int] = set(coalition_rows(known).tolist())
+    found: list[np.ndarray] = []
+    number = min(number, 2**n_players - len(seen))
+    while len(found) < number:
+        for mask in paired_by_chances(n_players, 1, chances / chances.sum(), generator):
+            (row,) = coalition_rows(mask[None]).tolist()
+            if row not in seen:
+                seen.add(row)
+                found.append(mask)
+    return np.array(found[:number], bool).reshape(-1, n_players)
 
 
 def _paired(sizes: np.ndarray, n_players: int, generator: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dataworth.tasks.coalitions.estimation.designs import all_coalitions
+from dataworth.tasks.coalitions.estimation.designs import all_coalitions, coalition_rows
 from dataworth.tasks.coalitions.estimation.estimators import Estimate, different, split_pairs, with_total
 from dataworth.tasks.coalitions.estimation.intervals import student_interval
 from dataworth.tasks.coalitions.estimation.reuse import pair_factors
@@ -50,12 +50,8 @@ class EnumeratedSurrogate:
     everything: np.ndarray
 
     def utilities(self, masks: Bool[np.ndarray, "m n"]) -> Float[np.ndarray, "m q"]:
-        """Looked up: the Gray code of a coalition's bits tells its row."""
-        gray = masks @ (1 << np.arange(masks.shape[1]))
-        rows = gray.copy()
-        for shift in range(1, masks.shape[1]):
-            rows ^= gray >> shift
-        return self.everything[rows]
+        """Looked up."""
+        return self.everything[coalition_rows(masks)]
 
     def values(self, weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, "q n"]:
         """From every coalition."""

@@ -1,13 +1,14 @@
 """The game retrain: a coalition's utility is measured after training the base on its documents, and on no others."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.corpus import CorpusStore
 from dataworth.tasks.coalitions.estimation.designs import Coalitions
 from dataworth.tasks.coalitions.games.source_game import (
@@ -49,11 +50,14 @@ class RetrainedGame:
 
 
 class Retrain(SourceGame):
-    """The truth, as far as one training a coalition tells it; the base is trained again and again."""
+    """The truth, as far as one training a coalition tells it; the base is trained again and again.
+
+    n_trained: coalitions that were trained on now.
+    """
 
     def __init__(self, material: Material, kept: UtilityKeeper) -> None:
         super().__init__()
-        self._material, self._kept = material, kept
+        self._material, self._kept, self.n_trained = material, kept, 0
         parts, players = material.needed, material.players
         if parts.training is None:
             raise ValueError("the game retrain needs to know how to train")
@@ -87,17 +91,34 @@ class Retrain(SourceGame):
         return with_queries(valuation_of(sample, sources.game, "retrained"), sources.confidence)
 
     def known(self) -> tuple[Bool[np.ndarray, "k s"], Float[np.ndarray, "k q"]]:
-        """Coalitions that were trained on, and their utilities."""
-        return self._kept.known(self._game.n_players, len(self._base))
+        """Nobody, coalitions that were trained on, and their utilities."""
+        masks, utilities = self._kept.known(len(self._material.players.names), len(self._base))
+        nobody = np.zeros((1, masks.shape[1]), bool)
+        return np.concatenate([nobody, masks]), np.concatenate([-self._base[None], utilities])
 
     def utilities(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
         """Train on coalitions that are not known yet; each is kept as it ends."""
+        return self._trained(masks, self._game)
+
+    def _trained(self, masks: np.ndarray, game: RetrainedGame) -> np.ndarray:
         measured = [np.empty((0, len(self._base)))]
         for first in range(0, len(masks), self._at_once):
             part = masks[first : first + self._at_once]
-            measured.append(self._game.utilities(part))
+            measured.append(game.utilities(part))
             self._kept.add(part, measured[-1])
+            self.n_trained += len(part)
         return np.concatenate(measured)
+
+    def train_for_weights(self, masks: Bool[np.ndarray, "m s"], weights: UtilityStore) -> None:
+        """Train on coalitions whose weights are not kept, whatever is known of them.
+
+        Args:
+            masks: of the coalitions.
+            weights: the store that keeps both, utilities and weights.
+        """
+        missing = masks[~weights.have_weights(masks)]
+        if len(missing):
+            self._trained(missing, self._game_of(replace(self._retrained, weights=str(weights.path))))
 
     @property
     def _at_once(self) -> int:
@@ -109,13 +130,19 @@ class Retrain(SourceGame):
         return self.resources.enter_context(game_client(self._material.cluster, self._most))
 
     @cached_property
+    def _bar(self) -> Any:
+        return self.resources.enter_context(progress("trainings", self._most, "training"))
+
+    @cached_property
     def _game(self) -> RetrainedGame:
-        losses_after = self._retrained if self._client is None else SpreadRows(self._retrained, self._client)
-        bar = self.resources.enter_context(progress("trainings", self._most, "training"))
+        return self._game_of(self._retrained)
+
+    def _game_of(self, retrained: Retrained) -> RetrainedGame:
+        losses_after = retrained if self._client is None else SpreadRows(retrained, self._client)
 
         def counted(masks: np.ndarray) -> np.ndarray:
             losses = losses_after(masks)
-            bar.advance(len(masks))
+            self._bar.advance(len(masks))
             return losses
 
         return RetrainedGame(counted, len(self._base), len(self._material.players.names))

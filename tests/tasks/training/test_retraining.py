@@ -1,12 +1,16 @@
 """The game retrain: coalitions trained again from the base, against the trainer that made the model."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load as unpacked
 
 from dataworth.storage.coalitions import CoalitionStore
 from dataworth.storage.corpus import CorpusStore
+from dataworth.tasks.coalitions import merged as merged_models
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
@@ -16,7 +20,7 @@ from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.model.loading import load
-from dataworth.tasks.training import retraining
+from dataworth.tasks.training import merging, retraining
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.retraining import Retrained
 from dataworth.tasks.training.small_model import SmallModel, train_language_model
@@ -162,21 +166,143 @@ def test_a_few_trainings_correct_the_values_of_a_game_and_more_go_on_from_them(r
         return CoalitionStore.open(value_sources(run.store, scores, config, parts))
 
     few = valued(trainings=3)
-    assert len(trained) == 4  # with nobody, whose training has no step
+    assert len(trained) == 3
     assert few.attributes["notes"]["certified"]
     table = few.values.to_pandas().set_index(["query_id", "source"])
     assert set(table["game"]) == {"retrain"}
     everybody, nobody = (few.attributes["notes"][name] for name in ("v(all)", "v(none)"))
     assert table.loc["*", "value"].sum() == pytest.approx(everybody - nobody)
-    more = valued(trainings=41).values.to_pandas().set_index(["query_id", "source"])
-    assert len(trained) == 8  # three sources have three pairs of coalitions
+    more = valued(trainings=5).values.to_pandas().set_index(["query_id", "source"])
+    assert len(trained) == 5
     exact = CoalitionStore.open(value_sources(run.store, scores, SourcesConfig(game="retrain"), parts))
-    assert len(trained) == 8
+    assert len(trained) == 8  # with nobody, whose training has no step
     truth = exact.values.to_pandas().set_index(["query_id", "source"])["value"]
-    away = np.abs(more["value"] - truth)
-    assert away.max() < 0.2 * np.abs(truth).max()
     assert (more["error_coalitions"] > 0).all()
     assert ((more["low"] <= truth) & (truth <= more["high"])).mean() > 0.7
+
+
+def merged(run, trainings, cluster=None, **settings):
+    config = SourcesConfig(game="additive", tolerance=1e-9, trainings=trainings, **settings)
+    options = {} if cluster is None else {"cluster": cluster}
+    found = CoalitionStore.open(value_sources(run.store, run.scores(), config, parts_of(run), **options))
+    return found, found.values.to_pandas().set_index(["query_id", "source"])
+
+
+def weights_left(run):
+    return [*Path(run.store).rglob("*.safetensors")]
+
+
+def test_models_are_merged_where_trainings_are_enough_and_all_of_them_are_exact(run, monkeypatch):
+    trained = []
+    train = retraining.train
+    monkeypatch.setattr(retraining, "train", lambda *arguments: trained.append(1) or train(*arguments))
+    few, table = merged(run, 6)
+    assert len(trained) == 6
+    assert few.attributes["notes"]["estimator"] == "6 trainings, and models merged from them"
+    assert weights_left(run) == []
+    everybody, nobody = (few.attributes["notes"][name] for name in ("v(all)", "v(none)"))
+    assert table.loc["*", "value"].sum() == pytest.approx(everybody - nobody)
+    masks = all_coalitions(3)
+    by_query = exact_semivalues(masks, -retrained(run)(masks), size_weights(3, "shapley"))
+    truth = np.vstack([by_query, by_query.sum(axis=0)])
+    names = ["q0", "q1", "*"]
+    values = table["value"].unstack().loc[names].to_numpy()
+    assert np.abs(values - truth).max() < 0.1 * np.abs(truth).max()
+    low, high = (table[end].unstack().loc[names].to_numpy() for end in ("low", "high"))
+    assert ((low <= truth) & (truth <= high)).all()
+    del trained[:]
+    _, table = merged(run, 41)
+    assert len(trained) == 1  # what was left of one source alone
+    np.testing.assert_allclose(table["value"].unstack().loc[names], truth, rtol=1e-6)
+    _, table = merged(run, 6, semivalue="banzhaf")
+    assert len(trained) == 1
+
+
+def test_a_stopped_merging_goes_on_where_it_was(run, monkeypatch):
+    trained, measured, train, measure = [], [], retraining.train, merging.query_losses
+    monkeypatch.setattr(retraining, "train", lambda *arguments: trained.append(1) or train(*arguments))
+
+    def stopped(*arguments):
+        measured.append(1)
+        if len(measured) == 6:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(merging, "query_losses", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        merged(run, 6)
+    assert len(weights_left(run)) == 6
+    found, _ = merged(run, 6)
+    assert len(trained) == 6
+    assert len(measured) == 6 + (8 - 4) + 5  # four models at a time are kept
+    assert found.attributes["notes"]["certified"]
+
+
+def test_weights_of_trainings_come_from_workers_too(run):
+    _, here = merged(run, 6)
+    run.store = f"{run.store}-other"
+    _, there = merged(run, 6, ClusterConfig(workers=2))
+    np.testing.assert_allclose(here["value"], there["value"], rtol=1e-3, atol=1e-3)
+    assert weights_left(run) == []
+
+
+def test_without_memory_nothing_is_merged_and_it_is_said(run, monkeypatch, caplog):
+    monkeypatch.setattr(merged_models, "bytes_of_merging", lambda *_: 10**15)
+    found, _ = merged(run, 6)
+    assert found.attributes["notes"]["estimator"] == "additive, corrected by 5 trainings"
+    assert "no models are merged: weights of 6 trainings need 1000000 GB" in caplog.text
+
+
+def test_a_merged_model_is_measured_as_if_it_were_loaded(run):
+    masks = np.array([[True, True, True], [True, False, False]])
+    base, queries = load(run.model, 1.0), CorpusStore.open(run.queries)
+    before, differences = query_losses(base, queries), []
+    corpus = CorpusStore.open(run.corpus)
+    of_windows = retraining.window_players(corpus, "source", NAMES)
+    for mask in masks:
+        with retraining.as_it_was(base) as start:
+            retraining.train(base, corpus, np.flatnonzero(mask[of_windows]), TRAINING)
+            differences.append(retraining.packed_difference(base.model, start))
+            trained = query_losses(base, queries)
+    coefficients = np.array([[0.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.3, -0.2], [1.0, 1.0]])
+    found = {}
+    merging.merged_losses(
+        base,
+        differences,
+        coefficients,
+        queries,
+        lambda numbers, losses: found.update(zip(numbers, losses, strict=True)),
+    )
+    np.testing.assert_allclose(found[0], before, rtol=1e-6)
+    np.testing.assert_allclose(found[1], trained, rtol=1e-2)  # bfloat16
+    parts = [unpacked(difference)["difference"].float() for difference in differences]
+    with retraining.as_it_was(base), torch.no_grad():
+        first = 0
+        for weight in base.model.parameters():
+            rows = slice(first, first + weight.numel())
+            weight += (0.3 * parts[0][rows] - 0.2 * parts[1][rows]).view_as(weight)
+            first += weight.numel()
+        np.testing.assert_allclose(found[3], query_losses(base, queries), rtol=1e-5)
+    np.testing.assert_array_equal(query_losses(base, queries), before)
+
+
+def test_merging_is_kernel_ridge_regression():
+    tokens, masks = np.array([5.0, 80.0, 20.0, 20.0]), all_coalitions(4)[1:]
+    chosen = masks[:7]
+    nobody = merging.merging_coefficients(np.zeros((1, 4), bool), chosen, tokens)
+    np.testing.assert_array_equal(nobody, 0)
+    part = tokens / tokens.sum()
+
+    def kernel(one, two):
+        common = (part * one * two).sum()
+        return common / np.sqrt((part * one).sum() * (part * two).sum()) + (one * two).sum() / 2
+
+    among = np.array([[kernel(one, two) for two in chosen] for one in chosen])
+    among += 0.01 * np.trace(among) / 7 * np.eye(7)
+    against = np.array([kernel(masks[12], two) for two in chosen])
+    np.testing.assert_allclose(
+        merging.merging_coefficients(masks[[12]], chosen, tokens)[0], np.linalg.inv(among) @ against
+    )
 
 
 def test_trainings_that_lead_elsewhere_correct_nothing(run):

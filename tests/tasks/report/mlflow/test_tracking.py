@@ -184,7 +184,7 @@ def test_away_and_published_later(address, uri, tmp_path, monkeypatch):
         }[address]  # fmt: skip
         with pytest.raises(NotLoggedError) as caught:
             log_results(str(folder), TrackingConfig(uri=wrong))
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
     sentence = str(caught.value)
     assert sentence.startswith(f"MLflow at {wrong} did not take the run (")
     assert f"`dataworth publish --results '{folder}'` logs it later" in sentence

@@ -1,0 +1,142 @@
+"""Utilities of coalitions that nobody trained, by models merged from those that were, measured once and kept."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+from jaxtyping import Float
+
+from dataworth.storage.coalitions import UtilityStore
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.ref import fingerprint
+from dataworth.tasks.coalitions.estimation.designs import all_coalitions, coalition_rows, firsts_and_lasts
+from dataworth.tasks.coalitions.games.retrain import Retrain
+from dataworth.tasks.coalitions.games.source_game import Material
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.training.merging import bytes_of_merging, merged_losses, merging_coefficients
+
+__all__ = ["Merged"]
+
+ALGORITHM = 1
+# Sources of which every coalition's model is merged, 2^n.
+MOST_SOURCES = 10
+
+
+class Merged:
+    """Models of every coalition, merged from those of everybody, of everybody but each source, and of sources alone.
+
+    Args:
+        material: sources, and how to train.
+        trained: trains them.
+        kept: their utilities, and their weights until everything is merged.
+
+    trained_on: (k, s) the coalitions that are merged from, everybody first.
+    """
+
+    def __init__(self, material: Material, trained: Retrain, kept: UtilityStore) -> None:
+        self._material, self._trained, self._kept = material, trained, kept
+        self._tokens = material.players.column("n_tokens")[0].astype(np.float64)
+        n_players = len(self._tokens)
+        everybody = np.ones((1, n_players), bool)
+        self.trained_on = everybody
+        if n_players > 1:
+            self.trained_on = np.concatenate([everybody, firsts_and_lasts(self._tokens)])
+
+    def possible(self) -> bool:
+        """Are there trainings enough, and memory? Says where there is not enough of it."""
+        n_trained = len(self.trained_on)
+        if not 2 <= len(self._tokens) <= MOST_SOURCES or self._material.sources.trainings < n_trained:
+            return False
+        needed = bytes_of_merging(load(self._material.needed.model, 1.0), n_trained)
+        free = psutil.virtual_memory().available
+        if needed > free:
+            said = "no models are merged: weights of %d trainings need %.0f GB of memory, and %.0f GB are free"
+            run_logger().warning(said, n_trained, needed / 1e9, free / 1e9)
+        return bool(needed <= free)
+
+    def begin(self) -> None:
+        """Train everybody so that its weights are there to be merged, where they will be."""
+        if any(len(table.missing) for table in self._tables.values()):
+            self._trained.train_for_weights(self.trained_on[:1], self._kept)
+
+    def everything(self) -> Float[np.ndarray, "c q"]:
+        """Utilities of all 2^s coalitions' merged models, in the order of `all_coalitions`."""
+        return self._measured(self._tables["all"])
+
+    def left_out(self) -> Float[np.ndarray, "j q"]:
+        """Of each coalition that is merged from, but everybody: the utility of its model merged from the others."""
+        return self._measured(self._tables["left out"])
+
+    def done(self) -> None:
+        """Weights are needed no more."""
+        self._kept.drop_weights()
+
+    @cached_property
+    def _tables(self) -> dict[str, "_Table"]:
+        masks, n_trained = all_coalitions(len(self._tokens)), len(self.trained_on)
+        without = np.zeros((n_trained, n_trained))
+        for place in range(1, n_trained):
+            others = np.arange(n_trained) != place
+            one = merging_coefficients(self.trained_on[[place]], self.trained_on[others], self._tokens)
+            without[place, others] = one[0]
+        return {
+            "all": self._table("all", masks, merging_coefficients(masks, self.trained_on, self._tokens)),
+            "left out": self._table("left out", self.trained_on[1:], without[1:]),
+        }
+
+    def _table(self, part: str, masks: np.ndarray, coefficients: np.ndarray) -> "_Table":
+        parts = {"merged": ALGORITHM, "of": self._kept.fingerprint, "part": part}
+        parts["trained on"] = coalition_rows(self.trained_on).tolist()
+        attributes = {**self._kept.entry("attributes"), "merged": part}
+        store = UtilityStore.create(StoreFolders(self._material.store).games, fingerprint(parts), attributes)
+        return _Table(store, masks, coefficients, CorpusStore.open(self._material.needed.queries).n_examples)
+
+    def _measured(self, table: "_Table") -> np.ndarray:
+        missing = table.missing
+        if len(missing):
+            self._trained.train_for_weights(self.trained_on, self._kept)
+            parts = self._material.needed
+            differences = [self._kept.weights(mask) for mask in self.trained_on]
+            with progress("merged models", len(missing), "model") as bar:
+
+                def measured(numbers: np.ndarray, losses: np.ndarray) -> None:
+                    table.store.add(table.masks[missing[numbers]], -losses)
+                    bar.advance(len(numbers))
+
+                chosen, queries = table.coefficients[missing], CorpusStore.open(parts.queries)
+                merged_losses(load(parts.model, 1.0), differences, chosen, queries, measured)
+        return table.utilities
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Utilities of merged models, kept as they are measured.
+
+    Args:
+        store: keeps them.
+        masks: (m, s) coalitions.
+        coefficients: (m, k) of each one's model.
+        n_queries: q.
+    """
+
+    store: UtilityStore
+    masks: np.ndarray
+    coefficients: np.ndarray
+    n_queries: int
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Numbers of those that were not measured yet."""
+        known, _ = self.store.known(self.masks.shape[1], self.n_queries)
+        return np.flatnonzero(~np.isin(coalition_rows(self.masks), coalition_rows(known)))
+
+    @property
+    def utilities(self) -> np.ndarray:
+        """(m, q), all measured."""
+        known, utilities = self.store.known(self.masks.shape[1], self.n_queries)
+        rows = {row: number for number, row in enumerate(coalition_rows(known).tolist())}
+        measured: np.ndarray = utilities[[rows[row] for row in coalition_rows(self.masks).tolist()]]
+        return measured
