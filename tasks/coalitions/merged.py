@@ -16,7 +16,12 @@ from dataworth.tasks.coalitions.games.retrain import Retrain
 from dataworth.tasks.coalitions.games.source_game import Material
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import progress, run_logger
-from dataworth.tasks.training.merging import bytes_of_merging, merged_losses, merging_coefficients
+from dataworth.tasks.training.merging import (
+    bytes_of_merging,
+    left_out_coefficients,
+    merged_losses,
+    merging_coefficients,
+)
 
 __all__ = ["Merged"]
 
@@ -27,6 +32,8 @@ MOST_SOURCES = 10
 
 class Merged:
     """Models of every coalition, merged from those of everybody, of everybody but each source, and of sources alone.
+
+    Where one training is too few for all of them, the smallest source alone is missing.
 
     Args:
         material: sources, and how to train.
@@ -44,11 +51,13 @@ class Merged:
         self.trained_on = everybody
         if n_players > 1:
             self.trained_on = np.concatenate([everybody, firsts_and_lasts(self._tokens)])
+        self._enough = material.sources.trainings >= len(self.trained_on) - 1
+        self.trained_on = self.trained_on[: material.sources.trainings]
 
     def possible(self) -> bool:
         """Are there trainings enough, and memory? Says where there is not enough of it."""
         n_trained = len(self.trained_on)
-        if not 2 <= len(self._tokens) <= MOST_SOURCES or self._material.sources.trainings < n_trained:
+        if not 2 <= len(self._tokens) <= MOST_SOURCES or not self._enough:
             return False
         needed = bytes_of_merging(load(self._material.needed.model, 1.0), n_trained)
         free = psutil.virtual_memory().available
@@ -76,12 +85,8 @@ class Merged:
 
     @cached_property
     def _tables(self) -> dict[str, "_Table"]:
-        masks, n_trained = all_coalitions(len(self._tokens)), len(self.trained_on)
-        without = np.zeros((n_trained, n_trained))
-        for place in range(1, n_trained):
-            others = np.arange(n_trained) != place
-            one = merging_coefficients(self.trained_on[[place]], self.trained_on[others], self._tokens)
-            without[place, others] = one[0]
+        masks = all_coalitions(len(self._tokens))
+        without = left_out_coefficients(self.trained_on, self._tokens)
         return {
             "all": self._table("all", masks, merging_coefficients(masks, self.trained_on, self._tokens)),
             "left out": self._table("left out", self.trained_on[1:], without[1:]),

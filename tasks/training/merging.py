@@ -24,7 +24,7 @@ from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import LoadedModel
 from dataworth.tasks.training.retraining import DIFFERENCE, as_it_was, floating_weights
 
-__all__ = ["bytes_of_merging", "merged_losses", "merging_coefficients"]
+__all__ = ["bytes_of_merging", "left_out_coefficients", "merged_losses", "merging_coefficients"]
 
 RIDGE = 0.01
 # Weights that are merged at a time, of models whose losses are measured one after another.
@@ -45,6 +45,21 @@ def merging_coefficients(
     among = _kernel(trained, trained, tokens)
     among[np.diag_indices(len(trained))] += RIDGE * np.trace(among) / len(trained)
     found: np.ndarray = np.linalg.solve(among, _kernel(trained, masks, tokens)).T
+    return found
+
+
+def left_out_coefficients(
+    trained: Bool[np.ndarray, "k n"], tokens: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, "k k"]:
+    """What the others count in each trained coalition's difference, were it not trained; 0 on the diagonal.
+
+    Args:
+        trained, tokens: as for `merging_coefficients`.
+    """
+    found = np.zeros((len(trained), len(trained)))
+    for place in range(len(trained)):
+        others = np.arange(len(trained)) != place
+        found[place, others] = merging_coefficients(trained[[place]], trained[others], tokens)[0]
     return found
 
 

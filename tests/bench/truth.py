@@ -7,6 +7,7 @@ which estimates are made from. What is trained meanwhile lies in $DATAWORTH_BENC
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, s
 from dataworth.tasks.coalitions.valuation import shares
 from dataworth.tasks.training.config import TrainingConfig
 from tests.bench.language_games import LanguageGames
-from tests.bench.truth_budget import budget_rows
+from tests.bench.truth_budget import budget_rows, merged_tables
 from tests.reference.coalition_trainings import (
     ADAPTERS,
     BASE,
@@ -70,7 +71,10 @@ def rows() -> Iterator[dict[str, Any]]:
                 where = {"corpus": name, "setting": setting, "counterfactual": counterfactual}
                 for row in _table(made, losses, estimated):
                     yield where | row
-                for row in budget_rows(losses, n_tokens(made), games[0], estimated[0]["additive"]):
+                whole = [] if setting == "LoRA" else games  # adapters' factors are not merged
+                cells = [Cell(setting, counterfactual, seed) for seed in SEEDS]
+                merged = [partial(merged_tables, made, cell, each) for cell, each in zip(cells, whole, strict=False)]
+                for row in budget_rows(losses, n_tokens(made), games[0], estimated[0]["additive"], merged):
                     yield where | row
 
 

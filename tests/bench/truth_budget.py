@@ -1,6 +1,7 @@
 """Trainings as a budget, on a truth that is known: how near a few of all 2^8 trainings bring an estimate."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,29 @@ import pandas as pd
 from jaxtyping import Float
 
 from dataworth.tasks.coalitions.correction import surrogates_of
-from dataworth.tasks.coalitions.estimation.designs import paired_chances, paired_in_strata
+from dataworth.tasks.coalitions.estimation.designs import (
+    coalition_rows,
+    firsts_and_lasts,
+    paired_chances,
+    paired_in_strata,
+    without_repetition,
+)
 from dataworth.tasks.coalitions.estimation.estimators import Estimate, with_total
+from dataworth.tasks.coalitions.estimation.interpolation import interpolated
 from dataworth.tasks.coalitions.estimation.reuse import sample_reuse
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
 from dataworth.tasks.coalitions.estimation.surrogates import EnumeratedSurrogate, Surrogate, surrogate_reuse
 from dataworth.tasks.coalitions.players import Players
 from dataworth.tasks.coalitions.valuation import Valuation
+from dataworth.tasks.model.loading import load
+from dataworth.tasks.training.merging import left_out_coefficients, merged_losses, merging_coefficients
+from dataworth.tasks.training.retraining import packed_difference
 from tests.bench.language_games import LanguageGames
+from tests.reference.coalition_trainings import Cell, Problem
 from tests.reference.noise_floor import share_error
 from tests.reference.unequal import MASKS, SOURCES
 
-__all__ = ["TRAININGS", "budget", "budget_rows"]
+__all__ = ["TRAININGS", "MergedTables", "budget", "budget_rows", "merged_budget", "merged_tables"]
 
 TRAININGS = (0, 8, 16, 32, 64)
 REPEATS = 50
@@ -33,14 +45,89 @@ def budget_rows(
     tokens: Float[np.ndarray, " s"],
     games: LanguageGames,
     additive: Float[np.ndarray, "q s"],
+    merged: Sequence[Callable[[int], "MergedTables"]] = (),
 ) -> Iterator[dict[str, Any]]:
-    """One row a number of trainings, with surrogates and without, of the mean of all seeds and of the first alone."""
+    """Rows of a number of trainings each: by merged models, of each seed; by surrogates and by none, of their mean."""
+    for number in [number for number in TRAININGS if merged and number >= 2 * N_PLAYERS]:
+        by_seed = zip(-losses.astype(np.float64), merged, strict=True)
+        found = [merged_budget(utilities, number, tables_of(number)) for utilities, tables_of in by_seed]
+        mean = {name: round(float(np.mean([each[name] for each in found])), 3) for name in found[0]}
+        yield {"method": f"{number} trainings", "game": "each seed", "surrogates": "merged models", **mean}
     surrogates = product_surrogates(tokens, additive, games.game(games.play, "newton"))
     for asked, utilities in {"mean of seeds": -losses.mean(axis=0), "one seed": -losses[0]}.items():
         for used, chosen in {"surrogates": surrogates, "none": []}.items():
             for number in TRAININGS:
                 found = budget(utilities.astype(np.float64), number, chosen)
                 yield {"method": f"{number} trainings", "game": asked, "surrogates": used, **found}
+
+
+@dataclass(frozen=True)
+class MergedTables:
+    """Utilities of models merged from those of some trainings of one seed.
+
+    Args:
+        trained_on: (k, s) coalitions, everybody first.
+        everything: (2^s, q) of all.
+        left_out: (k - 1, q) of those but everybody, merged without themselves.
+    """
+
+    trained_on: np.ndarray
+    everything: np.ndarray
+    left_out: np.ndarray
+
+
+def merged_tables(made: Problem, cell: Cell, games: LanguageGames, n_trainings: int) -> MergedTables:
+    """By the product's merging, of the reference's trainings; kept beside those.
+
+    Args:
+        made: the trainings.
+        cell: of them.
+        games: of this seed's model.
+        n_trainings: that there are at most, twice as many as sources at least.
+    """
+    tokens = games.by_size()[0]
+    trained_on = np.concatenate([np.ones((1, N_PLAYERS), bool), firsts_and_lasts(tokens)])[:n_trainings]
+    path = made.folder / "merged" / f"{cell}, {cell.seed}, {len(trained_on)}.npz"
+    if not path.is_file():
+        start = {name: weight.clone() for name, weight in made.start(cell).state_dict().items()}
+        differences = [packed_difference(made.trained(cell, mask), start) for mask in trained_on]
+        base = load(games.model, 1.0)
+        base.model.load_state_dict(start)
+        every = merging_coefficients(MASKS, trained_on, tokens), left_out_coefficients(trained_on, tokens)[1:]
+        tables = [np.empty((len(rows), games.documents.n_examples)) for rows in every]
+        for table, rows in zip(tables, every, strict=True):
+            merged_losses(base, differences, rows, games.documents, table.__setitem__)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, everything=-tables[0], left_out=-tables[1])
+    kept = np.load(path)
+    return MergedTables(trained_on, kept["everything"], kept["left_out"])
+
+
+def merged_budget(utilities: Float[np.ndarray, "m q"], n_trainings: int, tables: MergedTables) -> dict[str, Any]:
+    """As `budget`, by the models of `--sources.trainings`, with `mean reach` of the intervals in nats.
+
+    Args:
+        utilities: of MASKS.
+        n_trainings: paid for, at least those that are merged from.
+        tables: of the same trainings.
+    """
+    truth = exact_semivalues(MASKS, utilities, WEIGHTS).sum(axis=0)
+    first = np.concatenate([np.zeros((1, N_PLAYERS), bool), tables.trained_on])
+    errors, inside, reaches = [], [], []
+    for repeat in range(REPEATS):
+        generator = np.random.default_rng(repeat)
+        further = without_repetition(N_PLAYERS, first, n_trainings - len(tables.trained_on), generator)
+        masks = np.concatenate([first, further])
+        measured = utilities[coalition_rows(masks)]
+        found = interpolated(masks, measured, tables.everything, tables.left_out, WEIGHTS, CONFIDENCE)
+        errors.append(share_error(found.values[-1], truth))
+        inside.append((found.low[-1] <= truth) & (truth <= found.high[-1]))
+        reaches.append((found.high - found.low)[-1].mean() / 2)
+    return {
+        "share error": float(np.mean(errors)),
+        "coverage": float(np.mean(inside)),
+        "mean reach": float(np.mean(reaches)),
+    }
 
 
 def product_surrogates(tokens: np.ndarray, additive: np.ndarray, game: Any) -> list[Surrogate]:

@@ -46,13 +46,13 @@ def leave_one_out(n_players: int) -> Bool[np.ndarray, "m s"]:
 
 
 def firsts_and_lasts(sizes: Float[np.ndarray, " s"]) -> Bool[np.ndarray, "m s"]:
-    """Everybody but each player in turn, then each player alone but the smallest, larger ones first; each once.
+    """Everybody but each player in turn, then each player alone, larger ones first; each coalition once.
 
     Args:
         sizes: of at least 2 players.
     """
     n_players = len(sizes)
-    alone = np.eye(n_players, dtype=bool)[np.argsort(-sizes, kind="stable")[:-1]]
+    alone = np.eye(n_players, dtype=bool)[np.argsort(-sizes, kind="stable")]
     found = np.concatenate([leave_one_out(n_players)[1:], alone])
     _, rows = np.unique(coalition_rows(found), return_index=True)
     return found[np.sort(rows)]

@@ -24,7 +24,7 @@ __all__ = ["interpolated"]
 # Chosen on one corpus of the bench of truth, reported on another.
 RATE, NUGGET = 0.3, 1e-3
 # Measured coalitions that the surrogate does not know, from which on they alone tell its error.
-ENOUGH = 8
+ENOUGH = 6
 
 
 def interpolated(

@@ -47,11 +47,11 @@ def test_a_coalition_knows_its_row():
     np.testing.assert_array_equal(coalition_rows(EVERYTHING), np.arange(2**N))
 
 
-def test_first_and_last_of_everybody_but_the_smallest_first():
+def test_everybody_is_last_and_first_and_larger_ones_come_first():
     found = firsts_and_lasts(TOKENS)
-    assert found.sum(axis=1).tolist() == [N - 1] * N + [1] * (N - 1)
-    np.testing.assert_array_equal(found[N:], np.eye(N, dtype=bool)[:-1])
-    assert len(firsts_and_lasts(np.array([3.0, 4.0]))) == 2
+    assert found.sum(axis=1).tolist() == [N - 1] * N + [1] * N
+    np.testing.assert_array_equal(found[N:], np.eye(N, dtype=bool))
+    np.testing.assert_array_equal(firsts_and_lasts(np.array([3.0, 4.0])), [[False, True], [True, False]])
 
 
 def test_coalitions_without_repetition_are_nested_by_seed_and_end_with_all():
