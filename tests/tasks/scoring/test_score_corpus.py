@@ -194,7 +194,7 @@ def cluster_of_processes(folder, *words, workers=1):
     file = folder / "scheduler.json"
     main = start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file, *words)
     try:
-        while not file.exists():
+        while not file.exists() or not file.read_text().rstrip().endswith("}"):  # written in parts
             assert main.poll() is None
             time.sleep(0.1)
         address = json.loads(file.read_text())["address"]
