@@ -63,9 +63,9 @@ class SourcesConfig(Configuration):
         ge=0,
         le=10**6,
         description="Measure the values by training --model.base again on at most so many coalitions, as --training "
-        "says, with an interval, until it is within the tolerance. From twice the number of sources on (of at most ten) "
-        "models of all others are merged from theirs, else the values of the game are corrected; 0: none, and shares "
-        "are not certified.",
+        "says, with an interval, until it is within the tolerance. From twice the number of sources on (of at most "
+        "ten) models of all others are merged from theirs, else the values of the game are corrected; 0: none, and "
+        "shares are not certified.",
     )
     ledger_every: int = Field(
         1,

@@ -1,7 +1,8 @@
 """The ledger of a training: what each player's documents took off the loss of each query, step by step.
 
-With its second moments as they were, a step of AdamW is linear in the gradients of the examples, so that every player
-has a first moment, and with it a part of the step, of its own. By the midpoint rule the fall of a query's loss is
+A step of SGD, or of Adam and AdamW with their second moments as they were, is linear in the gradients of the examples,
+so that every player has a momentum, and with it a part of the step, of its own. By the midpoint rule the fall of a
+query's loss is
 
     L(theta_k) - L(theta_(k+1)) = - grad L((theta_k + theta_(k+1)) / 2) . (sum of the players' parts + decay)
 
@@ -13,16 +14,22 @@ Sources: In-Run Data Shapley, Wang et al. 2024 (arXiv 2406.11011); Loss Change A
 1909.01440).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import SGD, Adam, Optimizer
 
 from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
 from dataworth.tasks.capture.losses import example_losses
 from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch, window_targets
 from dataworth.tasks.corpus.measured_losses import query_losses
@@ -31,22 +38,32 @@ from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.retraining import trained_weights
 from dataworth.tasks.training.small_model import CLIPPED, learning_rates, shuffled_batches
 
-__all__ = ["Ledger", "ledger_of"]
+__all__ = ["Credits", "Ledger", "ledger_of"]
+
+# What no player's gradient made of a step: decay, and gradients that were back-propagated outside the ledger.
+DECAY, OTHERS = object(), object()
+# Of each trained weight, by player; None of a weight that has no gradient.
+Book = dict[object, list[Tensor]]
+Parts = dict[object, list[Tensor | None]]
 
 
 @dataclass(frozen=True)
-class Ledger:
+class Credits:
     """What a training came to.
 
     Args:
+        players: their names.
         values: (n_players, q) nats that each took off each query's loss.
         decay: (q,) nats that weight decay took off it.
+        others: (q,) nats that gradients of nobody took off it.
         measured: (k + 1, q) losses of the queries before the first step and after every interval of steps.
-        accounted: (k, q) sums of what players and decay are credited with in each interval.
+        accounted: (k, q) sums of what players, decay and others are credited with in each interval.
     """
 
+    players: tuple[Any, ...]
     values: np.ndarray
     decay: np.ndarray
+    others: np.ndarray
     measured: np.ndarray
     accounted: np.ndarray
 
@@ -62,6 +79,343 @@ class Ledger:
         return float(self.accounted.sum() - fall) / fall if fall else float("nan")
 
 
+class Ledger:
+    """Context manager around a training loop that keeps what every player's examples took off the queries' losses.
+
+        with Ledger(model, optimizer, losses_of_queries) as ledger:
+            for batch in loader:
+                optimizer.zero_grad()
+                for source, part in batch.by_source():
+                    ledger.backward(model(**part).loss * len(part) / len(batch), source)
+                clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+        ledger.credits().values
+
+    Gradients may be accumulated over several batches, scaled and clipped before the step: what the step takes is
+    compared with what was back-propagated. Beside the training it takes two copies of the trained weights in float32
+    for every player, one for every player in a step, and a gradient of every query for each interval of steps.
+
+    Args:
+        model: in evaluation mode while the queries are looked at.
+        optimizer: SGD, Adam or AdamW of torch.
+        losses: gives the loss of one query after another, with its graph, nats.
+        every: steps of an interval; a longer one costs less, and the midpoint rule misses more.
+        players: names in the order of the credits; others follow as they come.
+        measured: gives all of these losses without their graphs, where that can be done at once.
+
+    Raises:
+        InputError: of another optimizer, or one with settings under which a step is not linear.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        losses: Callable[[], Iterable[Tensor]],
+        *,
+        every: int = 1,
+        players: Iterable[Any] = (),
+        measured: Callable[[], Sequence[float] | np.ndarray] | None = None,
+    ) -> None:
+        _refuse_unless_linear(optimizer)
+        if every < 1:
+            raise InputError("every: an interval has a step at least")
+        self._model, self._optimizer, self._losses, self._every = model, optimizer, losses, every
+        self._without_graphs = measured or (lambda: [float(loss) for loss in losses()])
+        self._groups = [group for group in optimizer.param_groups for _ in group["params"]]
+        self._trained: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self._players: dict[Any, None] = dict.fromkeys(players)
+        self._parts: Parts = {}
+        self._inside = False
+        self._moments: Book = {}
+        self._moved: Book = {}
+        self._before: list[Tensor] = []
+        self._start: list[Tensor] = []
+        self._steps = 0
+        self._measured: list[np.ndarray] = []
+        self._credited: list[dict[object, np.ndarray]] = []
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(self._before_step),
+            self._optimizer.register_step_post_hook(self._after_step),
+            *(
+                weight.register_post_accumulate_grad_hook(partial(self._outside, number))
+                for number, weight in enumerate(self._trained)
+            ),
+        ]
+        if not self._measured:
+            self._measured.append(self._looked_at())
+            self._start = [weight.detach().clone() for weight in self._trained]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        if error is None and self._steps % self._every:
+            self._close()
+
+    def backward(self, loss: Tensor, player: Any) -> None:
+        """`loss.backward()`, whose gradients are the player's; those of several calls add up until a step."""
+        self._players.setdefault(player)
+        gathered = [weight.grad for weight in self._trained]
+        if not any(one is not None and bool(one.any()) for one in gathered):
+            self._parts = {}  # set to zero since the step, or the step was skipped
+        for weight in self._trained:
+            weight.grad = None
+        self._inside = True
+        try:
+            loss.backward()
+        finally:
+            self._inside = False
+        own = self._parts.setdefault(player, [None] * len(self._trained))
+        for number, (weight, before) in enumerate(zip(self._trained, gathered, strict=True)):
+            part = weight.grad
+            if part is None:
+                weight.grad = before
+                continue
+            known = own[number]
+            own[number] = part.clone() if known is None else known + part
+            weight.grad = part if before is None else before + part
+
+    def credits(self) -> Credits:
+        """What was credited until now; an interval that is not over yet is left out."""
+        players = tuple(self._players)
+        n_queries = len(self._measured[0]) if self._measured else 0
+        by_interval = np.zeros((len(self._credited), len(players) + 2, n_queries))
+        for number, credited in enumerate(self._credited):
+            for place, name in enumerate((*players, DECAY, OTHERS)):
+                by_interval[number, place] = credited.get(name, 0.0)
+        *values, decay, others = by_interval.sum(axis=0)
+        return Credits(
+            players=players,
+            values=np.array(values).reshape(len(players), n_queries),
+            decay=decay,
+            others=others,
+            measured=np.array(self._measured),
+            accounted=by_interval.sum(axis=1),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that has to be kept beside a training's checkpoint to go on from it: tensors, arrays and names."""
+        spelled = {DECAY: ("decay",), OTHERS: ("others",)}
+        return {
+            "players": list(self._players),
+            "moments": [(spelled.get(name, (name, "player")), own) for name, own in self._moments.items()],
+            "moved": [(spelled.get(name, (name, "player")), own) for name, own in self._moved.items()],
+            "start": self._start,
+            "steps": self._steps,
+            "measured": [torch.from_numpy(each) for each in self._measured],
+            "credited": [
+                [(spelled.get(name, (name, "player")), torch.from_numpy(nats)) for name, nats in each.items()]
+                for each in self._credited
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, before the block is entered; the optimizer has its own state again."""
+        self._players |= dict.fromkeys(state["players"])
+        self._moments, self._moved = ({_name(key): own for key, own in state[book]} for book in ("moments", "moved"))
+        self._start, self._steps, self._measured = (
+            list(state["start"]),
+            state["steps"],
+            [each.numpy() for each in state["measured"]],
+        )
+        self._credited = [{_name(key): nats.numpy() for key, nats in each} for each in state["credited"]]
+
+    @torch.no_grad()
+    def _outside(self, number: int, weight: Tensor) -> None:
+        """What was back-propagated by another than `backward` is of nobody."""
+        if self._inside or weight.grad is None:
+            return
+        left = weight.grad.clone()
+        for name, part in _of_weight(self._parts, number).items():
+            if name is not OTHERS:
+                left -= part
+        self._parts.setdefault(OTHERS, [None] * len(self._trained))[number] = left
+
+    @torch.no_grad()
+    def _before_step(self, *_: object) -> None:
+        """The optimizer has seen nothing of this step yet."""
+        if any(group["weight_decay"] for group in self._groups):
+            self._before = [weight.detach().clone() for weight in self._trained]
+        shares: Parts = {name: [None] * len(self._trained) for name in self._parts}
+        for number, (weight, group) in enumerate(zip(self._trained, self._groups, strict=True)):
+            if weight.grad is None:
+                continue
+            whole = weight.grad
+            parts = _of_weight(self._parts, number)
+            factor, left = _scaled(whole, list(parts.values()))
+            for name, part in parts.items():
+                shares[name][number] = part * factor
+            if left is not None:  # written into the gradients, not back-propagated
+                others = shares.setdefault(OTHERS, [None] * len(self._trained))
+                own = others[number]
+                others[number] = left if own is None else own + left
+            if group["weight_decay"] and not _is_decoupled(self._optimizer, group):
+                added = weight.detach() * group["weight_decay"]
+                shares.setdefault(DECAY, [None] * len(self._trained))[number] = added
+        self._parts = shares
+
+    @torch.no_grad()
+    def _after_step(self, *_: object) -> None:
+        rule = _sgd_parts if isinstance(self._optimizer, SGD) else _adam_parts
+        for number, (weight, group) in enumerate(zip(self._trained, self._groups, strict=True)):
+            if weight.grad is None:  # left as it is, moments and all
+                continue
+            for name in self._parts:
+                if name not in self._moments:
+                    self._moments[name] = [_precise_zeros(each) for each in self._trained]
+            fresh = _of_weight(self._parts, number)
+            books = {name: own[number] for name, own in self._moments.items()}
+            for name, step in rule(books, fresh, self._optimizer.state[weight], group):
+                self._movement(name)[number].sub_(step, alpha=float(group["lr"]))
+            if group["weight_decay"] and _is_decoupled(self._optimizer, group):
+                decayed = self._before[number].to(_precise(weight))
+                self._movement(DECAY)[number].sub_(decayed, alpha=float(group["lr"]) * group["weight_decay"])
+        self._parts, self._before = {}, []
+        self._steps += 1
+        if self._steps % self._every == 0:
+            self._close()
+
+    def _movement(self, name: object) -> list[Tensor]:
+        if name not in self._moved:
+            self._moved[name] = [_precise_zeros(weight) for weight in self._trained]
+        return self._moved[name]
+
+    def _close(self) -> None:
+        """Credit everybody with the interval that ends here; a new one begins."""
+        end = [weight.detach().clone() for weight in self._trained]
+        with torch.no_grad():
+            for weight, start in zip(self._trained, self._start, strict=True):
+                weight.lerp_(start, 0.5)
+        credits: dict[object, list[float]] = {name: [] for name in self._moved}
+        try:
+            with _evaluated(self._model), torch.enable_grad():
+                for loss in self._losses():
+                    gradient = torch.autograd.grad(loss, self._trained, allow_unused=True)
+                    for name, moved in self._moved.items():
+                        credits[name].append(_along(moved, gradient))
+        finally:
+            with torch.no_grad():
+                for weight, after in zip(self._trained, end, strict=True):
+                    weight.copy_(after)
+        self._start = end
+        for moved in self._moved.values():
+            for each in moved:
+                each.zero_()
+        self._credited.append({name: np.array(each) for name, each in credits.items()})
+        self._measured.append(self._looked_at())
+
+    @torch.no_grad()
+    def _looked_at(self) -> Float[np.ndarray, " q"]:
+        """(q,) losses of the queries, nats."""
+        with _evaluated(self._model):
+            return np.asarray(self._without_graphs(), np.float64)
+
+
+def _name(key: tuple[Any, ...]) -> Any:
+    return key[0] if len(key) == 2 else {"decay": DECAY, "others": OTHERS}[key[0]]
+
+
+def _refuse_unless_linear(optimizer: Optimizer) -> None:
+    if not isinstance(optimizer, (SGD, Adam)):
+        raise InputError(
+            f"{type(optimizer).__name__}: a ledger can be kept of steps of torch's SGD, Adam and AdamW, which are "
+            "linear in the gradients"
+        )
+    for name in ("amsgrad", "maximize", "dampening"):
+        if any(group.get(name) for group in optimizer.param_groups):
+            raise InputError(f"{type(optimizer).__name__}: no ledger can be kept of steps with {name}")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise InputError("a ledger is kept in one process: other processes' gradients would be nobody's")
+
+
+def _of_weight(parts: Parts, number: int) -> dict[object, Tensor]:
+    return {name: part for name, own in parts.items() if (part := own[number]) is not None}
+
+
+def _is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    """Is decay added to the weights, not to the gradients?"""
+    return isinstance(optimizer, Adam) and bool(group.get("decoupled_weight_decay"))
+
+
+def _scaled(whole: Tensor, parts: Sequence[Tensor]) -> tuple[float, Tensor | None]:
+    """The factor of the parts' sum that a step takes, as clipping and scaling make it, and what is not of the parts."""
+    if not parts:
+        return 0.0, whole.clone()
+    gathered = torch.stack(list(parts)).sum(dim=0)
+    square = float((gathered.double() ** 2).sum())
+    if square == 0:
+        return 0.0, whole.clone() if bool(whole.any()) else None
+    factor = float((whole.double() * gathered.double()).sum()) / square
+    left = whole - factor * gathered
+    rounding = max(1e-5, 4 * torch.finfo(whole.dtype).eps)
+    return factor, None if float(left.norm()) <= rounding * float(whole.norm()) else left
+
+
+def _adam_parts(
+    books: Mapping[object, Tensor], fresh: Mapping[object, Tensor], state: Mapping[str, Any], group: Mapping[str, Any]
+) -> Iterator[tuple[object, Tensor]]:
+    """Each one's part of a step, for a learning rate of 1; the books are carried on."""
+    beta1, beta2 = group["betas"]
+    n_steps = int(state["step"])
+    first, second = 1 - beta1**n_steps, 1 - beta2**n_steps
+    for name, book in books.items():
+        book.mul_(beta1)
+        if name in fresh:
+            book.add_(fresh[name].to(book), alpha=1 - beta1)
+        spread = (state["exp_avg_sq"].to(book).sqrt() / second**0.5).add_(group["eps"])
+        yield name, book / spread / first
+
+
+def _sgd_parts(
+    books: Mapping[object, Tensor], fresh: Mapping[object, Tensor], _: Mapping[str, Any], group: Mapping[str, Any]
+) -> Iterator[tuple[object, Tensor]]:
+    """As `_adam_parts`."""
+    for name, book in books.items():
+        book.mul_(group["momentum"])
+        if name in fresh:
+            book.add_(fresh[name].to(book))
+        if not group["nesterov"]:
+            yield name, book
+        else:
+            yield name, book * group["momentum"] + (fresh[name].to(book) if name in fresh else 0.0)
+
+
+def _along(moved: Sequence[Tensor], gradient: Sequence[Tensor | None]) -> float:
+    """Nats that a movement took off a loss with this gradient."""
+    total = 0.0
+    for step, own in zip(moved, gradient, strict=True):
+        if own is not None:
+            total -= float(step.flatten() @ own.flatten().to(step))
+    return total
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, each module in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _precise(weight: Tensor) -> torch.dtype:
+    """Float32 at least."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _precise_zeros(weight: Tensor) -> Tensor:
+    return torch.zeros_like(weight, dtype=_precise(weight), memory_format=torch.contiguous_format)
+
+
 def ledger_of(
     loaded: LoadedModel,
     corpus: CorpusStore,
@@ -72,11 +426,8 @@ def ledger_of(
     training: TrainingConfig,
     every: int = 1,
     on_step: Callable[[int, int], None] = lambda *_: None,
-) -> Ledger:
+) -> Credits:
     """Train a model, in place, as `train` does, and keep the ledger.
-
-    Memory beside the training: two copies of the trained weights for every player, and one for every player in a batch.
-    Time: a gradient of every query for each interval of steps.
 
     Args:
         loaded: as for `train`.
@@ -85,7 +436,7 @@ def ledger_of(
         n_players: of them all.
         queries: one window each.
         training: how.
-        every: steps of an interval; a longer one costs less, and the midpoint rule misses more.
+        every: steps of an interval (see `Ledger`).
         on_step: called with (step, steps) after each step.
     """
     batches = shuffled_batches(corpus.windows["n_tokens"][windows].tolist(), training)
@@ -95,156 +446,38 @@ def ledger_of(
     for weight in trained:
         weight.requires_grad_(True)
     torch.manual_seed(training.seed)
-    book = _Book(trained, n_players, training, len(batches))
-    measured, values, decays = [query_losses(loaded, queries)], [], []
+    optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
+    rates = learning_rates(len(batches), training.learning_rate)
+
+    def losses() -> Iterator[Tensor]:
+        for query in range(queries.n_examples):
+            yield sum(_losses(loaded, queries, np.array([query]), np.ones(1)), torch.zeros((), device=loaded.device))
+
+    def measured() -> Float[np.ndarray, " q"]:
+        return query_losses(loaded, queries)
+
+    ledger = Ledger(model, optimizer, losses, every=every, players=range(n_players), measured=measured)
     try:
-        for step, batch in enumerate(batches):
-            numbers, owners = windows[batch], players[batch]
-            model.train()
-            book.step(_player_gradients(loaded, trained, corpus, numbers, owners))
-            if (step + 1) % every == 0 or step + 1 == len(batches):
-                model.eval()
-                by_player = book.credited(loaded, queries)
-                values.append(by_player[:-1])
-                decays.append(by_player[-1])
-                measured.append(query_losses(loaded, queries))
-            on_step(step + 1, len(batches))
+        with ledger:
+            for step, batch in enumerate(batches):
+                model.train()
+                numbers, owners = windows[batch], players[batch]
+                n_targets = max(1, int(window_targets(corpus.windows)[numbers].sum()))
+                optimizer.zero_grad(set_to_none=True)
+                for player in np.unique(owners):
+                    own = numbers[owners == player]
+                    for part in _losses(loaded, corpus, own, corpus.windows["n_tokens"][own]):
+                        ledger.backward(part / n_targets, int(player))
+                torch.nn.utils.clip_grad_norm_(trained, CLIPPED)
+                optimizer.param_groups[0]["lr"] = rates[step]
+                optimizer.step()
+                on_step(step + 1, len(batches))
     finally:
+        optimizer.zero_grad(set_to_none=True)
         model.eval()
         for weight, wanted in wants:
             weight.requires_grad_(wanted)
-    n_queries = queries.n_examples
-    credited_to = np.array(values).reshape(-1, n_players, n_queries)
-    decayed = np.array(decays).reshape(-1, n_queries)
-    return Ledger(
-        values=credited_to.sum(axis=0),
-        decay=decayed.sum(axis=0),
-        measured=np.array(measured),
-        accounted=credited_to.sum(axis=1) + decayed,
-    )
-
-
-class _Book:
-    """AdamW, with a first moment for every player, and what each has moved since the last interval ended.
-
-    Args:
-        trained: weights, which it moves.
-        n_players: of them.
-        training: rate, decay.
-        n_steps: of the training.
-    """
-
-    def __init__(self, trained: Sequence[Tensor], n_players: int, training: TrainingConfig, n_steps: int) -> None:
-        self._trained, self._n_players = list(trained), n_players
-        self._rates = learning_rates(n_steps, training.learning_rate)
-        self._optimizer = torch.optim.AdamW(
-            self._trained, lr=training.learning_rate, weight_decay=training.weight_decay
-        )
-        self._steps = 0
-        self._moments = [_precise_zeros(n_players, weight) for weight in self._trained]
-        self._moved = [_precise_zeros(n_players + 1, weight) for weight in self._trained]
-        self._start = [weight.detach().clone() for weight in self._trained]
-
-    @torch.no_grad()
-    def step(self, gradients: dict[int, list[Tensor | None]]) -> None:
-        """One step on the sum of the players' gradients, clipped to norm 1."""
-        (group,) = self._optimizer.param_groups
-        group["lr"] = rate = self._rates[self._steps]
-        for number, weight in enumerate(self._trained):
-            parts = [part for each in gradients.values() if (part := each[number]) is not None]
-            weight.grad = torch.stack(parts).sum(dim=0) if parts else None
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, CLIPPED)
-        factor = min(1.0, float(CLIPPED / (norm + 1e-6)))
-        beta1, beta2 = group["betas"]
-        self._steps += 1
-        before = [weight.detach().clone() for weight in self._trained] if group["weight_decay"] else []
-        self._optimizer.step()
-        for number, weight in enumerate(self._trained):
-            if weight.grad is None:  # AdamW leaves it as it is, moments and all
-                continue
-            moments = self._moments[number].mul_(beta1)
-            for player, each in gradients.items():
-                own = each[number]
-                if own is not None:
-                    moments[player].add_(own.to(moments), alpha=(1 - beta1) * factor)
-            state = self._optimizer.state[weight]
-            n_steps = int(state["step"])
-            first, second = 1 - beta1**n_steps, 1 - beta2**n_steps
-            spread = (state["exp_avg_sq"].to(moments).sqrt() / second**0.5).add_(group["eps"])
-            self._moved[number][:-1].sub_(moments / spread, alpha=rate / first)
-            if before:
-                self._moved[number][-1].sub_(before[number].to(moments), alpha=rate * group["weight_decay"])
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def credited(self, loaded: LoadedModel, queries: CorpusStore) -> Float[np.ndarray, "p q"]:
-        """(n_players + 1, q) credits of the interval that ends here, decay last; then a new one begins."""
-        with _Halfway(self._trained, self._start, self._moved):
-            credits = [
-                self._credits(_gradient(self._trained, _losses(loaded, queries, np.array([query]), np.ones(1))))
-                for query in range(queries.n_examples)
-            ]
-        return np.array(credits).T
-
-    @torch.no_grad()
-    def _credits(self, gradient: Sequence[Tensor | None]) -> Float[np.ndarray, " p"]:
-        """(n_players + 1,) nats that each player, and decay as the last, took off a loss with this gradient."""
-        total = np.zeros(self._n_players + 1)
-        for moved, own in zip(self._moved, gradient, strict=True):
-            if own is not None:
-                total -= (moved.flatten(1) @ own.flatten().to(moved)).cpu().double().numpy()
-        return total
-
-
-class _Halfway:
-    """The weights at the middle of an interval while the block lasts."""
-
-    def __init__(self, trained: Sequence[Tensor], start: list[Tensor], moved: list[Tensor]) -> None:
-        self._trained, self._start, self._moved = trained, start, moved
-        self._end: list[Tensor] = []
-
-    @torch.no_grad()
-    def __enter__(self) -> None:
-        self._end = [weight.detach().clone() for weight in self._trained]
-        for weight, start in zip(self._trained, self._start, strict=True):
-            weight.lerp_(start, 0.5)
-
-    @torch.no_grad()
-    def __exit__(self, *_: object) -> None:
-        for weight, start, end, moved in zip(self._trained, self._start, self._end, self._moved, strict=True):
-            weight.copy_(end)
-            start.copy_(end)
-            moved.zero_()
-
-
-def _precise_zeros(count: int, weight: Tensor) -> Tensor:
-    """(count, …) of a weight's shape and device, in float32 at least."""
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    return torch.zeros(count, *weight.shape, dtype=dtype, device=weight.device)
-
-
-def _player_gradients(
-    loaded: LoadedModel, trained: Sequence[Tensor], corpus: CorpusStore, numbers: np.ndarray, owners: np.ndarray
-) -> dict[int, list[Tensor | None]]:
-    """Of each player in a batch, its part of the gradient of the mean loss over the batch's targets."""
-    windows = corpus.windows
-    n_targets = max(1, int(window_targets(windows)[numbers].sum()))
-    gradients = {}
-    for player in np.unique(owners):
-        own = numbers[owners == player]
-        parts = (part / n_targets for part in _losses(loaded, corpus, own, windows["n_tokens"][own]))
-        gradients[int(player)] = _gradient(trained, parts)
-    return gradients
-
-
-def _gradient(trained: Sequence[Tensor], losses: Iterable[Tensor]) -> list[Tensor | None]:
-    """Of the sum of some losses, one after another, so that one graph exists at a time."""
-    total: list[Tensor | None] = [None] * len(trained)
-    for loss in losses:
-        for number, own in enumerate(torch.autograd.grad(loss, list(trained), allow_unused=True)):
-            before = total[number]
-            if own is not None:
-                total[number] = own if before is None else before.add_(own)
-    return total
+    return ledger.credits()
 
 
 def _losses(loaded: LoadedModel, corpus: CorpusStore, numbers: np.ndarray, lengths: np.ndarray) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.steps import make_bases
 from dataworth.tasks.training.config import TrainingConfig
-from dataworth.tasks.training.ledger import Ledger, ledger_of
+from dataworth.tasks.training.ledger import Credits, ledger_of
 from dataworth.tasks.training.retraining import as_it_was
 
 __all__ = ["LanguageGames"]
@@ -113,7 +113,7 @@ class LanguageGames:
         config = SourcesConfig(game=game, utility=utility)  # type: ignore[arg-type]
         return game_on(whole, config, NothingKept()).game()
 
-    def ledger(self, training: TrainingConfig, adapters: LoraConfig | None = None) -> Ledger:
+    def ledger(self, training: TrainingConfig, adapters: LoraConfig | None = None) -> Credits:
         """What each source took off each query in one more training, of all weights or of adapters."""
         corpus, base = CorpusStore.open(self.corpus), load(self.model, 1.0)
         names = corpus.column("source").to_pylist()

@@ -20,7 +20,7 @@ from dataworth.tasks.coalitions.valuation import COALITIONS, Valuation, with_que
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.progress import progress, run_logger
-from dataworth.tasks.training.ledger import Ledger, ledger_of
+from dataworth.tasks.training.ledger import Credits, ledger_of
 from dataworth.tasks.training.retraining import as_it_was, window_players
 
 __all__ = ["LedgerGame"]
@@ -88,7 +88,7 @@ class LedgerGame(SourceGame):
                 bar.advance()
 
             owners, every = of_windows[windows], material.sources.ledger_every
-            self._ledger: Ledger = ledger_of(
+            self._ledger: Credits = ledger_of(
                 base, corpus, windows, owners, n_players, queries, parts.training, every, on_step
             )
 
