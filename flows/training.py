@@ -1,6 +1,6 @@
-"""Gradients from anyone's training loop: a context manager around `loss.backward()`, and a callback of the Trainer.
+"""Gradients, and the ledger, from anyone's training loop: context managers, and callbacks of the Trainer.
 
-Neither needs a change to the model's code, a server or a corpus file. What they leave is a gradient store like others.
+None needs a change to the model's code, a server or a corpus file. Gradients are left in a store like others.
 """
 
 import hashlib
@@ -31,8 +31,10 @@ from dataworth.tasks.model.loading import model_fingerprint
 from dataworth.tasks.projection.bases import projections_of
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.logra import layer_table, stored_projections
+from dataworth.tasks.training.ledger import Credits, Ledger
+from dataworth.trainer_ledger import LedgerCallback
 
-__all__ = ["IndexCallback", "Indexing"]
+__all__ = ["Credits", "IndexCallback", "Indexing", "Ledger", "LedgerCallback"]
 
 
 class Indexing:

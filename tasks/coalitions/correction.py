@@ -67,7 +67,7 @@ def corrected(material: Material, found: Valuation, game: Game | None, kept: Uti
             run_logger().info(line)
         if not checked.reliable and sources.fallback:
             run_logger().warning("%s: not corrected (%s)", checked.reason, setting("sources.trainings"))
-            merged.done()
+            kept.drop_weights()
             return found.with_facts(certified=False, **{"not corrected": checked.reason})
         if merges:
             estimate = _merged_estimate(material, trained, merged)

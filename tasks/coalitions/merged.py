@@ -48,11 +48,12 @@ class Merged:
         self._tokens = material.players.column("n_tokens")[0].astype(np.float64)
         n_players = len(self._tokens)
         everybody = np.ones((1, n_players), bool)
-        self.trained_on = everybody
+        every = everybody
         if n_players > 1:
-            self.trained_on = np.concatenate([everybody, firsts_and_lasts(self._tokens)])
-        self._enough = material.sources.trainings >= len(self.trained_on) - 1
-        self.trained_on = self.trained_on[: material.sources.trainings]
+            every = np.concatenate([everybody, firsts_and_lasts(self._tokens)])
+        self.trained_on = every[: material.sources.trainings]
+        self._one_missing = len(self.trained_on) == len(every) - 1
+        self._enough = self._one_missing or len(self.trained_on) == len(every)
 
     def possible(self) -> bool:
         """Are there trainings enough, and memory? Says where there is not enough of it."""
@@ -80,8 +81,9 @@ class Merged:
         return self._measured(self._tables["left out"])
 
     def done(self) -> None:
-        """Weights are needed no more."""
-        self._kept.drop_weights()
+        """Weights are needed no more, unless a training was missing that a later run may do."""
+        if not self._one_missing:
+            self._kept.drop_weights()
 
     @cached_property
     def _tables(self) -> dict[str, "_Table"]:

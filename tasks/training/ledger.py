@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -34,12 +35,15 @@ from dataworth.tasks.capture.losses import example_losses
 from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch, window_targets
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import LoadedModel
+from dataworth.tasks.progress import run_logger
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.retraining import trained_weights
 from dataworth.tasks.training.small_model import CLIPPED, learning_rates, shuffled_batches
 
 __all__ = ["Credits", "Ledger", "ledger_of"]
 
+# Part of what was measured that may go unaccounted for without a word.
+SILENT = 0.01
 # What no player's gradient made of a step: decay, and gradients that were back-propagated outside the ledger.
 DECAY, OTHERS = object(), object()
 # Of each trained weight, by player; None of a weight that has no gradient.
@@ -77,6 +81,20 @@ class Credits:
         """What is accounted for less what was measured, of all queries together, as a part of what was measured."""
         fall = float(self.fall.sum())
         return float(self.accounted.sum() - fall) / fall if fall else float("nan")
+
+    def table(self, queries: Sequence[str] | None = None) -> pd.DataFrame:
+        """Columns source, query_id ("*": all together), nats: who took how much off; what nobody did has names, too.
+
+        Args:
+            queries: names of the queries; None: their numbers.
+        """
+        asked = [str(number) for number in range(len(self.decay))] if queries is None else list(queries)
+        rows = {**dict(zip(self.players, self.values, strict=True)), "(decay)": self.decay, "(others)": self.others}
+        rows["(not accounted for)"] = self.fall - self.accounted.sum(axis=0)
+        table = pd.DataFrame(rows, index=pd.Index([*asked], name="query_id"))
+        table.loc["*"] = table.sum()
+        long = table.reset_index().melt("query_id", var_name="source", value_name="nats")
+        return long[["source", "query_id", "nats"]]
 
 
 class Ledger:
@@ -157,6 +175,10 @@ class Ledger:
             hook.remove()
         if error is None and self._steps % self._every:
             self._close()
+        missed = self.credits().missed if error is None else 0.0
+        if not abs(missed) <= SILENT:
+            said = "the ledger misses %.1f %% of what was measured, as its steps are long: %s mends that"
+            run_logger().warning(said, 100 * abs(missed), "a lower learning rate, or a look at the queries more often,")
 
     def backward(self, loss: Tensor, player: Any) -> None:
         """`loss.backward()`, whose gradients are the player's; those of several calls add up until a step."""

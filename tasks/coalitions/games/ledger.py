@@ -19,15 +19,15 @@ from dataworth.tasks.coalitions.games.trust import RetrainedCheck
 from dataworth.tasks.coalitions.valuation import COALITIONS, Valuation, with_queries
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import LoadedModel, load
-from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.progress import progress
 from dataworth.tasks.training.ledger import Credits, ledger_of
 from dataworth.tasks.training.retraining import as_it_was, window_players
 
 __all__ = ["LedgerGame"]
 
 NAME = "ledger"
-# Parts of what was measured that may go unaccounted for: without a word, and at all.
-SILENT, MOST_MISSED = 0.01, 0.1
+# Part of what was measured that may go unaccounted for.
+MOST_MISSED = 0.1
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,6 @@ class LedgerGame(SourceGame):
         """What each source was credited with."""
         ledger = self._ledger
         values = with_total(ledger.values.T)
-        if not abs(ledger.missed) <= SILENT:
-            said = "the ledger misses %.1f %% of what was measured: its steps are long (%s, %s)"
-            options = setting("training.learning_rate"), setting("sources.ledger_every")
-            run_logger().warning(said, 100 * abs(ledger.missed), *options)
         unknown = np.full(values.shape, np.nan)
         facts = {
             "estimator": "one training, step by step",
