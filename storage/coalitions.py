@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -154,25 +155,41 @@ class UtilityStore(Store):
             KeyError: nothing is kept.
             StoreDamagedError: its bytes changed.
         """
-        name = self._weights()[_spelled(mask)]
+        names = {name.partition("-")[0]: name for name in self._weights()}
+        return self._checked_weights(names[_spelled(mask)])
+
+    def _checked_weights(self, name: str) -> bytes:
         with self.files.reading(name):
-            content = (self.path / name).read_bytes()
+            try:
+                content = (self.path / name).read_bytes()
+            except FileNotFoundError:  # another run has dropped it
+                raise KeyError(name) from None
         if hashlib.sha256(content).hexdigest() != name.removesuffix(WEIGHTS).rpartition("-")[2]:
             raise self.files.damaged(name)
         return content
 
+    def check_weights(self) -> None:
+        """Read all that `add_weights` kept.
+
+        Raises:
+            StoreDamagedError: bytes changed.
+        """
+        for name in self._weights():
+            with suppress(KeyError):
+                self._checked_weights(name)
+
     def have_weights(self, masks: np.ndarray) -> np.ndarray:
         """(m,) whether weights of each (m, n_players) coalition are kept."""
-        there = self._weights()
+        there = {name.partition("-")[0] for name in self._weights()}
         return np.array([_spelled(mask) in there for mask in masks], bool)
 
     def drop_weights(self) -> None:
         """Remove all that `add_weights` kept."""
-        for name in self._weights().values():
+        for name in self._weights():
             (self.path / name).remove()
 
-    def _weights(self) -> dict[str, str]:
-        return {name.partition("-")[0]: name for name in self.path.files() if name.endswith(WEIGHTS)}
+    def _weights(self) -> list[str]:
+        return [name for name in self.path.files() if name.endswith(WEIGHTS)]
 
 
 def _spelled(mask: np.ndarray) -> str:

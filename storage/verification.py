@@ -102,6 +102,7 @@ def _read_additions(path: Location) -> None:
     store = UtilityStore(path)
     for _ in store.additions():
         pass
+    store.check_weights()
 
 
 def _read_corpus(path: Location) -> None:

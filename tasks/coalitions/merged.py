@@ -1,10 +1,10 @@
 """Utilities of coalitions that nobody trained, by models merged from those that were, measured once and kept."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 from jaxtyping import Float
 
 from dataworth.storage.coalitions import UtilityStore
@@ -60,12 +60,12 @@ class Merged:
         n_trained = len(self.trained_on)
         if not 2 <= len(self._tokens) <= MOST_SOURCES or not self._enough:
             return False
-        needed = bytes_of_merging(load(self._material.needed.model, 1.0), n_trained)
-        free = psutil.virtual_memory().available
+        base = load(self._material.needed.model, 1.0)
+        needed, free = bytes_of_merging(base, n_trained), base.free_memory
         if needed > free:
             said = "no models are merged: weights of %d trainings need %.0f GB of memory, and %.0f GB are free"
             run_logger().warning(said, n_trained, needed / 1e9, free / 1e9)
-        return bool(needed <= free)
+        return needed <= free
 
     def begin(self) -> None:
         """Train everybody so that its weights are there to be merged, where they will be."""
@@ -102,20 +102,23 @@ class Merged:
         return _Table(store, masks, coefficients, CorpusStore.open(self._material.needed.queries).n_examples)
 
     def _measured(self, table: "_Table") -> np.ndarray:
-        missing = table.missing
-        if len(missing):
+        while len(missing := table.missing):
             self._trained.train_for_weights(self.trained_on, self._kept)
-            parts = self._material.needed
-            differences = [self._kept.weights(mask) for mask in self.trained_on]
-            with progress("merged models", len(missing), "model") as bar:
-
-                def measured(numbers: np.ndarray, losses: np.ndarray) -> None:
-                    table.store.add(table.masks[missing[numbers]], -losses)
-                    bar.advance(len(numbers))
-
-                chosen, queries = table.coefficients[missing], CorpusStore.open(parts.queries)
-                merged_losses(load(parts.model, 1.0), differences, chosen, queries, measured)
+            with suppress(KeyError):  # another run was done with some, and dropped them
+                self._measure(table, missing)
         return table.utilities
+
+    def _measure(self, table: "_Table", missing: np.ndarray) -> None:
+        parts = self._material.needed
+        with progress("merged models", len(missing), "model") as bar:
+
+            def measured(numbers: np.ndarray, losses: np.ndarray) -> None:
+                table.store.add(table.masks[missing[numbers]], -losses)
+                bar.advance(len(numbers))
+
+            differences = (self._kept.weights(mask) for mask in self.trained_on)
+            chosen, queries = table.coefficients[missing], CorpusStore.open(parts.queries)
+            merged_losses(load(parts.model, 1.0), differences, chosen, queries, measured)
 
 
 @dataclass(frozen=True)

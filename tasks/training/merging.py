@@ -11,7 +11,7 @@ do that teach different things. That the loss bends is no harm: it is measured o
 Sources: task arithmetic, Ilharco et al. 2022 (arXiv 2212.04089); model soups, Wortsman et al. 2022 (arXiv 2203.05482).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def bytes_of_merging(loaded: LoadedModel, n_trained: int) -> int:
 
 def merged_losses(
     base: LoadedModel,
-    differences: Sequence[bytes],
+    differences: Iterable[bytes],
     coefficients: Float[np.ndarray, "m k"],
     queries: CorpusStore,
     measured: Callable[[np.ndarray, np.ndarray], None],
@@ -87,14 +87,14 @@ def merged_losses(
 
     Args:
         base: whose weights the differences are added to.
-        differences: of k trainings (see `packed_difference`).
+        differences: of k trainings (see `packed_difference`), read one after another.
         coefficients: of each model.
         queries: one window each.
         measured: called with the numbers of some models and their (models, n_queries) losses, nats.
     """
     weights = list(floating_weights(base.model).values())
     start = torch.cat([weight.detach().float().flatten() for weight in weights])
-    added = torch.empty(len(differences), len(start), dtype=torch.bfloat16, device=start.device)
+    added = torch.empty(coefficients.shape[1], len(start), dtype=torch.bfloat16, device=start.device)
     for row, difference in zip(added, differences, strict=True):
         row.copy_(unpacked(difference)[DIFFERENCE])
     with as_it_was(base):

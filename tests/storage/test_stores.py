@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.corpus import CorpusStore, TokenisedDocument
 from dataworth.storage.errors import SchemaVersionError, StoreBusyError, StoreDamagedError, StoreIncompleteError
 from dataworth.storage.layer_table import Layer
@@ -182,3 +183,23 @@ def test_the_score_writer_joins_blocks_into_chunks(tmp_path, monkeypatch):
     short.add(scores[:1, :2], ["a", "b"])
     with pytest.raises(ValueError, match="2 columns of scores came, expected 3"):
         short.close()
+
+
+def test_weights_of_trainings_are_kept_until_they_are_dropped(place):
+    store = UtilityStore.create(place, "game", {})
+    masks = np.array([[True, False, True], [False, True, True]])
+    store.add_weights(masks[0], b"first")
+    store.add_weights(masks[0], b"of another run")
+    store.add(masks, np.ones((2, 1)))
+    np.testing.assert_array_equal(store.have_weights(masks), [True, False])
+    assert store.weights(masks[0]) in (b"first", b"of another run")
+    with pytest.raises(KeyError):
+        store.weights(masks[1])
+    store.check_weights()
+    (name, *_) = [name for name in store.path.files() if name.endswith(".safetensors")]
+    (store.path / name).write_whole(b"changed")
+    with pytest.raises(StoreDamagedError, match="remove that file and run again"):
+        store.check_weights()
+    store.drop_weights()
+    np.testing.assert_array_equal(store.have_weights(masks), [False, False])
+    assert len(store.known(3, 1)[0]) == 2

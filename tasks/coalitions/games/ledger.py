@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
@@ -126,7 +125,7 @@ def _refuse_too_large(base: LoadedModel, n_players: int) -> None:
     if base.device.type != "cpu":  # whose memory is asked for as it is used, and refused by a sentence
         return
     needed = 4 * (2 * n_players + 6) * sum(weight.numel() for weight in base.model.parameters())
-    free = psutil.virtual_memory().available
+    free = base.free_memory
     if needed > free:
         raise InputError(
             f"the game {NAME}: books of {n_players:,} sources need about {needed / 1e9:.0f} GB of memory, and "
