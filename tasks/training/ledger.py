@@ -140,8 +140,10 @@ class Ledger:
             raise InputError("every: an interval has a step at least")
         self._model, self._optimizer, self._losses, self._every = model, optimizer, losses, every
         self._without_graphs = measured or (lambda: [float(loss) for loss in losses()])
-        self._groups = [group for group in optimizer.param_groups for _ in group["params"]]
-        self._trained: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
+        trained = [(weight, group) for group in optimizer.param_groups for weight in group["params"]]
+        trained = [(weight, group) for weight, group in trained if weight.requires_grad]
+        self._trained: list[Tensor] = [weight for weight, _ in trained]
+        self._groups = [group for _, group in trained]
         self._players: dict[Any, None] = dict.fromkeys(players)
         self._parts: Parts = {}
         self._inside = False
@@ -260,8 +262,10 @@ class Ledger:
         self._parts.setdefault(OTHERS, [None] * len(self._trained))[number] = left
 
     @torch.no_grad()
-    def _before_step(self, *_: object) -> None:
+    def _before_step(self, _: Optimizer, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """The optimizer has seen nothing of this step yet."""
+        if any(each is not None for each in (*given[1:], *named.values())):  # the first is the optimizer
+            raise InputError("a ledger cannot be kept of steps with a closure: propagate before `step()`")
         if any(group["weight_decay"] for group in self._groups):
             self._before = [weight.detach().clone() for weight in self._trained]
         shares: Parts = {name: [None] * len(self._trained) for name in self._parts}

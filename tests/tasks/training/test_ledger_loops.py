@@ -234,6 +234,20 @@ def test_an_interval_that_is_cut_short_is_counted_and_one_of_an_error_is_not():
     assert len(ledger.credits().accounted) == 1
 
 
+def test_frozen_weights_are_left_alone_and_closures_refused():
+    loop = Loop.made()
+    loop.model[0].weight.requires_grad_(False)
+    credits = kept(loop, players=PLAYERS).credits()
+    falls = credits.measured[:-1] - credits.measured[1:]
+    np.testing.assert_allclose(credits.accounted, falls, atol=0.02 * np.abs(falls).max())
+    closed = Loop.made()
+    with (
+        pytest.raises(InputError, match="steps with a closure"),
+        Ledger(closed.model, closed.optimizer, closed.losses),
+    ):
+        closed.optimizer.step(lambda: closed.loss(0, "a"))
+
+
 @pytest.mark.parametrize(
     ("optimizer", "said"),
     [
