@@ -1,5 +1,6 @@
 """The ledger of a training by transformers.Trainer, or one of its kind."""
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
+from dataworth.storage.durable import replace_file
 from dataworth.storage.errors import InputError
 from dataworth.tasks.capture.losses import IGNORED, next_tokens
 from dataworth.tasks.corpus.batches import n_targets
-from dataworth.tasks.training.ledger import Credits, Ledger
+from dataworth.tasks.model.loading import model_fingerprint
+from dataworth.tasks.training.ledger import Credits, Ledger, evaluated
 
 __all__ = ["LedgerCallback"]
 
 BOOKS = "ledger.pt"  # in the folder of a checkpoint
-NUMBERS = "dataworth_players"  # of the examples of a batch
+SOURCES = "dataworth_sources"  # of the examples of a batch
+# Losses of a batch as a whole and of its parts together may differ by rounding, in bfloat16, too.
+ALIKE = 1e-2
 
 
 class LedgerCallback(TrainerCallback):
@@ -45,8 +50,8 @@ class LedgerCallback(TrainerCallback):
             raise InputError("queries: a ledger needs at least one")
         self._queries = [{name: torch.as_tensor(query[name]) for name in ("input_ids", "labels")} for query in queries]
         self._source, self._every = source, every
-        self._names: dict[str, int] = {}
-        self._watched = False
+        self._watched = self._open = False
+        self._weighs: Weighs | None = None
         self._ledger: Ledger | None = None
 
     def watch(self, trainer: Any) -> None:
@@ -56,25 +61,38 @@ class LedgerCallback(TrainerCallback):
         trainer._set_signature_columns_if_needed()
         if self._source not in trainer._signature_columns:
             trainer._signature_columns.append(self._source)
-        trainer.data_collator = _Collated(trainer.data_collator, self._source, self._names)
-        step, backward = trainer.training_step, trainer.accelerator.backward
+        loader, step, backward = trainer.get_train_dataloader, trainer.training_step, trainer.accelerator.backward
+
+        def get_train_dataloader() -> Any:
+            collator = trainer.data_collator
+            trainer.data_collator = _Collated(collator, self._source)
+            try:
+                return loader()
+            finally:
+                trainer.data_collator = collator
 
         def training_step(model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-            numbers = inputs.pop(NUMBERS)
-            whole = getattr(trainer, "model_accepts_loss_kwargs", False) and num_items_in_batch is not None
-            summed = whole or trainer.compute_loss_func is not None
-            names, losses = list(self._names), []
-            for number in numbers.unique().tolist():
-                own = _rows(inputs, numbers == number)
-                part = 1.0 if summed else _targets(own["labels"]) / max(1, _targets(inputs["labels"]))
-                trainer.accelerator.backward = self._backward_of(names[number], part, trainer.accelerator)
+            names = _unspelled(inputs.pop(SOURCES))
+            if len(inputs["input_ids"]) != len(names):
+                raise InputError(
+                    f"a batch has {len(inputs['input_ids'])} rows of {len(names)} examples: packed ones cannot be told "
+                    "apart, switch packing and padding-free batches off"
+                )
+            batch, losses = trainer._prepare_inputs(inputs), []
+            by_source = {name: _rows(batch, [name == each for each in names]) for name in dict.fromkeys(names)}
+            if self._weighs is None and len(by_source) > 1:
+                self._weighs = _weighing(trainer, model, batch, list(by_source.values()), num_items_in_batch)
+            for name, own in by_source.items():
+                part = 1.0 if len(by_source) == 1 or self._weighs is None else self._weighs(own, batch)
+                trainer.accelerator.backward = self._backward_of(name, part, trainer.accelerator)
                 try:
                     losses.append(step(model, own, num_items_in_batch) * part)
                 finally:
                     trainer.accelerator.backward = backward
             return torch.stack(losses).sum()
 
-        trainer.training_step, self._watched = training_step, True
+        trainer.get_train_dataloader, trainer.training_step = get_train_dataloader, training_step
+        self._watched = True
 
     def _backward_of(self, name: str, part: float, accelerator: Any) -> Callable[..., None]:
         def backward(loss: Tensor, **_: Any) -> None:
@@ -91,27 +109,41 @@ class LedgerCallback(TrainerCallback):
         """The books are opened."""
         if not self._watched:
             raise InputError("a ledger that does not watch its trainer: call `watch(trainer)` before `train()`")
+        self._close(None)  # of a training that ended by an error
         model, optimizer = given["model"], given["optimizer"]
         ledger = Ledger(
             model, getattr(optimizer, "optimizer", optimizer), lambda: self._losses(model), every=self._every
         )
         if state.global_step:
-            books = Path(args.output_dir) / f"checkpoint-{state.global_step}" / BOOKS
+            books = _books_of(args, state)
             if not books.is_file():
                 raise InputError(f"{books}: not there, and without the books of the steps before no ledger goes on")
-            kept = torch.load(books, weights_only=True, map_location=next(model.parameters()).device)
-            self._names.update(kept["names"])
+            kept = torch.load(books, weights_only=True, map_location="cpu")
+            if kept["model"] != model_fingerprint(model):
+                raise InputError(f"{books}: of another model than the training goes on with")
             ledger.load_state_dict(kept["books"])
-        self._ledger = ledger.__enter__()
+        self._ledger, self._open = ledger.__enter__(), True
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The last interval is counted while the weights are those of its end."""
+        if state.global_step >= state.max_steps or control.should_training_stop:
+            self._close(state)
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """The books are kept beside the weights."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        torch.save({"names": self._names, "books": self._books().state_dict()}, folder / BOOKS)
+        written = io.BytesIO()
+        torch.save({"model": model_fingerprint(given["model"]), "books": self._books().state_dict()}, written)
+        replace_file(_books_of(args, state), written.getvalue())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The last interval is counted."""
-        self._books().__exit__(None, None, None)
+        """Closed, where the training was stopped between steps."""
+        self._close(state)
+
+    def _close(self, state: Any) -> None:
+        if self._ledger is not None and self._open:
+            error = None if state is not None else InputError("ended")
+            self._ledger.__exit__(None if error is None else type(error), error, None)
+            self._open = False
 
     def _books(self) -> Ledger:
         if self._ledger is None:
@@ -129,34 +161,84 @@ class LedgerCallback(TrainerCallback):
 
 
 class _Collated:
-    """A collator that is not shown the sources, whose numbers stand beside what it makes of the rest.
+    """A collator that is not shown the sources, which stand spelled out beside what it makes of the rest.
 
     Args:
         collator: the trainer's own.
         source: field of the sources.
-        names: of the sources, with their numbers; grows.
     """
 
-    def __init__(self, collator: Any, source: str, names: dict[str, int]) -> None:
-        self._collator, self._source, self._names = collator, source, names
+    def __init__(self, collator: Any, source: str) -> None:
+        self._collator, self._source = collator, source
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        missing = [number for number, example in enumerate(examples) if self._source not in example]
-        if missing:
+        if any(self._source not in example for example in examples):
             raise InputError(f"an example of the training set has no field {self._source!r}, which names its source")
         batch = self._collator([{k: v for k, v in example.items() if k != self._source} for example in examples])
-        numbers = [self._names.setdefault(str(example[self._source]), len(self._names)) for example in examples]
-        return {**batch, NUMBERS: torch.tensor(numbers)}
+        return {**batch, SOURCES: _spelled([str(example[self._source]) for example in examples])}
 
 
-def _rows(inputs: Mapping[str, Any], chosen: Tensor) -> dict[str, Any]:
+def _spelled(names: Sequence[str]) -> Tensor:
+    """(n, most bytes) uint8: a batch is of tensors, and workers that collate share no table of names."""
+    rows = [torch.tensor(list(name.encode()), dtype=torch.uint8) for name in names]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _unspelled(rows: Tensor) -> list[str]:
+    return [bytes(row).rstrip(b"\0").decode() for row in rows.cpu().tolist()]
+
+
+def _rows(batch: Mapping[str, Any], chosen: Sequence[bool]) -> dict[str, Any]:
     """Of every tensor of the batch's length the chosen examples; the rest as it is."""
     return {
-        name: value[chosen.to(value.device)] if isinstance(value, Tensor) and len(value) == len(chosen) else value
-        for name, value in inputs.items()
+        name: value[torch.tensor(chosen, device=value.device)]
+        if isinstance(value, Tensor) and value.dim() and len(value) == len(chosen)
+        else value
+        for name, value in batch.items()
     }
+
+
+Weighs = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 
 
 def _targets(labels: Tensor) -> int:
     """Whose loss is counted: tokens, or examples of a classifier."""
     return len(labels) if labels.dim() == 1 else int(n_targets(labels).sum())
+
+
+# What a part of a batch counts in the batch's loss: that of a sum, of a mean over tokens, of a mean over examples.
+WEIGHTS: tuple[Weighs, ...] = (
+    lambda own, batch: 1.0,
+    lambda own, batch: _targets(own["labels"]) / max(1, _targets(batch["labels"])),
+    lambda own, batch: len(own["input_ids"]) / len(batch["input_ids"]),
+)
+
+
+@torch.no_grad()
+def _weighing(
+    trainer: Any, model: nn.Module, batch: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], n_items: Any
+) -> Weighs:
+    """The weights with which the losses of parts add up to that of the batch.
+
+    Raises:
+        InputError: none do.
+    """
+
+    def loss_of(inputs: Mapping[str, Any]) -> float:
+        with trainer.compute_loss_context_manager():
+            return float(trainer.compute_loss(model, dict(inputs), num_items_in_batch=n_items))
+
+    with evaluated(model):
+        whole, of_parts = loss_of(batch), [loss_of(part) for part in parts]
+    for weighs in WEIGHTS:
+        added = sum(loss * weighs(part, batch) for loss, part in zip(of_parts, parts, strict=True))
+        if abs(added - whole) <= ALIKE * abs(whole):
+            return weighs
+    raise InputError(
+        f"the loss of a batch, {whole:.4g}, is neither the sum of its examples' nor their mean, so that no ledger can "
+        "be kept of it"
+    )
+
+
+def _books_of(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / BOOKS

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataworth.storage.errors import StoreIncompleteError
 from dataworth.storage.locations import Place, location_of
 from dataworth.storage.manifest import Store, is_complete, new_store, write_manifest
 from dataworth.storage.ref import StoreRef
@@ -152,18 +152,21 @@ class UtilityStore(Store):
         """What `add_weights` kept.
 
         Raises:
-            KeyError: nothing is kept.
+            StoreIncompleteError: nothing is kept, or another run has dropped it.
             StoreDamagedError: its bytes changed.
         """
-        names = {name.partition("-")[0]: name for name in self._weights()}
-        return self._checked_weights(names[_spelled(mask)])
+        spelled = _spelled(mask)
+        for name in self._weights():
+            if name.startswith(f"{spelled}-") and (content := self._read_weights(name)) is not None:
+                return content
+        raise StoreIncompleteError(f"{self.path}: no weights of the coalition {spelled} are kept")
 
-    def _checked_weights(self, name: str) -> bytes:
-        with self.files.reading(name):
-            try:
-                content = (self.path / name).read_bytes()
-            except FileNotFoundError:  # another run has dropped it
-                raise KeyError(name) from None
+    def _read_weights(self, name: str) -> bytes | None:
+        """None where it was dropped meanwhile."""
+        try:
+            content = (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
         if hashlib.sha256(content).hexdigest() != name.removesuffix(WEIGHTS).rpartition("-")[2]:
             raise self.files.damaged(name)
         return content
@@ -175,8 +178,7 @@ class UtilityStore(Store):
             StoreDamagedError: bytes changed.
         """
         for name in self._weights():
-            with suppress(KeyError):
-                self._checked_weights(name)
+            self._read_weights(name)
 
     def have_weights(self, masks: np.ndarray) -> np.ndarray:
         """(m,) whether weights of each (m, n_players) coalition are kept."""

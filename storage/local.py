@@ -5,7 +5,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PosixPath
 from typing import Any, ClassVar, Self
 
@@ -36,8 +36,11 @@ class LocalLocation(PosixPath, Location):
         return [path for path in sorted(self.iterdir()) if not path.name.startswith(".") and path.is_dir()]
 
     def files(self) -> dict[str, int]:
-        paths = sorted(path for path in self.rglob("*") if path.is_file())
-        return {str(path.relative_to(self)): path.stat().st_size for path in paths}
+        sizes = {}
+        for path in sorted(path for path in self.rglob("*") if path.is_file()):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                sizes[str(path.relative_to(self))] = path.stat().st_size
+        return sizes
 
     def n_bytes(self) -> int:
         return self.stat().st_size

@@ -29,6 +29,7 @@ values/<fingerprint>/        a CoalitionStore, written once
     documents.parquet        optional: what every document is worth to all queries together: DOCUMENT_VALUES
     manifest.json            `attributes` hold what is printed beside the values
 games/<fingerprint>/         a UtilityStore, grows by files that never change
+    <coalition>-<SHA-256>.safetensors    what a training added to the weights, until models are merged of it
     <sha-256>.parquet        utilities of some coalitions: UTILITIES
     manifest.json
 owners/<fingerprint>/        written once by a compaction, instead of the one before

@@ -13,11 +13,12 @@ from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.estimation.designs import (
     all_coalitions,
+    leave_one_out,
     paired_chances,
     paired_in_strata,
     without_repetition,
 )
-from dataworth.tasks.coalitions.estimation.estimators import Estimate
+from dataworth.tasks.coalitions.estimation.estimators import Estimate, exact, with_total
 from dataworth.tasks.coalitions.estimation.interpolation import interpolated
 from dataworth.tasks.coalitions.estimation.sampling import MAX_ENUMERATED, widest_interval
 from dataworth.tasks.coalitions.estimation.semivalues import size_weights
@@ -60,7 +61,9 @@ def corrected(material: Material, found: Valuation, game: Game | None, kept: Uti
     sources, names = material.sources, material.players.names
     with Retrain.made(material, kept) as trained:
         merged = Merged(material, trained, kept)
-        if merges := merged.possible():
+        last_in = sources.semivalue == "leave_one_out" and sources.trainings > len(names)
+        merges = merged.possible and not last_in
+        if merges:
             merged.begin()
         checked = trained.check()
         for line in checked.sentences():
@@ -69,24 +72,30 @@ def corrected(material: Material, found: Valuation, game: Game | None, kept: Uti
             run_logger().warning("%s: not corrected (%s)", checked.reason, setting("sources.trainings"))
             kept.drop_weights()
             return found.with_facts(certified=False, **{"not corrected": checked.reason})
-        if merges:
+        if last_in:
+            masks = leave_one_out(len(names))
+            utilities = Utilities(trained.utilities, len(names), trained.known())
+            estimate = exact(masks, with_total(utilities(masks).T).T, _weights(material), sources.confidence)
+            how = f"trainings on everybody, and on everybody but each of {len(names)} sources"
+        elif merges:
             estimate = _merged_estimate(material, trained, merged)
-            estimator = f"{estimate.n_coalitions - 1} trainings, and models merged from them"
+            how = f"{estimate.n_coalitions - 1} trainings, and models merged from them"
         else:
             estimate = _estimate(material, trained, surrogates_of(material.players, found, game))
-            estimator = f"{found.game}, corrected by {estimate.n_coalitions - 1} trainings"
+            how = f"{found.game}, corrected by {estimate.n_coalitions - 1} trainings"
     facts = {
         **checked.facts(),
-        "estimator": estimator,
+        "estimator": how,
+        "unbiased": not merges,
         "widest interval": widest_interval(estimate.of_queries([-1])),
-        "coalitions": estimate.n_coalitions,
+        "coalitions": estimate.n_coalitions - int(not last_in),  # nobody is not trained on
         "coalitions evaluated now": trained.n_trained,
         "utility": "retrained",
         "certified": checked.reliable,
         "uncorrected": {name: float(value) for name, value in zip(names, found.values[-1], strict=True)},
     }
-    exact = len(names) == 1 or (merges and estimate.n_coalitions == 2 ** len(names))
-    values = Valuation.of_estimate(estimate, RETRAIN, {**found.facts, **facts}, exact=exact)
+    complete = len(names) == 1 or last_in or (merges and estimate.n_coalitions == 2 ** len(names))
+    values = Valuation.of_estimate(estimate, RETRAIN, {**found.facts, **facts}, exact=complete)
     return replace(with_queries(values, sources.confidence), overlap=found.overlap)
 
 
@@ -114,7 +123,7 @@ def surrogates_of(players: Players, found: Valuation, game: Game | None) -> list
 def _estimate(material: Material, trained: Retrain, surrogates: list[Surrogate]) -> Estimate:
     """From pairs of coalitions, with surrogates taken off."""
     sources, n_players = material.sources, len(material.players.names)
-    weights = size_weights(n_players, sources.semivalue, sources.alpha, sources.beta)
+    weights = _weights(material)
     ends = np.stack([np.zeros(n_players, bool), np.ones(n_players, bool)])
     n_pairs = (sources.trainings - 1) // 2 if n_players > 1 else 0
     pairs = np.zeros((0, n_players), bool)
@@ -130,12 +139,17 @@ def _estimate(material: Material, trained: Retrain, surrogates: list[Surrogate])
         done += 1
 
 
+def _weights(material: Material) -> np.ndarray:
+    sources = material.sources
+    return size_weights(len(material.players.names), sources.semivalue, sources.alpha, sources.beta)
+
+
 def _merged_estimate(material: Material, trained: Retrain, merged: Merged) -> Estimate:
     """From models that were trained on one source, and on all but one; from models merged of them; from others."""
     sources, n_players = material.sources, len(material.players.names)
-    weights = size_weights(n_players, sources.semivalue, sources.alpha, sources.beta)
+    weights = _weights(material)
     first = np.concatenate([np.zeros((1, n_players), bool), merged.trained_on])
-    n_further = sources.trainings - len(merged.trained_on)
+    n_further = max(0, sources.trainings - len(merged.trained_on))
     further = without_repetition(n_players, first, n_further, np.random.default_rng(sources.seed))
     everything, left_out = merged.everything(), merged.left_out()
     merged.done()

@@ -9,13 +9,15 @@ from jaxtyping import Float
 
 from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError, StoreIncompleteError
 from dataworth.storage.locations import StoreFolders
 from dataworth.storage.ref import fingerprint
+from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions, coalition_rows, firsts_and_lasts
 from dataworth.tasks.coalitions.games.retrain import Retrain
 from dataworth.tasks.coalitions.games.source_game import Material
 from dataworth.tasks.model.loading import load
-from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.progress import progress
 from dataworth.tasks.training.merging import (
     bytes_of_merging,
     left_out_coefficients,
@@ -27,45 +29,43 @@ __all__ = ["Merged"]
 
 ALGORITHM = 1
 # Sources of which every coalition's model is merged, 2^n.
-MOST_SOURCES = 10
+MAX_SOURCES = 10
+# To merge what another run drops at the same time.
+TRIES = 3
 
 
 class Merged:
     """Models of every coalition, merged from those of everybody, of everybody but each source, and of sources alone.
 
-    Where one training is too few for all of them, the smallest source alone is missing.
+    Where one training is too few for all of them, the smallest source alone is missing, and the weights stay for it.
 
     Args:
         material: sources, and how to train.
         trained: trains them.
         kept: their utilities, and their weights until everything is merged.
 
-    trained_on: (k, s) the coalitions that are merged from, everybody first.
+    trained_on: (k, s) the coalitions that are merged from, everybody first; none where nothing is merged.
     """
 
     def __init__(self, material: Material, trained: Retrain, kept: UtilityStore) -> None:
         self._material, self._trained, self._kept = material, trained, kept
         self._tokens = material.players.column("n_tokens")[0].astype(np.float64)
-        n_players = len(self._tokens)
-        everybody = np.ones((1, n_players), bool)
-        every = everybody
-        if n_players > 1:
-            every = np.concatenate([everybody, firsts_and_lasts(self._tokens)])
-        self.trained_on = every[: material.sources.trainings]
-        self._one_missing = len(self.trained_on) == len(every) - 1
-        self._enough = self._one_missing or len(self.trained_on) == len(every)
+        n_players, n_trainings = len(self._tokens), material.sources.trainings
+        self.trained_on = np.zeros((0, n_players), bool)
+        self._one_missing = False
+        if not 2 <= n_players <= MAX_SOURCES:
+            return
+        every = np.concatenate([np.ones((1, n_players), bool), firsts_and_lasts(self._tokens)])
+        known, _ = trained.known()
+        if n_trainings >= len(every) or np.isin(coalition_rows(every), coalition_rows(known)).all():
+            self.trained_on = every
+        elif n_trainings == len(every) - 1:
+            self.trained_on, self._one_missing = every[:-1], True
 
+    @property
     def possible(self) -> bool:
-        """Are there trainings enough, and memory? Says where there is not enough of it."""
-        n_trained = len(self.trained_on)
-        if not 2 <= len(self._tokens) <= MOST_SOURCES or not self._enough:
-            return False
-        base = load(self._material.needed.model, 1.0)
-        needed, free = bytes_of_merging(base, n_trained), base.free_memory
-        if needed > free:
-            said = "no models are merged: weights of %d trainings need %.0f GB of memory, and %.0f GB are free"
-            run_logger().warning(said, n_trained, needed / 1e9, free / 1e9)
-        return needed <= free
+        """Are there trainings enough, and few enough sources?"""
+        return len(self.trained_on) > 0
 
     def begin(self) -> None:
         """Train everybody so that its weights are there to be merged, where they will be."""
@@ -102,17 +102,41 @@ class Merged:
         return _Table(store, masks, coefficients, CorpusStore.open(self._material.needed.queries).n_examples)
 
     def _measured(self, table: "_Table") -> np.ndarray:
-        while len(missing := table.missing):
-            self._trained.train_for_weights(self.trained_on, self._kept)
-            with suppress(KeyError):  # another run was done with some, and dropped them
-                self._measure(table, missing)
+        missing = table.missing
+        if len(missing):
+            self._refuse_too_large()
+            for _ in range(TRIES):
+                self._trained.train_for_weights(self.trained_on, self._kept)
+                with suppress(StoreIncompleteError):  # another run was done with some, and dropped them
+                    self._measure(table, missing)
+                    break
         return table.utilities
+
+    def _refuse_too_large(self) -> None:
+        """Whatever is free now must not decide how values are estimated.
+
+        Raises:
+            InputError: the arrays of all trainings do not fit into memory.
+        """
+        base = load(self._material.needed.model, 1.0)
+        needed, free = bytes_of_merging(base, len(self.trained_on)), base.free_memory
+        if needed > free:
+            raise InputError(
+                f"{setting('sources.trainings')}: merging the models of {len(self.trained_on)} trainings needs "
+                f"{needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are free: pass at most "
+                f"{2 * len(self._tokens) - 1}, with which nothing is merged"
+            )
 
     def _measure(self, table: "_Table", missing: np.ndarray) -> None:
         parts = self._material.needed
         with progress("merged models", len(missing), "model") as bar:
 
             def measured(numbers: np.ndarray, losses: np.ndarray) -> None:
+                if not np.isfinite(losses).all():
+                    raise InputError(
+                        f"{setting('sources.trainings')}: a model merged from trainings has a loss that is no number: "
+                        f"pass at most {2 * len(self._tokens) - 1}, with which nothing is merged"
+                    )
                 table.store.add(table.masks[missing[numbers]], -losses)
                 bar.advance(len(numbers))
 

@@ -89,7 +89,8 @@ class LoadedModel:
     def free_memory(self) -> int:
         """Bytes that are free where the model is: of its GPU, or of the machine."""
         if self.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.device)[0])
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            return int(torch.cuda.mem_get_info(self.device)[0]) + unused
         return int(psutil.virtual_memory().available)
 
     @property

@@ -40,7 +40,7 @@ from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.retraining import trained_weights
 from dataworth.tasks.training.small_model import CLIPPED, learning_rates, shuffled_batches
 
-__all__ = ["Credits", "Ledger", "ledger_of"]
+__all__ = ["Credits", "Ledger", "evaluated", "ledger_of"]
 
 # Part of what was measured that may go unaccounted for without a word.
 SILENT = 0.01
@@ -111,7 +111,7 @@ class Ledger:
 
     Gradients may be accumulated over several batches, scaled and clipped before the step: what the step takes is
     compared with what was back-propagated. Beside the training it takes two copies of the trained weights in float32
-    for every player, one for every player in a step, and a gradient of every query for each interval of steps.
+    for every player, one for every player in a step, three more, and a gradient of every query for each interval.
 
     Args:
         model: in evaluation mode while the queries are looked at.
@@ -140,13 +140,12 @@ class Ledger:
             raise InputError("every: an interval has a step at least")
         self._model, self._optimizer, self._losses, self._every = model, optimizer, losses, every
         self._without_graphs = measured or (lambda: [float(loss) for loss in losses()])
-        trained = [(weight, group) for group in optimizer.param_groups for weight in group["params"]]
-        trained = [(weight, group) for weight, group in trained if weight.requires_grad]
-        self._trained: list[Tensor] = [weight for weight, _ in trained]
-        self._groups = [group for _, group in trained]
+        self._trained = [weight for weight, _ in _trained(optimizer)]
+        self._groups: list[dict[str, Any]] = []
         self._players: dict[Any, None] = dict.fromkeys(players)
         self._parts: Parts = {}
-        self._inside = False
+        self._seen: list[tuple[Tensor | None, int]] = [(None, 0)] * len(self._trained)
+        self._inside = self._skipped = False
         self._moments: Book = {}
         self._moved: Book = {}
         self._before: list[Tensor] = []
@@ -177,7 +176,7 @@ class Ledger:
             hook.remove()
         if error is None and self._steps % self._every:
             self._close()
-        missed = self.credits().missed if error is None else 0.0
+        missed = self.credits().missed if error is None and self._credited else 0.0
         if not abs(missed) <= SILENT:
             said = "the ledger misses %.1f %% of what was measured, as its steps are long: %s mends that"
             run_logger().warning(said, 100 * abs(missed), "a lower learning rate, or a look at the queries more often,")
@@ -202,8 +201,9 @@ class Ledger:
                 weight.grad = before
                 continue
             known = own[number]
-            own[number] = part.clone() if known is None else known + part
-            weight.grad = part if before is None else before + part
+            own[number] = part.clone() if known is None else known.add_(part)
+            weight.grad = part if before is None else before.add_(part)
+            self._seen[number] = weight.grad, weight.grad._version
 
     def credits(self) -> Credits:
         """What was credited until now; an interval that is not over yet is left out."""
@@ -242,52 +242,71 @@ class Ledger:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, before the block is entered; the optimizer has its own state again."""
         self._players |= dict.fromkeys(state["players"])
-        self._moments, self._moved = ({_name(key): own for key, own in state[book]} for book in ("moments", "moved"))
-        self._start, self._steps, self._measured = (
-            list(state["start"]),
-            state["steps"],
-            [each.numpy() for each in state["measured"]],
+        self._moments, self._moved = (
+            {_name(key): self._placed(own) for key, own in state[book]} for book in ("moments", "moved")
         )
-        self._credited = [{_name(key): nats.numpy() for key, nats in each} for each in state["credited"]]
+        self._start, self._steps = self._placed(state["start"]), state["steps"]
+        self._measured = [each.cpu().numpy() for each in state["measured"]]
+        self._credited = [{_name(key): nats.cpu().numpy() for key, nats in each} for each in state["credited"]]
+
+    def _placed(self, own: Sequence[Tensor]) -> list[Tensor]:
+        return [each.to(weight.device) for each, weight in zip(own, self._trained, strict=True)]
 
     @torch.no_grad()
     def _outside(self, number: int, weight: Tensor) -> None:
         """What was back-propagated by another than `backward` is of nobody."""
-        if self._inside or weight.grad is None:
+        gradient = weight.grad
+        if self._inside or gradient is None:
             return
-        left = weight.grad.clone()
+        before, version = self._seen[number]
+        if gradient is not before or gradient._version != version + 1:  # another one, or set to zero since
+            for own in self._parts.values():
+                own[number] = None
+        self._seen[number] = gradient, gradient._version
+        left = gradient.clone()
         for name, part in _of_weight(self._parts, number).items():
             if name is not OTHERS:
                 left -= part
         self._parts.setdefault(OTHERS, [None] * len(self._trained))[number] = left
 
     @torch.no_grad()
-    def _before_step(self, _: Optimizer, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def _before_step(self, optimizer: Optimizer, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """The optimizer has seen nothing of this step yet."""
         if any(each is not None for each in (*given[1:], *named.values())):  # the first is the optimizer
             raise InputError("a ledger cannot be kept of steps with a closure: propagate before `step()`")
+        weights, self._groups = map(list, zip(*_trained(optimizer), strict=True))
+        if len(weights) != len(self._trained) or any(a is not b for a, b in zip(weights, self._trained, strict=True)):
+            raise InputError("the optimizer has other weights than when its ledger was begun")
+        # A fused step is given the scale of a GradScaler, and whether it found an overflow: then it moves nothing.
+        overflow, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
+        self._skipped = overflow is not None and bool(overflow)
+        if self._skipped:
+            return
         if any(group["weight_decay"] for group in self._groups):
             self._before = [weight.detach().clone() for weight in self._trained]
-        shares: Parts = {name: [None] * len(self._trained) for name in self._parts}
         for number, (weight, group) in enumerate(zip(self._trained, self._groups, strict=True)):
             if weight.grad is None:
+                for own in self._parts.values():
+                    own[number] = None
                 continue
-            whole = weight.grad
+            whole = weight.grad if scale is None else weight.grad / scale
             parts = _of_weight(self._parts, number)
             factor, left = _scaled(whole, list(parts.values()))
-            for name, part in parts.items():
-                shares[name][number] = part * factor
+            for part in parts.values():
+                part.mul_(factor)
             if left is not None:  # written into the gradients, not back-propagated
-                others = shares.setdefault(OTHERS, [None] * len(self._trained))
-                own = others[number]
-                others[number] = left if own is None else own + left
+                others = self._parts.setdefault(OTHERS, [None] * len(self._trained))
+                own_part = others[number]
+                others[number] = left if own_part is None else own_part.add_(left)
             if group["weight_decay"] and not _is_decoupled(self._optimizer, group):
                 added = weight.detach() * group["weight_decay"]
-                shares.setdefault(DECAY, [None] * len(self._trained))[number] = added
-        self._parts = shares
+                self._parts.setdefault(DECAY, [None] * len(self._trained))[number] = added
 
     @torch.no_grad()
     def _after_step(self, *_: object) -> None:
+        if self._skipped:
+            self._parts = {}
+            return
         rule = _sgd_parts if isinstance(self._optimizer, SGD) else _adam_parts
         for number, (weight, group) in enumerate(zip(self._trained, self._groups, strict=True)):
             if weight.grad is None:  # left as it is, moments and all
@@ -320,7 +339,7 @@ class Ledger:
                 weight.lerp_(start, 0.5)
         credits: dict[object, list[float]] = {name: [] for name in self._moved}
         try:
-            with _evaluated(self._model), torch.enable_grad():
+            with evaluated(self._model), torch.enable_grad():
                 for loss in self._losses():
                     gradient = torch.autograd.grad(loss, self._trained, allow_unused=True)
                     for name, moved in self._moved.items():
@@ -339,8 +358,14 @@ class Ledger:
     @torch.no_grad()
     def _looked_at(self) -> Float[np.ndarray, " q"]:
         """(q,) losses of the queries, nats."""
-        with _evaluated(self._model):
+        with evaluated(self._model):
             return np.asarray(self._without_graphs(), np.float64)
+
+
+def _trained(optimizer: Optimizer) -> list[tuple[Tensor, dict[str, Any]]]:
+    """Weights that want a gradient, with the settings of their group."""
+    pairs = ((weight, group) for group in optimizer.param_groups for weight in group["params"])
+    return [(weight, group) for weight, group in pairs if weight.requires_grad]
 
 
 def _name(key: tuple[Any, ...]) -> Any:
@@ -422,7 +447,7 @@ def _along(moved: Sequence[Tensor], gradient: Sequence[Tensor | None]) -> float:
 
 
 @contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
+def evaluated(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, each module in its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -1,5 +1,7 @@
 """The ledger of a training by the Trainer: the same training, and its parts add up to what was measured."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ def padded(batch):
     return {name: torch.tensor(each) for name, each in rows.items()}
 
 
-def trainer_of(model, folder, callbacks=(), data=None, **settings):
+def trainer_of(model, folder, callbacks=(), data=None, evaluated=None, **settings):
     """Two epochs of six examples a step, as three batches of two that are accumulated, or another number."""
     options = {
         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "num_train_epochs": 2,
@@ -40,8 +42,9 @@ def trainer_of(model, folder, callbacks=(), data=None, **settings):
     }  # fmt: skip
     arguments = TrainingArguments(output_dir=str(folder), **(options | settings))
     return Trainer(
-        model=model, args=arguments, train_dataset=data or examples(), data_collator=padded, callbacks=[*callbacks]
-    )
+        model=model, args=arguments, train_dataset=data or examples(), eval_dataset=evaluated, data_collator=padded,
+        callbacks=[*callbacks],
+    )  # fmt: skip
 
 
 def loaded(checkpoints, name="llama"):
@@ -124,14 +127,65 @@ def test_a_classifier(checkpoints, tmp_path):
             "labels": torch.tensor([b["labels"] for b in batch]),
         }
 
-    ledger = LedgerCallback(queries)
-    trainer = trainer_of(model, tmp_path, [ledger], data, learning_rate=3e-4)
-    trainer.data_collator = collated
-    ledger.watch(trainer)
-    trainer.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # its draws differ where a batch is split
+    plain, ledger = copy.deepcopy(model), LedgerCallback(queries)
+    without = [{name: one[name] for name in ("input_ids", "labels")} for one in data]
+    for trained, callbacks, given in ((plain, [], without), (model, [ledger], data)):
+        trainer = trainer_of(trained, tmp_path, callbacks, given, learning_rate=1e-4)
+        trainer.data_collator = collated
+        if callbacks:
+            ledger.watch(trainer)
+        trainer.train()
+    for one, two in zip(plain.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=2e-5)
     credits = ledger.credits()
     falls = credits.measured[:-1] - credits.measured[1:]
     np.testing.assert_allclose(credits.accounted, falls, atol=0.02 * np.abs(falls).max())
+
+
+def test_workers_that_collate_and_evaluations_without_sources(checkpoints, tmp_path):
+    here, trainer = watched(loaded(checkpoints), tmp_path)
+    trainer.train()
+    data = [{name: one[name] for name in ("input_ids", "labels")} for one in examples(4, seed=5)]
+    settings = {"dataloader_num_workers": 2, "eval_strategy": "epoch", "evaluated": data}
+    there, trainer = watched(loaded(checkpoints), tmp_path, **settings)
+    trainer.train()
+    assert "eval_loss" in trainer.evaluate()
+    np.testing.assert_allclose(there.credits().values, here.credits().values, rtol=1e-3, atol=1e-5)
+
+
+def test_the_last_interval_ends_where_training_does(checkpoints, tmp_path):
+    data = [{name: one[name] for name in ("input_ids", "labels")} for one in examples(4, seed=5)]
+    settings = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1}
+    model = loaded(checkpoints)
+    settings |= {"save_steps": 1, "learning_rate": 1e-2, "evaluated": data}
+    ledger, trainer = watched(model, tmp_path, every=3, **settings)
+    trainer.train()
+    credits = ledger.credits()
+    falls = credits.measured[:-1] - credits.measured[1:]
+    assert trainer.state.best_global_step < 4  # whose weights are loaded in the end
+    assert len(falls) == 2
+    assert credits.accounted[-1].sum() == pytest.approx(falls[-1].sum(), rel=0.1)
+
+
+def test_a_training_after_one_that_failed_has_books_of_its_own(checkpoints, tmp_path):
+    ledger, trainer = watched(loaded(checkpoints), tmp_path)
+    step = trainer.training_step
+
+    def failing(*arguments):
+        if trainer.state.global_step == 1:
+            raise RuntimeError("stop")
+        return step(*arguments)
+
+    trainer.training_step = failing
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer.train()
+    assert len(ledger.credits().accounted) == 1
+    trainer.training_step = step
+    trainer.train()
+    assert len(ledger.credits().accounted) == 4
 
 
 def test_what_is_refused(checkpoints, tmp_path):
@@ -145,6 +199,14 @@ def test_what_is_refused(checkpoints, tmp_path):
     nameless = [{name: one[name] for name in ("input_ids", "labels")} for one in examples()]
     _, trainer = watched(loaded(checkpoints), tmp_path, data=nameless)
     with pytest.raises(InputError, match="no field 'source'"):
+        trainer.train()
+    _, trainer = watched(loaded(checkpoints), tmp_path)
+    trainer.data_collator = lambda batch: {name: each.reshape(1, -1) for name, each in padded(batch).items()}
+    with pytest.raises(InputError, match="a batch has 1 rows of 2 examples"):
+        trainer.train()
+    _, trainer = watched(loaded(checkpoints), tmp_path)
+    trainer.compute_loss = lambda model, inputs, **_: model(input_ids=inputs["input_ids"]).logits.float().max()
+    with pytest.raises(InputError, match="is neither the sum of its examples' nor their mean"):
         trainer.train()
     _, trainer = watched(loaded(checkpoints), tmp_path, optim="adafactor")
     with pytest.raises(InputError, match="Adafactor: a ledger can be kept of steps"):

@@ -193,7 +193,7 @@ def test_weights_of_trainings_are_kept_until_they_are_dropped(place):
     store.add(masks, np.ones((2, 1)))
     np.testing.assert_array_equal(store.have_weights(masks), [True, False])
     assert store.weights(masks[0]) in (b"first", b"of another run")
-    with pytest.raises(KeyError):
+    with pytest.raises(StoreIncompleteError, match="no weights of the coalition 60 are kept"):
         store.weights(masks[1])
     store.check_weights()
     (name, *_) = [name for name in store.path.files() if name.endswith(".safetensors")]

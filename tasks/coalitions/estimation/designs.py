@@ -32,7 +32,13 @@ def all_coalitions(n_players: int) -> Bool[np.ndarray, "m s"]:
 
 
 def coalition_rows(masks: Bool[np.ndarray, "m s"]) -> np.ndarray:
-    """(m,) rows of `all_coalitions` that these are: the Gray code of a coalition's bits tells its row."""
+    """(m,) rows of `all_coalitions` that these are: the Gray code of a coalition's bits tells its row.
+
+    Raises:
+        ValueError: of more players than an integer has bits.
+    """
+    if masks.shape[1] > 62:
+        raise ValueError(f"the coalitions of {masks.shape[1]} players have no numbers")
     gray = masks @ (1 << np.arange(masks.shape[1]))
     rows: np.ndarray = gray.copy()
     for shift in range(1, masks.shape[1]):

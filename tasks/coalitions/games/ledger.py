@@ -26,7 +26,7 @@ __all__ = ["LedgerGame"]
 
 NAME = "ledger"
 # Part of what was measured that may go unaccounted for.
-MOST_MISSED = 0.1
+MAX_MISSED = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LedgerCheck:
     @property
     def reason(self) -> str:
         """Why it is not reliable; empty where it is."""
-        if self.retrained.reason or abs(self.missed) <= MOST_MISSED:
+        if self.retrained.reason or abs(self.missed) <= MAX_MISSED:
             return self.retrained.reason
         return (
             f"the ledger misses {abs(self.missed):.0%} of what was measured, as its steps are long or its weights of "
@@ -117,14 +117,14 @@ class LedgerGame(SourceGame):
 
 
 def _refuse_too_large(base: LoadedModel, n_players: int) -> None:
-    """Two copies of the weights a player, in float32, must fit into memory beside the training.
+    """Three copies of the weights a player, in float32, must fit into memory beside the training.
 
     Raises:
         InputError: they do not.
     """
     if base.device.type != "cpu":  # whose memory is asked for as it is used, and refused by a sentence
         return
-    needed = 4 * (2 * n_players + 6) * sum(weight.numel() for weight in base.model.parameters())
+    needed = 4 * (3 * n_players + 6) * sum(weight.numel() for weight in base.model.parameters())
     free = base.free_memory
     if needed > free:
         raise InputError(

@@ -10,9 +10,8 @@ from jaxtyping import Bool, Float
 
 from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.corpus import CorpusStore
-from dataworth.tasks.coalitions.estimation.designs import Coalitions
+from dataworth.tasks.coalitions.estimation.designs import Coalitions, coalition_rows
 from dataworth.tasks.coalitions.games.source_game import (
-    Game,
     Material,
     SourceGame,
     UtilityKeeper,
@@ -24,7 +23,7 @@ from dataworth.tasks.coalitions.games.trust import RetrainedCheck
 from dataworth.tasks.coalitions.valuation import Valuation, with_queries
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import load
-from dataworth.tasks.progress import progress
+from dataworth.tasks.progress import progress, run_logger
 from dataworth.tasks.training.retraining import Retrained
 
 __all__ = ["Retrain", "RetrainedGame"]
@@ -81,8 +80,14 @@ class Retrain(SourceGame):
 
     def check(self) -> RetrainedCheck:
         """Does training on everything lead to the model?"""
-        everybody = _of_all(self._game, len(self._base), self._kept)
+        everybody = self._of_all()
         return RetrainedCheck(float(self._everybody.sum()), -float(everybody.sum()), float(self._base.sum()))
+
+    def _of_all(self) -> Float[np.ndarray, " q"]:
+        """The utility of everybody together: known, or asked for and kept."""
+        masks, utilities = self.known()
+        there = masks.all(axis=1)
+        return utilities[there][0] if there.any() else self.utilities(np.ones((1, masks.shape[1]), bool))[0]
 
     def valuation(self) -> Valuation:
         """From coalitions, exact or sampled."""
@@ -118,6 +123,11 @@ class Retrain(SourceGame):
         """
         missing = masks[~weights.have_weights(masks)]
         if len(missing):
+            known, _ = self.known()
+            again = int(np.isin(coalition_rows(missing), coalition_rows(known)).sum())
+            if again:
+                said = "%d coalitions are trained on again, as their weights were not kept: models are merged of them"
+                run_logger().info(said, again)
             self._trained(missing, self._game_of(replace(self._retrained, weights=str(weights.path))))
 
     @property
@@ -146,15 +156,3 @@ class Retrain(SourceGame):
             return losses
 
         return RetrainedGame(counted, len(self._base), len(self._material.players.names))
-
-
-def _of_all(game: Game, n_queries: int, kept: UtilityKeeper) -> Float[np.ndarray, " q"]:
-    """The utility of everybody together: known, or asked for and kept."""
-    masks, utilities = kept.known(game.n_players, n_queries)
-    there = masks.all(axis=1)
-    if there.any():
-        return utilities[there][0]
-    everybody = np.ones((1, game.n_players), bool)
-    utility = game.utilities(everybody)
-    kept.add(everybody, utility)
-    return utility[0]

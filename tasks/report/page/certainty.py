@@ -75,10 +75,16 @@ def _retrained(notes: Mapping[str, Any]) -> str:
         f"The loss of all queries is {model} nats of the model, {everybody} after training again on every source and "
         f"{base} of the base: training again goes {percent(float(notes['reach']), 0)} of the way."
     )
-    if "coalitions" in notes:
+    if "unbiased" in notes:
+        said += f" Values come from {notes['estimator']}."
+    elif "coalitions" in notes:
         said += f" Values come from {int(notes['coalitions']):,} trainings ({notes.get('estimator', 'all of them')})."
     if notes.get("certified"):
-        said += " They are estimates of what all trainings would tell, without bias: the game was a guide, no more."
+        said += " They are estimates of what all trainings would tell"
+        if notes.get("unbiased", True):
+            said += ", without bias: the game was a guide, no more."
+        else:
+            said += "; what merged models miss is judged by further trainings, and the interval holds it."
     return said
 
 

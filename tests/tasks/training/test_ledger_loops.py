@@ -196,6 +196,63 @@ def test_a_skipped_step_is_nobodys():
     np.testing.assert_allclose(ledger.credits().values, kept(Loop.made(), players=PLAYERS).credits().values)
 
 
+@pytest.mark.parametrize("unscaled", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_scaled_gradients_are_the_same_and_an_overflow_moves_nothing(fused, unscaled):
+    loop = Loop.made(lambda weights: torch.optim.AdamW(weights, lr=0.02, fused=fused))
+    expected = Loop.made(lambda weights: torch.optim.AdamW(weights, lr=0.02))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    with (
+        Ledger(loop.model, loop.optimizer, loop.losses, players=PLAYERS) as ledger,
+        Ledger(expected.model, expected.optimizer, expected.losses, players=PLAYERS) as plain,
+    ):
+        for step in range(4):
+            for player in PLAYERS:
+                if (step, player) in loop.examples:
+                    worse = float("inf") if step == 1 else 1.0
+                    ledger.backward(scaler.scale(loop.loss(step, player)) * worse, player)
+                    if step != 1:
+                        plain.backward(expected.loss(step, player), player)
+            if unscaled:
+                scaler.unscale_(loop.optimizer)
+            scaler.step(loop.optimizer)
+            scaler.update()
+            loop.optimizer.zero_grad()
+            if step != 1:
+                expected.optimizer.step()
+                expected.optimizer.zero_grad()
+    found, whole = ledger.credits(), plain.credits()
+    np.testing.assert_allclose(found.values, whole.values, rtol=1e-5, atol=1e-8)
+    assert abs(found.missed) < 0.02
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_discarded_gradients_are_nobodys(to_none):
+    loop = Loop.made()
+    with Ledger(loop.model, loop.optimizer, loop.losses) as ledger:
+        ledger.backward(loop.loss(0, "a"), "a")
+        loop.optimizer.zero_grad(set_to_none=to_none)
+        loop.loss(0, "b").backward()
+        loop.optimizer.step()
+    credits = ledger.credits()
+    np.testing.assert_array_equal(credits.values, 0)
+    np.testing.assert_allclose(credits.others + credits.decay, credits.fall, rtol=0.05)
+
+
+def test_an_optimizer_that_is_loaded_later_has_its_rates(tmp_path):
+    slow = Loop.made(lambda weights: torch.optim.AdamW(weights, lr=1e-3))
+    loop = Loop.made(lambda weights: torch.optim.AdamW(weights, lr=0.02))
+    ledger = Ledger(loop.model, loop.optimizer, loop.losses, players=PLAYERS)
+    loop.optimizer.load_state_dict(slow.optimizer.state_dict())
+    with ledger:
+        for step in range(STEPS):
+            loop.step(ledger, step)
+    assert abs(ledger.credits().missed) < 1e-3
+    loop.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    with pytest.raises(InputError, match="other weights than when its ledger was begun"), ledger:
+        loop.step(ledger, 0)
+
+
 def test_a_stopped_training_goes_on_with_its_books(tmp_path):
     loop = Loop.made()
     with Ledger(loop.model, loop.optimizer, loop.losses, every=2) as first:

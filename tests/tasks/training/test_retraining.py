@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load as unpacked
 
-from dataworth.storage.coalitions import CoalitionStore
+from dataworth.storage.coalitions import CoalitionStore, UtilityStore
 from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
 from dataworth.tasks.coalitions import merged as merged_models
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
@@ -247,11 +248,57 @@ def test_weights_of_trainings_come_from_workers_too(run):
     assert weights_left(run) == []
 
 
-def test_without_memory_nothing_is_merged_and_it_is_said(run, monkeypatch, caplog):
+def test_without_memory_for_all_weights_it_is_refused(run, monkeypatch):
     monkeypatch.setattr(merged_models, "bytes_of_merging", lambda *_: 10**15)
-    found, _ = merged(run, 6)
+    with pytest.raises(InputError, match="of 6 trainings needs 1000000 GB of memory.*pass at most 5"):
+        merged(run, 6)
+    found, _ = merged(run, 5)
     assert found.attributes["notes"]["estimator"] == "additive, corrected by 5 trainings"
-    assert "no models are merged: weights of 6 trainings need 1000000 GB" in caplog.text
+
+
+def test_a_merged_model_without_a_loss_is_refused_and_not_kept(run, monkeypatch):
+    measure = merging.query_losses
+    monkeypatch.setattr(merging, "query_losses", lambda *given: measure(*given) * np.nan)
+    with pytest.raises(InputError, match="has a loss that is no number"):
+        merged(run, 6)
+    monkeypatch.setattr(merging, "query_losses", measure)
+    _, table = merged(run, 6)
+    assert np.isfinite(table["value"]).all()
+
+
+def test_weights_that_another_run_dropped_are_trained_again(run, monkeypatch):
+    dropped, kept = [], UtilityStore.weights
+
+    def weights(self, mask):
+        if not dropped and mask.sum() == 1:
+            dropped.append(self.drop_weights())
+        return kept(self, mask)
+
+    monkeypatch.setattr(UtilityStore, "weights", weights)
+    found, _ = merged(run, 7)
+    assert dropped
+    assert found.attributes["notes"]["certified"]
+
+
+def test_for_leaving_one_out_every_training_that_counts_is_made_and_no_other(run, monkeypatch):
+    trained = []
+    train = retraining.train
+    monkeypatch.setattr(retraining, "train", lambda *arguments: trained.append(1) or train(*arguments))
+    _, table = merged(run, 6, semivalue="leave_one_out")
+    assert len(trained) == 4
+    masks = np.concatenate([np.ones((1, 3), bool), ~np.eye(3, dtype=bool)])
+    losses = retrained(run)(masks)
+    del trained[4:]
+    np.testing.assert_allclose(table["value"].unstack().loc[["q0", "q1"]], (losses[1:] - losses[0]).T, rtol=1e-6)
+    assert (table["error_coalitions"] == 0).all()
+
+
+def test_trainings_that_lead_elsewhere_leave_no_weights(run):
+    parts = parts_of(run, TRAINING.model_copy(update={"learning_rate": 1e-6}))
+    config = SourcesConfig(game="additive", trainings=7)
+    found = CoalitionStore.open(value_sources(run.store, run.scores(), config, parts))
+    assert found.attributes["notes"]["certified"] is False
+    assert weights_left(run) == []
 
 
 def test_a_merged_model_is_measured_as_if_it_were_loaded(run):
