@@ -20,6 +20,17 @@ def test_corrected_values_are_those_of_trainings_whatever_became_of_the_game():
     assert certainty(SOURCES, {**MEASURED, **FALLBACK}).warning.startswith("These are not the values of the game")
 
 
+def test_how_trainings_certify_is_said():
+    paired = certainty(SOURCES, {**MEASURED, "certified": True, "unbiased": True}).check
+    assert "Values come from newton, corrected by 10 trainings. They are estimates of what all" in paired
+    assert "without bias" in paired
+    how = {"estimator": "9 trainings, and models merged from them", "unbiased": False, "certified": True}
+    merged = certainty(SOURCES, {**MEASURED, **how}).check
+    assert "Values come from 9 trainings, and models merged from them." in merged
+    assert "what merged models miss is judged by further trainings" in merged
+    assert "without bias" not in merged
+
+
 def test_trainings_that_lead_elsewhere_are_told():
     notes = {"missed": 0.2, "v(all)": -350.0, "v(none)": -532.0, "certified": False, "not corrected": "set --training"}
     assert certainty(SOURCES, notes).warning.endswith("they lead elsewhere: set --training.")
