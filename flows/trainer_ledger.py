@@ -80,10 +80,14 @@ class LedgerCallback(TrainerCallback):
                 )
             batch, losses = trainer._prepare_inputs(inputs), []
             by_source = {name: _rows(batch, [name == each for each in names]) for name in dict.fromkeys(names)}
-            if self._weighs is None and len(by_source) > 1:
-                self._weighs = _weighing(trainer, model, batch, list(by_source.values()), num_items_in_batch)
+            weighs = self._weighs
+            if weighs is None and len(by_source) > 1:
+                fitting = _weighing(trainer, model, batch, list(by_source.values()), num_items_in_batch)
+                weighs = fitting[0]
+                if len(fitting) == 1:  # else of this batch alone: another tells which of them
+                    self._weighs = weighs
             for name, own in by_source.items():
-                part = 1.0 if len(by_source) == 1 or self._weighs is None else self._weighs(own, batch)
+                part = 1.0 if len(by_source) == 1 or weighs is None else weighs(own, batch)
                 trainer.accelerator.backward = self._backward_of(name, part, trainer.accelerator)
                 try:
                     losses.append(step(model, own, num_items_in_batch) * part)
@@ -217,8 +221,8 @@ WEIGHTS: tuple[Weighs, ...] = (
 @torch.no_grad()
 def _weighing(
     trainer: Any, model: nn.Module, batch: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], n_items: Any
-) -> Weighs:
-    """The weights with which the losses of parts add up to that of the batch.
+) -> list[Weighs]:
+    """The weights with which the losses of parts add up to that of the batch, one at least.
 
     Raises:
         InputError: none do.
@@ -230,14 +234,17 @@ def _weighing(
 
     with evaluated(model):
         whole, of_parts = loss_of(batch), [loss_of(part) for part in parts]
-    for weighs in WEIGHTS:
+    fitting = []
+    for weighs in WEIGHTS if batch["labels"].dim() > 1 else WEIGHTS[:2]:  # of a classifier an example is a target
         added = sum(loss * weighs(part, batch) for loss, part in zip(of_parts, parts, strict=True))
         if abs(added - whole) <= ALIKE * abs(whole):
-            return weighs
-    raise InputError(
-        f"the loss of a batch, {whole:.4g}, is neither the sum of its examples' nor their mean, so that no ledger can "
-        "be kept of it"
-    )
+            fitting.append(weighs)
+    if not fitting:
+        raise InputError(
+            f"the loss of a batch, {whole:.4g}, is neither the sum of its examples' nor their mean, so that no ledger "
+            "can be kept of it"
+        )
+    return fitting
 
 
 def _books_of(args: Any, state: Any) -> Path:
