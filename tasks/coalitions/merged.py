@@ -56,8 +56,7 @@ class Merged:
         if not 2 <= n_players <= MAX_SOURCES:
             return
         every = np.concatenate([np.ones((1, n_players), bool), firsts_and_lasts(self._tokens)])
-        known, _ = trained.known()
-        if n_trainings >= len(every) or np.isin(coalition_rows(every), coalition_rows(known)).all():
+        if n_trainings >= len(every):
             self.trained_on = every
         elif n_trainings == len(every) - 1:
             self.trained_on, self._one_missing = every[:-1], True

@@ -24,23 +24,15 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Optimizer
 
-from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
-from dataworth.tasks.capture.losses import example_losses
-from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch, window_targets
-from dataworth.tasks.corpus.measured_losses import query_losses
-from dataworth.tasks.model.loading import LoadedModel
 from dataworth.tasks.progress import run_logger
-from dataworth.tasks.training.config import TrainingConfig
-from dataworth.tasks.training.retraining import trained_weights
-from dataworth.tasks.training.small_model import CLIPPED, learning_rates, shuffled_batches
+from dataworth.tasks.training.linear_steps import is_decoupled, refuse_unless_linear, step_parts
 
-__all__ = ["Credits", "Ledger", "evaluated", "ledger_of"]
+__all__ = ["Credits", "Ledger", "evaluated"]
 
 # Part of what was measured that may go unaccounted for without a word.
 SILENT = 0.01
@@ -135,7 +127,7 @@ class Ledger:
         players: Iterable[Any] = (),
         measured: Callable[[], Sequence[float] | np.ndarray] | None = None,
     ) -> None:
-        _refuse_unless_linear(optimizer)
+        refuse_unless_linear(optimizer)
         if every < 1:
             raise InputError("every: an interval has a step at least")
         self._model, self._optimizer, self._losses, self._every = model, optimizer, losses, every
@@ -298,7 +290,7 @@ class Ledger:
                 others = self._parts.setdefault(OTHERS, [None] * len(self._trained))
                 own_part = others[number]
                 others[number] = left if own_part is None else own_part.add_(left)
-            if group["weight_decay"] and not _is_decoupled(self._optimizer, group):
+            if group["weight_decay"] and not is_decoupled(self._optimizer, group):
                 added = weight.detach() * group["weight_decay"]
                 self._parts.setdefault(DECAY, [None] * len(self._trained))[number] = added
 
@@ -307,7 +299,6 @@ class Ledger:
         if self._skipped:
             self._parts = {}
             return
-        rule = _sgd_parts if isinstance(self._optimizer, SGD) else _adam_parts
         for number, (weight, group) in enumerate(zip(self._trained, self._groups, strict=True)):
             if weight.grad is None:  # left as it is, moments and all
                 continue
@@ -316,9 +307,9 @@ class Ledger:
                     self._moments[name] = [_precise_zeros(each) for each in self._trained]
             fresh = _of_weight(self._parts, number)
             books = {name: own[number] for name, own in self._moments.items()}
-            for name, step in rule(books, fresh, self._optimizer.state[weight], group):
+            for name, step in step_parts(self._optimizer, books, fresh, weight, group):
                 self._movement(name)[number].sub_(step, alpha=float(group["lr"]))
-            if group["weight_decay"] and _is_decoupled(self._optimizer, group):
+            if group["weight_decay"] and is_decoupled(self._optimizer, group):
                 decayed = self._before[number].to(_precise(weight))
                 self._movement(DECAY)[number].sub_(decayed, alpha=float(group["lr"]) * group["weight_decay"])
         self._parts, self._before = {}, []
@@ -372,26 +363,8 @@ def _name(key: tuple[Any, ...]) -> Any:
     return key[0] if len(key) == 2 else {"decay": DECAY, "others": OTHERS}[key[0]]
 
 
-def _refuse_unless_linear(optimizer: Optimizer) -> None:
-    if not isinstance(optimizer, (SGD, Adam)):
-        raise InputError(
-            f"{type(optimizer).__name__}: a ledger can be kept of steps of torch's SGD, Adam and AdamW, which are "
-            "linear in the gradients"
-        )
-    for name in ("amsgrad", "maximize", "dampening"):
-        if any(group.get(name) for group in optimizer.param_groups):
-            raise InputError(f"{type(optimizer).__name__}: no ledger can be kept of steps with {name}")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise InputError("a ledger is kept in one process: other processes' gradients would be nobody's")
-
-
 def _of_weight(parts: Parts, number: int) -> dict[object, Tensor]:
     return {name: part for name, own in parts.items() if (part := own[number]) is not None}
-
-
-def _is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
-    """Is decay added to the weights, not to the gradients?"""
-    return isinstance(optimizer, Adam) and bool(group.get("decoupled_weight_decay"))
 
 
 def _scaled(whole: Tensor, parts: Sequence[Tensor]) -> tuple[float, Tensor | None]:
@@ -406,35 +379,6 @@ def _scaled(whole: Tensor, parts: Sequence[Tensor]) -> tuple[float, Tensor | Non
     left = whole - factor * gathered
     rounding = max(1e-5, 4 * torch.finfo(whole.dtype).eps)
     return factor, None if float(left.norm()) <= rounding * float(whole.norm()) else left
-
-
-def _adam_parts(
-    books: Mapping[object, Tensor], fresh: Mapping[object, Tensor], state: Mapping[str, Any], group: Mapping[str, Any]
-) -> Iterator[tuple[object, Tensor]]:
-    """Each one's part of a step, for a learning rate of 1; the books are carried on."""
-    beta1, beta2 = group["betas"]
-    n_steps = int(state["step"])
-    first, second = 1 - beta1**n_steps, 1 - beta2**n_steps
-    for name, book in books.items():
-        book.mul_(beta1)
-        if name in fresh:
-            book.add_(fresh[name].to(book), alpha=1 - beta1)
-        spread = (state["exp_avg_sq"].to(book).sqrt() / second**0.5).add_(group["eps"])
-        yield name, book / spread / first
-
-
-def _sgd_parts(
-    books: Mapping[object, Tensor], fresh: Mapping[object, Tensor], _: Mapping[str, Any], group: Mapping[str, Any]
-) -> Iterator[tuple[object, Tensor]]:
-    """As `_adam_parts`."""
-    for name, book in books.items():
-        book.mul_(group["momentum"])
-        if name in fresh:
-            book.add_(fresh[name].to(book))
-        if not group["nesterov"]:
-            yield name, book
-        else:
-            yield name, book * group["momentum"] + (fresh[name].to(book) if name in fresh else 0.0)
 
 
 def _along(moved: Sequence[Tensor], gradient: Sequence[Tensor | None]) -> float:
@@ -465,78 +409,3 @@ def _precise(weight: Tensor) -> torch.dtype:
 
 def _precise_zeros(weight: Tensor) -> Tensor:
     return torch.zeros_like(weight, dtype=_precise(weight), memory_format=torch.contiguous_format)
-
-
-def ledger_of(
-    loaded: LoadedModel,
-    corpus: CorpusStore,
-    windows: Int[np.ndarray, " w"],
-    players: Int[np.ndarray, " w"],
-    n_players: int,
-    queries: CorpusStore,
-    training: TrainingConfig,
-    every: int = 1,
-    on_step: Callable[[int, int], None] = lambda *_: None,
-) -> Credits:
-    """Train a model, in place, as `train` does, and keep the ledger.
-
-    Args:
-        loaded: as for `train`.
-        corpus, windows: of the documents.
-        players: of each of these windows, from 0.
-        n_players: of them all.
-        queries: one window each.
-        training: how.
-        every: steps of an interval (see `Ledger`).
-        on_step: called with (step, steps) after each step.
-    """
-    batches = shuffled_batches(corpus.windows["n_tokens"][windows].tolist(), training)
-    model = loaded.model
-    wants = [(weight, weight.requires_grad) for weight in model.parameters()]
-    trained = trained_weights(model)
-    for weight in trained:
-        weight.requires_grad_(True)
-    torch.manual_seed(training.seed)
-    optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
-    rates = learning_rates(len(batches), training.learning_rate)
-
-    def losses() -> Iterator[Tensor]:
-        for query in range(queries.n_examples):
-            yield sum(_losses(loaded, queries, np.array([query]), np.ones(1)), torch.zeros((), device=loaded.device))
-
-    def measured() -> Float[np.ndarray, " q"]:
-        return query_losses(loaded, queries)
-
-    ledger = Ledger(model, optimizer, losses, every=every, players=range(n_players), measured=measured)
-    try:
-        with ledger:
-            for step, batch in enumerate(batches):
-                model.train()
-                numbers, owners = windows[batch], players[batch]
-                n_targets = max(1, int(window_targets(corpus.windows)[numbers].sum()))
-                optimizer.zero_grad(set_to_none=True)
-                for player in np.unique(owners):
-                    own = numbers[owners == player]
-                    for part in _losses(loaded, corpus, own, corpus.windows["n_tokens"][own]):
-                        ledger.backward(part / n_targets, int(player))
-                torch.nn.utils.clip_grad_norm_(trained, CLIPPED)
-                optimizer.param_groups[0]["lr"] = rates[step]
-                optimizer.step()
-                on_step(step + 1, len(batches))
-    finally:
-        optimizer.zero_grad(set_to_none=True)
-        model.eval()
-        for weight, wanted in wants:
-            weight.requires_grad_(wanted)
-    return ledger.credits()
-
-
-def _losses(loaded: LoadedModel, corpus: CorpusStore, numbers: np.ndarray, lengths: np.ndarray) -> Iterator[Tensor]:
-    """Losses of some windows, nats summed over their targets, in batches that give each text's own gradient."""
-    for part in batches_by_length(lengths, int(lengths.sum() + lengths.max() * len(lengths)), loaded.reading.batching):
-        ids, mask, labels = corpus_batch(corpus, numbers[part], loaded.device, loaded.reading.pad_token)
-        logits = loaded.model(input_ids=ids, attention_mask=mask).logits
-        if labels.dim() == 1:
-            yield cross_entropy(logits.float(), labels, reduction="sum")
-        else:
-            yield example_losses(logits, labels).sum()

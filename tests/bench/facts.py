@@ -18,8 +18,8 @@ from dataworth.storage.locations import home
 from dataworth.tasks.attribution.baselines import bm25_scores, source_sums
 from dataworth.tasks.coalitions.valuation import shares
 from dataworth.tasks.model.loading import load
-from dataworth.tasks.training.ledger import ledger_of
 from dataworth.tasks.training.retraining import as_it_was
+from dataworth.tasks.training.training_with_ledger import ledger_of
 from tests.reference.smollm import smollm
 from tests.reference.tuned_facts import MASKS, SETTINGS, SOURCES, TunedFacts, named, shapley_estimate
 

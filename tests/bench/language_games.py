@@ -30,8 +30,9 @@ from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.steps import make_bases
 from dataworth.tasks.training.config import TrainingConfig
-from dataworth.tasks.training.ledger import Credits, ledger_of
+from dataworth.tasks.training.ledger import Credits
 from dataworth.tasks.training.retraining import as_it_was
+from dataworth.tasks.training.training_with_ledger import ledger_of
 
 __all__ = ["LanguageGames"]
 

@@ -92,7 +92,6 @@ def merged_tables(made: Problem, cell: Cell, games: LanguageGames, n_trainings: 
         start = {name: weight.clone() for name, weight in made.start(cell).state_dict().items()}
         differences = [packed_difference(made.trained(cell, mask), start) for mask in trained_on]
         base = load(games.model, 1.0)
-        base.model.load_state_dict(start)
         every = merging_coefficients(MASKS, trained_on, tokens), left_out_coefficients(trained_on, tokens)[1:]
         tables = [np.empty((len(rows), games.documents.n_examples)) for rows in every]
         for table, rows in zip(tables, every, strict=True):

@@ -19,8 +19,9 @@ from dataworth.tasks.coalitions.valuation import COALITIONS, Valuation, with_que
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.progress import progress
-from dataworth.tasks.training.ledger import Credits, ledger_of
+from dataworth.tasks.training.ledger import Credits
 from dataworth.tasks.training.retraining import as_it_was, window_players
+from dataworth.tasks.training.training_with_ledger import ledger_of
 
 __all__ = ["LedgerGame"]
 

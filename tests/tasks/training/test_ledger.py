@@ -12,9 +12,9 @@ from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.training.config import TrainingConfig
-from dataworth.tasks.training.ledger import ledger_of
 from dataworth.tasks.training.retraining import as_it_was, train
 from dataworth.tasks.training.small_model import learning_rates, shuffled_batches
+from dataworth.tasks.training.training_with_ledger import ledger_of
 
 TRAINING = TrainingConfig(epochs=4, batch_tokens=96, learning_rate=3e-3, weight_decay=0.1, seed=1)
 
