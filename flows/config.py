@@ -87,8 +87,10 @@ class ValueConfig(CorpusRunConfig):
         "nothing is certified.",
     )
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="The MLflow run.")
-    training: TrainingConfig = Field(
-        default_factory=TrainingConfig, description="How --model.base is trained again, where it is."
+    training: TrainingConfig | None = Field(
+        None,
+        description="How the model was trained from --model.base, and how that is trained again, where it is. None: "
+        "not known, the defaults.",
     )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster.")
     events: EventsConfig = Field(default_factory=EventsConfig, description="Events for automations.")
@@ -152,12 +154,17 @@ class ValueConfig(CorpusRunConfig):
     def _narrowed(self) -> bool:
         return bool(self.scoring.sources or self.scoring.without_sources or self.scoring.layers)
 
+    @property
+    def recipe(self) -> TrainingConfig:
+        """How the base is trained again."""
+        return self.training or TrainingConfig()
+
     def settled(self, classifies: bool) -> "ValueConfig":
         """A copy that names the game `auto` stands for, and whose corpus keeps every field that `sources.by` names.
 
         Args:
-            classifies: the model is a classifier. On those newton was nearer to the truth than adding up scores, on
-                language models it was not (infra/docs/truth.md).
+            classifies: the model is a classifier. On those newton was nearer to the truth than adding up scores. On
+                language models it was not; where their training can be repeated merged was (infra/docs/truth.md).
         """
         named = [name for grouping in self.sources.by for name in grouping_fields(grouping) if name != SOURCE]
         fields = list(dict.fromkeys([*self.corpus.fields, *named]))
@@ -167,8 +174,19 @@ class ValueConfig(CorpusRunConfig):
     def _sources(self, classifies: bool) -> SourcesConfig:
         if self.sources.game != "auto":
             return self.sources
-        playable = self.model.base is not None and not self._narrowed and self.projection.kind != "factgrass"
-        return self.sources.model_copy(update={"game": "newton" if classifies and playable else "additive"})
+        playable = self.model.base is not None and not self._narrowed
+        game = "additive"
+        if classifies and playable and self.projection.kind != "factgrass":
+            game = "newton"
+        elif not classifies and playable and self._trainable:
+            game = "merged"
+        return self.sources.model_copy(update={"game": game})
+
+    @property
+    def _trainable(self) -> bool:
+        """Is it said how one model was trained, whose values nothing measures anyway?"""
+        one = len(self.model.name) == 1 and self.sources.projection_seeds == 1 and not self.model.shard
+        return self.training is not None and one and not self.sources.trainings
 
 
 class AuditRunConfig(Configuration):

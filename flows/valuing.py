@@ -213,7 +213,7 @@ def _game_parts(
         curvature=curvature,
     )
     if made_of == "trainings" or config.sources.trainings:
-        parts = parts.model_copy(update={"training": config.training})
+        parts = parts.model_copy(update={"training": config.recipe})
     if made_of != "sums":
         return parts
     sums = steps.fit_source_sums(
@@ -302,7 +302,7 @@ def _certificate(config: ValueConfig, store: str, made: Checkpoint, steps: Steps
         config.sources.by[0],
     )
     title = run_title(config.model.name, config.corpus.files)
-    place = CheckpointProblem((config.model.only,), made.corpus, made.queries, config.training, title)
+    place = CheckpointProblem((config.model.only,), made.corpus, made.queries, config.recipe, title)
     with seconds.step("certify"):
         return steps.certify(store, place, scores, config.certify, config.sources.seed, config.cluster)
 

@@ -32,9 +32,10 @@ class PayoutConfig(Configuration):
 class SourcesConfig(Configuration):
     """The game over sources and what is reported of it."""
 
-    game: Literal["auto", "additive", "interaction", "newton", "path", "retrain", "ledger"] = Field(
+    game: Literal["auto", "additive", "interaction", "newton", "path", "retrain", "merged", "ledger"] = Field(
         "auto",
-        description="auto: newton for a classifier whose --model.base says what training began from, else additive; "
+        description="auto: merged for a language model whose --model.base and --training are given, newton for a "
+        "classifier with a base, else additive; "
         + "; ".join(f"{name}: {entry.said}" for name, entry in GAMES.items())
         + ".",
     )
@@ -63,8 +64,8 @@ class SourcesConfig(Configuration):
         ge=0,
         le=10**6,
         description="Measure the values by training --model.base again on at most so many coalitions, as --training "
-        "says, with an interval, until it is within the tolerance. From twice the number of sources on (of at most "
-        "ten) models of all others are merged from theirs, else the values of the game are corrected; 0: none, and "
+        "says, with an interval, until it is within the tolerance. With one more than the sources, of at most ten, or "
+        "more models of all others are merged from theirs, else the values of the game are corrected; 0: none, and "
         "shares are not certified.",
     )
     ledger_every: int = Field(

@@ -19,10 +19,10 @@ from dataworth.tasks.coalitions.games.source_game import Material
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import progress
 from dataworth.tasks.training.merging import (
-    bytes_of_merging,
+    MergedModels,
     left_out_coefficients,
-    merged_losses,
     merging_coefficients,
+    short_of_memory,
 )
 
 __all__ = ["Merged"]
@@ -37,7 +37,8 @@ TRIES = 3
 class Merged:
     """Models of every coalition, merged from those of everybody, of everybody but each source, and of sources alone.
 
-    Where one training is too few for all of them, the smallest source alone is missing, and the weights stay for it.
+    Where trainings are too few for everybody but each source, they are of everybody and of sources alone; where one is
+    missing, it is that of the smallest source alone. The weights then stay, for those that may come.
 
     Args:
         material: sources, and how to train.
@@ -52,14 +53,16 @@ class Merged:
         self._tokens = material.players.column("n_tokens")[0].astype(np.float64)
         n_players, n_trainings = len(self._tokens), material.sources.trainings
         self.trained_on = np.zeros((0, n_players), bool)
-        self._one_missing = False
+        self._some_missing = False
         if not 2 <= n_players <= MAX_SOURCES:
             return
-        every = np.concatenate([np.ones((1, n_players), bool), firsts_and_lasts(self._tokens)])
-        if n_trainings >= len(every):
-            self.trained_on = every
-        elif n_trainings == len(every) - 1:
-            self.trained_on, self._one_missing = every[:-1], True
+        chosen = firsts_and_lasts(self._tokens)
+        if n_trainings < len(chosen):
+            chosen = chosen[chosen.sum(axis=1) == 1]
+        every = np.concatenate([np.ones((1, n_players), bool), chosen])
+        if n_trainings >= max(len(chosen), n_players + 1):
+            self.trained_on = every[:n_trainings]
+            self._some_missing = n_trainings < 1 + len(firsts_and_lasts(self._tokens))
 
     @property
     def possible(self) -> bool:
@@ -81,7 +84,7 @@ class Merged:
 
     def done(self) -> None:
         """Weights are needed no more, unless a training was missing that a later run may do."""
-        if not self._one_missing:
+        if not self._some_missing:
             self._kept.drop_weights()
 
     @cached_property
@@ -103,7 +106,6 @@ class Merged:
     def _measured(self, table: "_Table") -> np.ndarray:
         missing = table.missing
         if len(missing):
-            self._refuse_too_large()
             for _ in range(TRIES):
                 self._trained.train_for_weights(self.trained_on, self._kept)
                 with suppress(StoreIncompleteError):  # another run was done with some, and dropped them
@@ -111,37 +113,23 @@ class Merged:
                     break
         return table.utilities
 
-    def _refuse_too_large(self) -> None:
-        """Whatever is free now must not decide how values are estimated.
-
-        Raises:
-            InputError: the arrays of all trainings do not fit into memory.
-        """
-        base = load(self._material.needed.model, 1.0)
-        needed, free = bytes_of_merging(base, len(self.trained_on)), base.free_memory
-        if needed > free:
-            raise InputError(
-                f"{setting('sources.trainings')}: merging the models of {len(self.trained_on)} trainings needs "
-                f"{needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are free: pass at most "
-                f"{2 * len(self._tokens) - 1}, with which nothing is merged"
-            )
-
     def _measure(self, table: "_Table", missing: np.ndarray) -> None:
         parts = self._material.needed
+        base, queries = load(parts.model, 1.0), CorpusStore.open(parts.queries)
+        fewer = f"pass at most {len(self._tokens)}, with which nothing is merged"
+        if short := short_of_memory(base, len(self.trained_on)):
+            raise InputError(f"{setting('sources.trainings')}: {short}: {fewer}")
+        models = MergedModels(base, (self._kept.weights(mask) for mask in self.trained_on), len(self.trained_on))
         with progress("merged models", len(missing), "model") as bar:
-
-            def measured(numbers: np.ndarray, losses: np.ndarray) -> None:
+            for number in missing:
+                losses = models.losses(table.coefficients[[number]], queries)
                 if not np.isfinite(losses).all():
                     raise InputError(
                         f"{setting('sources.trainings')}: a model merged from trainings has a loss that is no number: "
-                        f"pass at most {2 * len(self._tokens) - 1}, with which nothing is merged"
+                        f"{fewer}"
                     )
-                table.store.add(table.masks[missing[numbers]], -losses)
-                bar.advance(len(numbers))
-
-            differences = (self._kept.weights(mask) for mask in self.trained_on)
-            chosen, queries = table.coefficients[missing], CorpusStore.open(parts.queries)
-            merged_losses(load(parts.model, 1.0), differences, chosen, queries, measured)
+                table.store.add(table.masks[[number]], -losses)
+                bar.advance()
 
 
 @dataclass(frozen=True)

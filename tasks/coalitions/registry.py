@@ -70,6 +70,13 @@ GAMES: Mapping[str, Entry] = {
         shares_total=True,
         is_truth=True,
     ),
+    "merged": Entry(
+        f"{GAMES_ROOM}.merged:MergedGame",
+        "by training --model.base on each source alone, as --training says, all together as long as one training, and "
+        "by models of all other coalitions that are merged of these",
+        "trainings",
+        shares_total=True,
+    ),
     "ledger": Entry(
         f"{GAMES_ROOM}.ledger:LedgerGame",
         "by training --model.base once more, as --training says: each step's fall of the loss, divided among those "

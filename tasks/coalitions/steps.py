@@ -90,7 +90,8 @@ def value_sources(
             grouping=opened.attributes.get("grouping", SOURCE),
             table=table,
         )
-        valuation = _measured(_played(Material(store, players, sources, game, cluster), scores), game, sources)
+        material = Material(store, players, sources, game, cluster, _trainings(store, players, sources, game, scores))
+        valuation = _measured(_played(material, scores), game, sources)
         attributes = {**parts, "game": valuation.game, "notes": dict(valuation.facts)}
         rows = value_rows(players, valuation, sources)
         CoalitionStore.write(root, name, rows, attributes, valuation.overlap, valuation.documents)
@@ -176,8 +177,7 @@ def _played(material: Material, scores: StoreRef) -> Valuation:
     kept: UtilityKeeper = NothingKept()
     if parts is not None and GAMES[sources.game].made_of != "scores":
         name = game_fingerprint(parts, sources, scores.fingerprint)
-        attributes = {"scores": scores.fingerprint, "players": material.players.names}
-        kept = UtilityStore.create(StoreFolders(material.store).games, name, attributes)
+        kept = UtilityStore.create(StoreFolders(material.store).games, name, _attributes(scores, material.players))
     with game_class(sources.game if sources.game in GAMES else FALLBACK).made(material, kept) as game:
         checked = game.check()
         for line in checked.sentences() if checked else ():
@@ -185,12 +185,12 @@ def _played(material: Material, scores: StoreRef) -> Valuation:
         if checked is None or checked.reliable or not sources.fallback:
             valuation = game.valuation()
             facts = {**(checked.facts() if checked else {}), **valuation.facts}
-            return _corrected(material, replace(valuation, facts=facts), game.surrogate(), scores)
+            return _corrected(material, replace(valuation, facts=facts), game.surrogate())
     said = "%s: valued by the %s game instead (%s)"
     run_logger().warning(said, checked.reason, FALLBACK, setting("sources.fallback"))
     instead = game_class(FALLBACK).made(material, NothingKept()).valuation()
     instead = instead.with_facts(**checked.facts(), fallback=f"{sources.game}: {checked.reason}")
-    return _corrected(material, instead, None, scores)
+    return _corrected(material, instead, None)
 
 
 def _measured(valuation: Valuation, parts: GameParts | None, sources: SourcesConfig) -> Valuation:
@@ -212,13 +212,24 @@ def _measured(valuation: Valuation, parts: GameParts | None, sources: SourcesCon
     return replace(valuation, kind=kind, total=total).with_facts(**facts)
 
 
-def _corrected(material: Material, valuation: Valuation, surrogate: Game | None, scores: StoreRef) -> Valuation:
-    """By trainings, where some are asked for; those of the game retrain are known here, and these there."""
+def _trainings(
+    store: str, players: Players, sources: SourcesConfig, parts: GameParts | None, scores: StoreRef
+) -> UtilityStore | None:
+    """The same one whatever the game: those of the game retrain are known to the others, and theirs to it."""
+    if parts is None or parts.training is None:
+        return None
+    alone = parts.model_copy(update={"sums": {}, "factors": None})
+    retrain = sources.model_copy(update={"game": "retrain", "utility": "auto", "pull": None})
+    name = game_fingerprint(alone, retrain, scores.fingerprint)
+    return UtilityStore.create(StoreFolders(store).games, name, _attributes(scores, players))
+
+
+def _attributes(scores: StoreRef, players: Players) -> dict[str, Any]:
+    return {"scores": scores.fingerprint, "players": players.names}
+
+
+def _corrected(material: Material, valuation: Valuation, surrogate: Game | None) -> Valuation:
+    """By trainings, where some are asked for."""
     if not material.sources.trainings:
         return valuation
-    alone = material.needed.model_copy(update={"sums": {}, "factors": None})
-    retrain = material.sources.model_copy(update={"game": "retrain", "utility": "auto", "pull": None})
-    name = game_fingerprint(alone, retrain, scores.fingerprint)
-    attributes = {"scores": scores.fingerprint, "players": material.players.names}
-    kept = UtilityStore.create(StoreFolders(material.store).games, name, attributes)
-    return corrected(material, valuation, surrogate, kept)
+    return corrected(material, valuation, surrogate, material.kept_trainings)

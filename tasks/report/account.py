@@ -11,6 +11,11 @@ __all__ = ["OLD", "Account", "account_of"]
 
 # Of valuations of before there was a unit.
 OLD = "unknown"
+# Who tells shares of what training took off; of the other games they are predicted.
+TELLERS = {
+    "ledger": "the ledger of one training has it",
+    "merged": "models have it that were merged from trainings on one source each",
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Account:
             return said
         if self.shared is None:
             return "Training took nothing off the queries, so that there is nothing to share: values are nats a query."
-        teller = "the ledger of one training has it" if self.game == "ledger" else "the game predicts it"
+        teller = TELLERS.get(self.game, "the game predicts it")
         told = "trainings measured it" if self.kind == "certified" else f"{teller}{self._uncertified}"
         said = f"Values are parts of that, in nats a query, as {told}"
         said += f". They account for {percent(self.values / self.shared)} of it"

@@ -11,7 +11,7 @@ do that teach different things. That the loss bends is no harm: it is measured o
 Sources: task arithmetic, Ilharco et al. 2022 (arXiv 2212.04089); model soups, Wortsman et al. 2022 (arXiv 2203.05482).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -22,14 +22,13 @@ from torch import Tensor
 from dataworth.storage.corpus import CorpusStore
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import LoadedModel
-from dataworth.tasks.training.retraining import DIFFERENCE, as_it_was, floating_weights
+from dataworth.tasks.training.retraining import DIFFERENCE, floating_weights
 
-__all__ = ["bytes_of_merging", "left_out_coefficients", "merged_losses", "merging_coefficients"]
+__all__ = ["MergedModels", "left_out_coefficients", "merging_coefficients", "short_of_memory"]
 
 RIDGE = 0.01
-# Weights that are merged at a time, of models whose losses are measured one after another.
+# Weights that are merged at a time.
 WEIGHTS_AT_ONCE = 2**20
-MODELS_AT_ONCE = 4
 
 
 def merging_coefficients(
@@ -70,54 +69,69 @@ def _kernel(one: np.ndarray, two: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.divide(common, lengths, out=np.zeros_like(common), where=lengths > 0) + both / (one.shape[1] / 2)
 
 
-def bytes_of_merging(loaded: LoadedModel, n_trained: int) -> int:
-    """Memory that `merged_losses` needs beside the model."""
-    n_weights = sum(weight.numel() for weight in floating_weights(loaded.model).values())
-    return n_weights * (2 * (n_trained + 1) + 4 * (MODELS_AT_ONCE + 2))
+def short_of_memory(base: LoadedModel, n_trained: int) -> str:
+    """What `MergedModels` of so many trainings need and is not there, a clause; empty where it is."""
+    n_weights = sum(weight.numel() for weight in floating_weights(base.model).values())
+    needed = n_weights * (2 * (n_trained + 1) + 4)
+    free = base.free_memory
+    if needed <= free:
+        return ""
+    return (
+        f"merging the models of {n_trained} trainings needs {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB "
+        "are free"
+    )
 
 
-def merged_losses(
-    base: LoadedModel,
-    differences: Iterable[bytes],
-    coefficients: Float[np.ndarray, "m k"],
-    queries: CorpusStore,
-    measured: Callable[[np.ndarray, np.ndarray], None],
-) -> None:
-    """Measure the queries' losses of merged models; the base is as it was afterwards.
+class MergedModels:
+    """Models that are merged of some trainings, one after another.
 
     Args:
-        base: whose weights the differences are added to.
+        base: whose weights the differences are added to; it is as it was after every look.
         differences: of k trainings (see `packed_difference`), read one after another.
-        coefficients: of each model.
-        queries: one window each.
-        measured: called with the numbers of some models and their (models, n_queries) losses, nats.
+        n_trained: k.
     """
-    weights = list(floating_weights(base.model).values())
-    start = torch.cat([weight.detach().float().flatten() for weight in weights])
-    added = torch.empty(coefficients.shape[1], len(start), dtype=torch.bfloat16, device=start.device)
-    for row, difference in zip(added, differences, strict=True):
-        row.copy_(unpacked(difference)[DIFFERENCE])
-    with as_it_was(base):
-        for first in range(0, len(coefficients), MODELS_AT_ONCE):
-            part = coefficients[first : first + MODELS_AT_ONCE]
-            losses = []
-            for model in _merged(start, added, torch.as_tensor(part, dtype=torch.float32, device=start.device)):
-                _put(model, weights)
-                losses.append(query_losses(base, queries))
-            measured(np.arange(first, first + len(part)), np.array(losses))
 
+    def __init__(self, base: LoadedModel, differences: Iterable[bytes], n_trained: int) -> None:
+        self._base = base
+        self._weights = list(floating_weights(base.model).values())
+        self._start = [weight.detach().clone() for weight in self._weights]
+        n_weights = sum(weight.numel() for weight in self._weights)
+        self._added = torch.empty(n_trained, n_weights, dtype=torch.bfloat16, device=self._start[0].device)
+        for row, difference in zip(self._added, differences, strict=True):
+            row.copy_(unpacked(difference)[DIFFERENCE])
 
-@torch.no_grad()
-def _merged(start: Tensor, added: Tensor, coefficients: Tensor) -> Iterator[Tensor]:
-    """(p,) weights of each row of coefficients."""
-    models = start.repeat(len(coefficients), 1)
-    for first in range(0, len(start), WEIGHTS_AT_ONCE):
-        columns = slice(first, first + WEIGHTS_AT_ONCE)
-        models[:, columns] += coefficients @ added[:, columns].float()
-    yield from models
+    def losses(self, coefficients: Float[np.ndarray, "m k"], queries: CorpusStore) -> Float[np.ndarray, "m q"]:
+        """Measured losses of the queries, nats; what each training counts in each model."""
+        losses = []
+        try:
+            for row in torch.as_tensor(coefficients, dtype=torch.float32, device=self._added.device):
+                self._put(row)
+                losses.append(query_losses(self._base, queries))
+        finally:
+            for weight, start in zip(self._weights, self._start, strict=True):
+                weight.data.copy_(start)
+        return np.array(losses).reshape(len(coefficients), queries.n_examples)
 
+    @torch.no_grad()
+    def reach(self, coefficients: Float[np.ndarray, " k"], number: int) -> float:
+        """Part of the way that a training went in the weights which a merged model goes along it.
 
-@torch.no_grad()
-def _put(model: Tensor, weights: Sequence[Tensor]) -> None:
-    for weight, values in zip(weights, model.split([weight.numel() for weight in weights]), strict=True):
-        weight.copy_(values.view_as(weight))
+        Args:
+            coefficients: of the model.
+            number: of the training, which counts nothing in the model.
+        """
+        chosen = torch.as_tensor(coefficients, dtype=torch.float32, device=self._added.device)
+        along = length = 0.0
+        for part in self._added.split(WEIGHTS_AT_ONCE, dim=1):
+            added = part.float()
+            along += float((chosen @ added) @ added[number])
+            length += float(added[number] @ added[number])
+        return along / length if length > 0 else float("nan")
+
+    @torch.no_grad()
+    def _put(self, coefficients: Tensor) -> None:
+        sizes = [weight.numel() for weight in self._weights]
+        for weight, start, added in zip(self._weights, self._start, self._added.split(sizes, dim=1), strict=True):
+            parts = zip(start.flatten().split(WEIGHTS_AT_ONCE), added.split(WEIGHTS_AT_ONCE, dim=1), strict=True)
+            merged = torch.cat([before.float() + coefficients @ more.float() for before, more in parts])
+            weight.copy_(merged.view_as(weight))

@@ -78,6 +78,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "interaction": {"sources": {"game": "interaction", **GAME}, **WITH_BASE},
     "falling back": {"sources": {"game": "newton", "fallback": True}, **WITH_BASE},
     "ledger": {"sources": {"game": "ledger", "fallback": False}, "training": TRAINING, **WITH_BASE},
+    "merged": {"sources": {"game": "merged", "fallback": False}, "training": TRAINING, **WITH_BASE},
     "retrain": {"sources": {"game": "retrain", "fallback": False}, "training": TRAINING, **WITH_BASE},
     "checkpoints": {"model": {"name": ["in:model", "in:other"]}, "scoring": KEPT},
     "checkpoints, path": {

@@ -156,7 +156,7 @@ def stopped_dataworth(started_dataworth):
 
     def run(*words, when: str, kind: signal.Signals, script=False) -> tuple[int, str, list[psutil.Process]]:
         process, log, left = started_dataworth(*words, script=script)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while when not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert when in log.read_text(), log.read_text()
@@ -197,7 +197,7 @@ def _members(session: int) -> list[psutil.Process]:
 
 
 def _left(session: int, family: set[psutil.Process]) -> list[psutil.Process]:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while True:
         alive = [*_members(session), *(member for member in family if member.is_running())]
         if not alive or time.monotonic() > deadline:

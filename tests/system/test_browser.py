@@ -16,7 +16,7 @@ from tests.harness.api import migrated_home, served, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
-RUN_SECONDS = 240_000
+RUN_SECONDS = 600_000
 
 
 def field(page: Page, group: str, label: str):

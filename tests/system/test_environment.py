@@ -17,7 +17,7 @@ def test_a_dead_proxy_and_an_ascii_terminal(script, checkpoints, tmp_path):
     words = ("--model", checkpoints["llama"], "--corpus", "é.jsonl", "--store", "stö", "--projection.rank", 2)
     done = script(
         "index", *words, "--corpus.max_length", 32,
-        environment={**proxies, "PYTHONIOENCODING": "ascii", "NO_PROXY": "", "no_proxy": ""}, timeout=150,
+        environment={**proxies, "PYTHONIOENCODING": "ascii", "NO_PROXY": "", "no_proxy": ""}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "gradient store: " in done.stdout

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.corpus import CorpusStore
 from dataworth.tasks.coalitions.estimation.designs import Coalitions, coalition_rows
+from dataworth.tasks.coalitions.estimation.utilities import Utilities
 from dataworth.tasks.coalitions.games.source_game import (
     Material,
     SourceGame,
@@ -51,12 +52,20 @@ class RetrainedGame:
 class Retrain(SourceGame):
     """The truth, as far as one training a coalition tells it; the base is trained again and again.
 
+    Args:
+        material: with how to train.
+        kept: utilities of coalitions that were trained on, and gets to know.
+        most: trainings at most; None: as the settings say.
+
     n_trained: coalitions that were trained on now.
+    base, everybody: (q,) measured losses of the base and of the model, nats.
     """
 
-    def __init__(self, material: Material, kept: UtilityKeeper) -> None:
+    def __init__(self, material: Material, kept: UtilityKeeper, most: int | None = None) -> None:
         super().__init__()
         self._material, self._kept, self.n_trained = material, kept, 0
+        sources, n_players = material.sources, len(material.players.names)
+        self._most = most or min(2**n_players, sources.trainings or sources.budget)
         parts, players = material.needed, material.players
         if parts.training is None:
             raise ValueError("the game retrain needs to know how to train")
@@ -64,49 +73,42 @@ class Retrain(SourceGame):
             parts.model, parts.corpus, parts.queries, players.grouping, tuple(players.names), parts.training
         )
         queries = CorpusStore.open(parts.queries)
-        self._base = query_losses(load(parts.model, 1.0), queries)
-        self._everybody = query_losses(load(parts.model), queries)
+        self.base = query_losses(load(parts.model, 1.0), queries)
+        self.everybody = query_losses(load(parts.model), queries)
 
     @classmethod
     def made(cls, material: Material, kept: UtilityKeeper) -> "Retrain":
         """Measure the model and its base."""
         return cls(material, kept)
 
-    @property
-    def _most(self) -> int:
-        """Trainings at most."""
-        sources = self._material.sources
-        return min(2 ** len(self._material.players.names), sources.trainings or sources.budget)
-
     def check(self) -> RetrainedCheck:
         """Does training on everything lead to the model?"""
-        everybody = self._of_all()
-        return RetrainedCheck(float(self._everybody.sum()), -float(everybody.sum()), float(self._base.sum()))
+        everybody = self.of(np.ones((1, len(self._material.players.names)), bool))
+        return RetrainedCheck(float(self.everybody.sum()), -float(everybody.sum()), float(self.base.sum()))
 
-    def _of_all(self) -> Float[np.ndarray, " q"]:
-        """The utility of everybody together: known, or asked for and kept."""
-        masks, utilities = self.known()
-        there = masks.all(axis=1)
-        return utilities[there][0] if there.any() else self.utilities(np.ones((1, masks.shape[1]), bool))[0]
+    def of(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
+        """Utilities of different coalitions: known, or asked for and kept."""
+        utilities: np.ndarray = Utilities(self.utilities, masks.shape[1], self.known())(masks)
+        return utilities
 
     def valuation(self) -> Valuation:
         """From coalitions, exact or sampled."""
         sources = self._material.sources
-        sample = asked(self._game, len(self._base), sources, self._kept, at_once=self._at_once)
+        sample = asked(self._game, len(self.base), sources, self._kept, at_once=self._at_once)
         return with_queries(valuation_of(sample, sources.game, "retrained"), sources.confidence)
 
     def known(self) -> tuple[Bool[np.ndarray, "k s"], Float[np.ndarray, "k q"]]:
         """Nobody, coalitions that were trained on, and their utilities."""
-        masks, utilities = self._kept.known(len(self._material.players.names), len(self._base))
+        masks, utilities = self._kept.known(len(self._material.players.names), len(self.base))
         nobody = np.zeros((1, masks.shape[1]), bool)
-        return np.concatenate([nobody, masks]), np.concatenate([-self._base[None], utilities])
+        return np.concatenate([nobody, masks]), np.concatenate([-self.base[None], utilities])
 
     def utilities(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
         """Train on coalitions that are not known yet; each is kept as it ends."""
         return self._trained(masks, self._game)
 
     def _trained(self, masks: np.ndarray, game: RetrainedGame) -> np.ndarray:
-        measured = [np.empty((0, len(self._base)))]
+        measured = [np.empty((0, len(self.base)))]
         for first in range(0, len(masks), self._at_once):
             part = masks[first : first + self._at_once]
             measured.append(game.utilities(part))
@@ -155,4 +157,4 @@ class Retrain(SourceGame):
             self._bar.advance(len(masks))
             return losses
 
-        return RetrainedGame(counted, len(self._base), len(self._material.players.names))
+        return RetrainedGame(counted, len(self.base), len(self._material.players.names))

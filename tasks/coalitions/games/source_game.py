@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
+from dataworth.storage.coalitions import UtilityStore
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.designs import Coalitions
 from dataworth.tasks.coalitions.estimation.estimators import with_total
@@ -94,6 +95,8 @@ class Material:
         sources: the game's settings.
         parts: stores of the sums or of what to train; None where the game is of scores.
         cluster: where it has an address or several workers, they take part.
+        trainings: utilities of coalitions that were trained on, and weights for as long as they are needed; None where
+            nothing is trained.
     """
 
     store: str
@@ -101,6 +104,7 @@ class Material:
     sources: SourcesConfig
     parts: GameParts | None
     cluster: ClusterConfig
+    trainings: UtilityStore | None = None
 
     @property
     def needed(self) -> GameParts:
@@ -112,6 +116,17 @@ class Material:
         if self.parts is None:
             raise ValueError(f"the game {self.sources.game} is made of more than scores")
         return self.parts
+
+    @property
+    def kept_trainings(self) -> UtilityStore:
+        """The store of trainings.
+
+        Raises:
+            ValueError: there is none, as nothing is trained.
+        """
+        if self.trainings is None:
+            raise ValueError(f"the game {self.sources.game} is of trainings, which have no store")
+        return self.trainings
 
 
 class SourceGame(ABC):

@@ -228,3 +228,24 @@ def test_the_game_nobody_named(further, game):
     config = configuration(ValueConfig, {**NEEDED, **further})
     assert config.settled(classifies=True).sources.game == game
     assert config.settled(classifies=False).sources.game == ("additive" if game == "newton" else game)
+
+
+@pytest.mark.parametrize(
+    ("further", "game"),
+    [
+        ({"training__epochs": 2}, "merged"),
+        ({"training__epochs": 3}, "merged"),  # as by default, and said
+        ({"training__epochs": 2, "sources__trainings": 9}, "additive"),
+        ({"training__epochs": 2, "model__name": ("one", "two")}, "additive"),
+        ({"training__epochs": 2, "scoring__layers": ("*.mlp.*",)}, "additive"),
+        ({"training__epochs": 2, "model__base": None}, "additive"),
+        ({"training__epochs": 2, "sources__projection_seeds": 2}, "additive"),
+        ({}, "additive"),
+    ],
+)
+def test_whoever_says_how_a_model_was_trained_gets_what_was_taught(further, game):
+    config = configuration(ValueConfig, {**NEEDED, "model__base": "theta_0", **further})
+    again = ValueConfig.model_validate(config.model_dump(mode="json"))
+    for one in (config, again):
+        assert one.settled(classifies=False).sources.game == game
+        assert one.settled(classifies=True).sources.game in ("newton", "additive")

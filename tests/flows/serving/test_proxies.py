@@ -51,17 +51,17 @@ def server(monkeypatch):
 
 
 def by_requests(address):
-    with requests.get(address, timeout=5) as answer:
+    with requests.get(address, timeout=60) as answer:
         answer.raise_for_status()
 
 
 def by_urllib(address):
-    with build_opener().open(address, timeout=5):  # urlopen reads the environment once only
+    with build_opener().open(address, timeout=60):  # urlopen reads the environment once only
         pass
 
 
 CLIENTS = {
-    "httpx": lambda address: httpx.get(address, timeout=5).raise_for_status(),
+    "httpx": lambda address: httpx.get(address, timeout=60).raise_for_status(),
     "requests": by_requests,
     "urllib": by_urllib,
 }

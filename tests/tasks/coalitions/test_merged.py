@@ -7,12 +7,12 @@ import pytest
 
 from dataworth.storage.coalitions import CoalitionStore, UtilityStore
 from dataworth.storage.errors import InputError
-from dataworth.tasks.coalitions import merged as merged_models
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
 from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.configuration import ClusterConfig
+from dataworth.tasks.model.loading import LoadedModel
 from dataworth.tasks.training import merging, retraining
 from tests.harness.tuned import TRAINING, parts_of, retrained, tuned
 
@@ -77,7 +77,7 @@ def test_a_stopped_merging_goes_on_where_it_was(run, monkeypatch):
     assert len(weights_left(run)) == 7
     found, _ = merged(run, 7)
     assert len(trained) == 7
-    assert len(measured) == 6 + (8 - 4) + 6  # four models at a time are kept
+    assert len(measured) == 6 + (8 - 5) + 6  # what was measured is kept
     assert found.attributes["notes"]["certified"]
 
 
@@ -90,11 +90,28 @@ def test_weights_of_trainings_come_from_workers_too(run):
 
 
 def test_without_memory_for_all_weights_it_is_refused(run, monkeypatch):
-    monkeypatch.setattr(merged_models, "bytes_of_merging", lambda *_: 10**15)
-    with pytest.raises(InputError, match="of 6 trainings needs 1000000 GB of memory.*pass at most 5"):
+    monkeypatch.setattr(LoadedModel, "free_memory", 10**4)
+    with pytest.raises(InputError, match="of 6 trainings needs .* GB of memory.*pass at most 3"):
         merged(run, 6)
-    found, _ = merged(run, 5)
-    assert found.attributes["notes"]["estimator"] == "additive, corrected by 5 trainings"
+    found, _ = merged(run, 3)
+    assert found.attributes["notes"]["estimator"] == "additive, corrected by 3 trainings"
+
+
+def test_everybody_and_each_alone_are_enough(run, monkeypatch):
+    trained, train = [], retraining.train
+    monkeypatch.setattr(retraining, "train", lambda *arguments: trained.append(1) or train(*arguments))
+    found, table = merged(run, 4)
+    assert len(trained) == 4
+    assert found.attributes["notes"]["estimator"] == "4 trainings, and models merged from them"
+    masks = all_coalitions(3)
+    truth = exact_semivalues(masks, -retrained(run)(masks), size_weights(3, "shapley"))
+    values = table["value"].unstack().loc[["q0", "q1"]].to_numpy()
+    assert np.abs(values - truth).max() < 0.1 * np.abs(truth).max()
+    assert len(weights_left(run)) == 4  # others may come
+    del trained[:]
+    merged(run, 7)
+    assert len(trained) == 3
+    assert weights_left(run) == []
 
 
 def test_a_merged_model_without_a_loss_is_refused_and_not_kept(run, monkeypatch):

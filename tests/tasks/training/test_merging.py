@@ -31,14 +31,8 @@ def test_a_merged_model_is_measured_as_if_it_were_loaded(run):
             differences.append(retraining.packed_difference(base.model, start))
             trained = query_losses(base, queries)
     coefficients = np.array([[0.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.3, -0.2], [1.0, 1.0]])
-    found = {}
-    merging.merged_losses(
-        base,
-        differences,
-        coefficients,
-        queries,
-        lambda numbers, losses: found.update(zip(numbers, losses, strict=True)),
-    )
+    models = merging.MergedModels(base, iter(differences), 2)
+    found = models.losses(coefficients, queries)
     np.testing.assert_allclose(found[0], before, rtol=1e-6)
     np.testing.assert_allclose(found[1], trained, rtol=1e-2)  # bfloat16
     parts = [unpacked(difference)["difference"].float() for difference in differences]
@@ -50,6 +44,9 @@ def test_a_merged_model_is_measured_as_if_it_were_loaded(run):
             first += weight.numel()
         np.testing.assert_allclose(found[3], query_losses(base, queries), rtol=1e-5)
     np.testing.assert_array_equal(query_losses(base, queries), before)
+    whole, alone = parts
+    along = float(0.5 * alone.double() @ whole.double() / (whole.double() @ whole.double()))
+    assert models.reach(np.array([0.0, 0.5]), 0) == pytest.approx(along, rel=1e-4)
 
 
 def test_merging_is_kernel_ridge_regression():

@@ -1,0 +1,203 @@
+"""The game merged: coalitions that nobody trained, by models merged from the valued one and from each source's alone.
+
+Training the base on each source alone reads the corpus once, so that all of these together cost as much as one training
+of everybody. Models of all other coalitions are merged from their weights and the model's (see
+tasks/training/merging.py), and what they lose on the queries is measured.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dataworth.storage.coalitions import UtilityStore
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError, StoreIncompleteError
+from dataworth.storage.locations import StoreFolders
+from dataworth.storage.ref import fingerprint
+from dataworth.storage.spelling import setting
+from dataworth.tasks.coalitions.games.retrain import Retrain
+from dataworth.tasks.coalitions.games.source_game import Material, SourceGame, UtilityKeeper, asked, valuation_of
+from dataworth.tasks.coalitions.valuation import Valuation, with_queries
+from dataworth.tasks.model.loading import LoadedModel, load
+from dataworth.tasks.progress import Progress, progress
+from dataworth.tasks.training.merging import MergedModels, merging_coefficients, short_of_memory
+from dataworth.tasks.training.retraining import packed_difference
+
+__all__ = ["MergedCheck", "MergedGame"]
+
+NAME = "merged"
+ALGORITHM = 1
+# A check fails where the trainings, merged, go less than so much of the way to the model, or more, in the weights.
+REACH = (0.3, 1.7)
+# To merge what another run drops at the same time.
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class MergedCheck:
+    """Do the trainings on single sources lead to where the model is?
+
+    Args:
+        everybody: loss of the model, nats summed over the queries.
+        base: of the base.
+        reach: part of the way from the base to the model, in the weights, that a model goes which is merged from the
+            trainings on single sources.
+        short: of what memory, where nothing was trained.
+    """
+
+    everybody: float
+    base: float
+    reach: float
+    short: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why it is not reliable; empty where it is."""
+        if self.short:
+            return self.short
+        if REACH[0] <= self.reach <= REACH[1]:
+            return ""
+        return (
+            f"trainings on each source alone, merged, go {self.reach:.0%} of the way from the base to the model: set "
+            f"{setting('training')} to how it was trained"
+        )
+
+    @property
+    def reliable(self) -> bool:
+        return not self.reason
+
+    def facts(self) -> dict[str, Any]:
+        """What is printed beside the values."""
+        return {"v(all)": -self.everybody, "v(none)": -self.base, "reach": self.reach, "reliable": self.reliable}
+
+    def sentences(self) -> list[str]:
+        """For a log."""
+        said = f"loss of all queries: {self.everybody:.4g} nats of the model, {self.base:.4g} of the base"
+        if self.short:
+            return [said]
+        return [f"{said}; trainings on each source alone, merged, go {self.reach:.0%} of the way between their weights"]
+
+
+class MergedGame(SourceGame):
+    """Every coalition's model is merged; nobody, everybody and each source alone are what they are.
+
+    Args:
+        material: with how to train, and a store for trainings.
+        kept: utilities of coalitions, merged or not.
+    """
+
+    def __init__(self, material: Material, kept: UtilityKeeper) -> None:
+        super().__init__()
+        self._material, self._kept, self._trainings = material, kept, material.kept_trainings
+        self._queries = CorpusStore.open(material.needed.queries)
+        self._tokens = material.players.column("n_tokens")[0].astype(np.float64)
+        self._trained = self.resources.enter_context(Retrain(material, self._trainings, most=self.n_players))
+        everybody, self._alone = np.ones((1, self.n_players), bool), np.eye(self.n_players, dtype=bool)
+        self._trained_on = np.concatenate([everybody, self._alone])
+
+    @classmethod
+    def made(cls, material: Material, kept: UtilityKeeper) -> "MergedGame":
+        """Measure the model and its base."""
+        return cls(material, kept)
+
+    @property
+    def n_players(self) -> int:
+        return len(self._tokens)
+
+    def check(self) -> MergedCheck | None:
+        """Is the recipe that of the model, and is there memory? A single source needs neither."""
+        if self.n_players == 1:
+            return None
+        base, everybody = float(self._trained.base.sum()), float(self._trained.everybody.sum())
+        reach = self._kept_reach()
+        if reach is None and (short := short_of_memory(self._base, len(self._trained_on))):
+            return MergedCheck(everybody, base, float("nan"), short)
+        checked = MergedCheck(everybody, base, self._measured_reach() if reach is None else reach)
+        if not checked.reliable:
+            self._trainings.drop_weights()
+        return checked
+
+    def valuation(self) -> Valuation:
+        """From coalitions, all or sampled."""
+        sources = self._material.sources
+        sample = asked(self, self._queries.n_examples, sources, self._kept, at_once=1)
+        if not sources.trainings:  # of which further models are merged, from these and others
+            self._trainings.drop_weights()
+        facts = {"estimator": f"models merged from the model and from {self.n_players} trainings on one source each"}
+        made = valuation_of(sample, NAME, "merged models").with_facts(**facts)
+        return with_queries(made, sources.confidence)
+
+    def utilities(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
+        """Minus the measured losses."""
+        sizes = masks.sum(axis=1)
+        found = np.empty((len(masks), self._queries.n_examples))
+        found[sizes == 0] = -self._trained.base
+        found[sizes == self.n_players] = -self._trained.everybody
+        alone = (sizes == 1) & (self.n_players > 1)
+        if alone.any():
+            found[alone] = self._of_alone[masks[alone].argmax(axis=1)]
+        others = (sizes > 1) & (sizes < self.n_players)
+        if others.any():
+            coefficients = merging_coefficients(masks[others], self._trained_on, self._tokens)
+            losses = self._models.losses(coefficients, self._queries)
+            self._bar.advance(len(losses))
+            if not np.isfinite(losses).all():
+                raise InputError(
+                    f"{setting('sources.game')} {NAME}: a model merged from trainings has a loss that is no number: "
+                    "pass another game"
+                )
+            found[others] = -losses
+        return found
+
+    @cached_property
+    def _bar(self) -> Progress:
+        n_models = min(2**self.n_players, self._material.sources.budget)
+        return self.resources.enter_context(progress("merged models", n_models, "model"))
+
+    @cached_property
+    def _of_alone(self) -> Float[np.ndarray, "s q"]:
+        """Utilities of each source alone; what is not known is trained."""
+        return self._trained.of(self._alone)
+
+    @property
+    def _base(self) -> LoadedModel:
+        return load(self._material.needed.model, 1.0)
+
+    @cached_property
+    def _models(self) -> MergedModels:
+        for _ in range(TRIES - 1):
+            with suppress(StoreIncompleteError):  # another run was done with some, and dropped them
+                return self._merged()
+        return self._merged()
+
+    def _merged(self) -> MergedModels:
+        self._trained.train_for_weights(self._alone, self._trainings)
+        everybody = packed_difference(load(self._material.needed.model).model, self._weights_of_base())
+        alone = (self._trainings.weights(mask) for mask in self._alone)
+        return MergedModels(self._base, chain([everybody], alone), len(self._trained_on))
+
+    def _weights_of_base(self) -> dict[str, Tensor]:
+        return {name: weight.detach() for name, weight in self._base.model.state_dict().items()}
+
+    def _kept_reach(self) -> float | None:
+        _, known = self._reaches.known(self.n_players, 1)
+        return float(known[0, 0]) if len(known) else None
+
+    def _measured_reach(self) -> float:
+        """Kept, as it needs the weights of all trainings."""
+        among = merging_coefficients(self._trained_on[:1], self._alone, self._tokens)[0]
+        reach = self._models.reach(np.append(0.0, among), 0)
+        self._reaches.add(self._trained_on[:1], np.array([[reach]]))
+        return reach
+
+    @cached_property
+    def _reaches(self) -> UtilityStore:
+        parts = {"reach of merged models": ALGORITHM, "of": self._trainings.fingerprint}
+        root, attributes = StoreFolders(self._material.store).games, self._trainings.entry("attributes")
+        return UtilityStore.create(root, fingerprint(parts), attributes)
