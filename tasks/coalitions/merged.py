@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.corpus import CorpusStore
@@ -25,7 +25,7 @@ from dataworth.tasks.training.merging import (
     short_of_memory,
 )
 
-__all__ = ["Merged"]
+__all__ = ["Merged", "merged_from"]
 
 ALGORITHM = 1
 # Sources of which every coalition's model is merged, 2^n.
@@ -51,18 +51,8 @@ class Merged:
     def __init__(self, material: Material, trained: Retrain, kept: UtilityStore) -> None:
         self._material, self._trained, self._kept = material, trained, kept
         self._tokens = material.players.column("n_tokens")[0].astype(np.float64)
-        n_players, n_trainings = len(self._tokens), material.sources.trainings
-        self.trained_on = np.zeros((0, n_players), bool)
-        self._some_missing = False
-        if not 2 <= n_players <= MAX_SOURCES:
-            return
-        chosen = firsts_and_lasts(self._tokens)
-        if n_trainings < len(chosen):
-            chosen = chosen[chosen.sum(axis=1) == 1]
-        every = np.concatenate([np.ones((1, n_players), bool), chosen])
-        if n_trainings >= max(len(chosen), n_players + 1):
-            self.trained_on = every[:n_trainings]
-            self._some_missing = n_trainings < 1 + len(firsts_and_lasts(self._tokens))
+        self.trained_on = merged_from(self._tokens, material.sources.trainings)
+        self._all_there = len(self.trained_on) == 1 + len(firsts_and_lasts(self._tokens))
 
     @property
     def possible(self) -> bool:
@@ -84,7 +74,7 @@ class Merged:
 
     def done(self) -> None:
         """Weights are needed no more, unless a training was missing that a later run may do."""
-        if not self._some_missing:
+        if self._all_there:
             self._kept.drop_weights()
 
     @cached_property
@@ -130,6 +120,22 @@ class Merged:
                     )
                 table.store.add(table.masks[[number]], -losses)
                 bar.advance()
+
+
+def merged_from(tokens: Float[np.ndarray, " s"], n_trainings: int) -> Bool[np.ndarray, "k s"]:
+    """The coalitions that so many trainings are made on to be merged, everybody first; none where nothing is merged.
+
+    Args:
+        tokens: of each source.
+        n_trainings: that there may be.
+    """
+    n_players = len(tokens)
+    if not 2 <= n_players <= MAX_SOURCES or n_trainings <= n_players:
+        return np.zeros((0, n_players), bool)
+    chosen = firsts_and_lasts(tokens)
+    if n_trainings < len(chosen):
+        chosen = chosen[chosen.sum(axis=1) == 1]
+    return np.concatenate([np.ones((1, n_players), bool), chosen])[:n_trainings]
 
 
 @dataclass(frozen=True)

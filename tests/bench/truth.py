@@ -21,7 +21,7 @@ from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, s
 from dataworth.tasks.coalitions.valuation import shares
 from dataworth.tasks.training.config import TrainingConfig
 from tests.bench.language_games import LanguageGames
-from tests.bench.truth_budget import budget_rows, merged_tables
+from tests.bench.truth_budget import budget_rows, merged_tables, merged_values
 from tests.reference.coalition_trainings import (
     ADAPTERS,
     BASE,
@@ -69,11 +69,13 @@ def rows() -> Iterator[dict[str, Any]]:
                 table = f"{setting}, {counterfactual}"
                 losses = kept.losses[table]
                 where = {"corpus": name, "setting": setting, "counterfactual": counterfactual}
-                for row in _table(made, losses, estimated):
-                    yield where | row
                 whole = [] if setting == "LoRA" else games  # adapters' factors are not merged
                 cells = [Cell(setting, counterfactual, seed) for seed in SEEDS]
                 merged = [partial(merged_tables, made, cell, each) for cell, each in zip(cells, whole, strict=False)]
+                for utilities, found, tables in zip(-losses.astype(np.float64), estimated, merged, strict=False):
+                    found["merged"] = merged_values(utilities, tables(len(SOURCES) + 1))
+                for row in _table(made, losses, estimated):
+                    yield where | row
                 for row in budget_rows(losses, n_tokens(made), games[0], estimated[0]["additive"], merged):
                     yield where | row
 

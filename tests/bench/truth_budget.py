@@ -11,7 +11,6 @@ from jaxtyping import Float
 from dataworth.tasks.coalitions.correction import surrogates_of
 from dataworth.tasks.coalitions.estimation.designs import (
     coalition_rows,
-    firsts_and_lasts,
     paired_chances,
     paired_in_strata,
     without_repetition,
@@ -21,19 +20,20 @@ from dataworth.tasks.coalitions.estimation.interpolation import interpolated
 from dataworth.tasks.coalitions.estimation.reuse import sample_reuse
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
 from dataworth.tasks.coalitions.estimation.surrogates import EnumeratedSurrogate, Surrogate, surrogate_reuse
+from dataworth.tasks.coalitions.merged import merged_from
 from dataworth.tasks.coalitions.players import Players
 from dataworth.tasks.coalitions.valuation import Valuation
 from dataworth.tasks.model.loading import load
-from dataworth.tasks.training.merging import left_out_coefficients, merged_losses, merging_coefficients
+from dataworth.tasks.training.merging import MergedModels, left_out_coefficients, merging_coefficients
 from dataworth.tasks.training.retraining import packed_difference
 from tests.bench.language_games import LanguageGames
 from tests.reference.coalition_trainings import Cell, Problem
 from tests.reference.noise_floor import share_error
 from tests.reference.unequal import MASKS, SOURCES
 
-__all__ = ["TRAININGS", "MergedTables", "budget", "budget_rows", "merged_budget", "merged_tables"]
+__all__ = ["TRAININGS", "MergedTables", "budget", "budget_rows", "merged_budget", "merged_tables", "merged_values"]
 
-TRAININGS = (0, 8, 16, 32, 64)
+TRAININGS = (0, 8, 9, 16, 17, 32, 64)
 REPEATS = 50
 CONFIDENCE = 0.9
 N_PLAYERS = len(SOURCES)
@@ -48,7 +48,7 @@ def budget_rows(
     merged: Sequence[Callable[[int], "MergedTables"]] = (),
 ) -> Iterator[dict[str, Any]]:
     """Rows of a number of trainings each: by merged models, of each seed; by surrogates and by none, of their mean."""
-    for number in [number for number in TRAININGS if merged and number >= 2 * N_PLAYERS]:
+    for number in [number for number in TRAININGS if merged and number > N_PLAYERS]:
         by_seed = zip(-losses.astype(np.float64), merged, strict=True)
         found = [merged_budget(utilities, number, tables_of(number)) for utilities, tables_of in by_seed]
         mean = {name: round(float(np.mean([each[name] for each in found])), 3) for name in found[0]}
@@ -83,23 +83,35 @@ def merged_tables(made: Problem, cell: Cell, games: LanguageGames, n_trainings: 
         made: the trainings.
         cell: of them.
         games: of this seed's model.
-        n_trainings: that there are at most, twice as many as sources at least.
+        n_trainings: that there are at most, more than sources.
     """
     tokens = games.by_size()[0]
-    trained_on = np.concatenate([np.ones((1, N_PLAYERS), bool), firsts_and_lasts(tokens)])[:n_trainings]
+    trained_on = merged_from(tokens, n_trainings)
     path = made.folder / "merged" / f"{cell}, {cell.seed}, {len(trained_on)}.npz"
     if not path.is_file():
         start = {name: weight.clone() for name, weight in made.start(cell).state_dict().items()}
         differences = [packed_difference(made.trained(cell, mask), start) for mask in trained_on]
         base = load(games.model, 1.0)
         every = merging_coefficients(MASKS, trained_on, tokens), left_out_coefficients(trained_on, tokens)[1:]
-        tables = [np.empty((len(rows), games.documents.n_examples)) for rows in every]
-        for table, rows in zip(tables, every, strict=True):
-            merged_losses(base, differences, rows, games.documents, table.__setitem__)
+        models = MergedModels(base, iter(differences), len(differences))
+        tables = [models.losses(rows, games.documents) for rows in every]
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, everything=-tables[0], left_out=-tables[1])
     kept = np.load(path)
     return MergedTables(trained_on, kept["everything"], kept["left_out"])
+
+
+def merged_values(utilities: Float[np.ndarray, "m q"], tables: MergedTables) -> Float[np.ndarray, "q s"]:
+    """Values of the game merged: coalitions that were trained are as they were measured, all others merged.
+
+    Args:
+        utilities: of MASKS, of the trainings.
+        tables: of everybody and each source alone.
+    """
+    known = coalition_rows(np.concatenate([np.zeros((1, N_PLAYERS), bool), tables.trained_on]))
+    merged = tables.everything.copy()
+    merged[known] = utilities[known]
+    return exact_semivalues(MASKS, merged, WEIGHTS)
 
 
 def merged_budget(utilities: Float[np.ndarray, "m q"], n_trainings: int, tables: MergedTables) -> dict[str, Any]:
