@@ -116,7 +116,7 @@ class ValueConfig(CorpusRunConfig):
         self._certifiable()
         if trained and self.sources.projection_seeds > 1:
             raise ValueError(f"the game {game} has no projection: leave --sources.projection_seeds out")
-        if trained and self.model.base is None:
+        if trained and not self.model.has_base:
             raise ValueError(f"the game {game} begins every training from the base: pass --model.base")
         if trained and len(self.model.name) > 1:
             raise ValueError(f"the game {game} is played from --model.base, not from checkpoints: pass one --model")
@@ -126,7 +126,7 @@ class ValueConfig(CorpusRunConfig):
         sources, option = self.sources, setting("sources.trainings")
         if not sources.trainings:
             return
-        if self.model.base is None:
+        if not self.model.has_base:
             raise ValueError(f"{option}: every training begins from the base: pass {setting('model.base')}")
         if len(self.model.name) > 1 or sources.projection_seeds > 1:
             raise ValueError(f"{option}: values are of one model and one projection")
@@ -137,7 +137,7 @@ class ValueConfig(CorpusRunConfig):
         option = setting("certify")
         if not self.certify:
             return
-        if self.model.base is None:
+        if not self.model.has_base:
             raise ValueError(f"{option}: every training begins from the base: pass {setting('model.base')}")
         if len(self.model.name) > 1:
             raise ValueError(f"{option}: scores are certified of one model: pass one {setting('model.name')}")
@@ -174,9 +174,9 @@ class ValueConfig(CorpusRunConfig):
     def _sources(self, classifies: bool) -> SourcesConfig:
         if self.sources.game != "auto":
             return self.sources
-        playable = self.model.base is not None and not self._narrowed
+        playable = self.model.has_base and not self._narrowed
         game = "additive"
-        if classifies and playable and self.projection.kind != "factgrass":
+        if classifies and self.model.base is not None and playable and self.projection.kind != "factgrass":
             game = "newton"
         elif not classifies and playable and self._trainable:
             game = "merged"
@@ -220,7 +220,7 @@ class AuditRunConfig(Configuration):
         missing = [name for name, part in given.items() if part is None]
         if missing:
             raise ValueError(f"{' and '.join(missing)} is required, or --audit.problem digits, demo or MODULE:FUNCTION")
-        if self.model is not None and self.model.base is None:
+        if self.model is not None and not self.model.has_base:
             raise ValueError("an audit trains again from where training began: pass --model.base")
         return self
 

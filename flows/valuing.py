@@ -191,7 +191,7 @@ def _game_parts(
 ) -> GameParts | None:
     """What a game of more than scores needs, made where it is not there yet."""
     made_of = GAMES[config.sources.game].made_of
-    if made_of == "scores" and not config.sources.trainings and config.model.base is None:
+    if made_of == "scores" and not config.sources.trainings and config.model.only.base is None:
         return None
     store, curvature, prepared = store_folder(config), config.curvature, made.prepared
     model = config.model.only

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dataworth.tasks.configuration import Configuration, Names
+from dataworth.tasks.model.adapter_folders import is_adapter, put_on
 
 __all__ = ["ModelConfig", "ModelsConfig"]
 
@@ -21,7 +22,7 @@ class _Loading(Configuration):
         None,
         min_length=1,
         description="The checkpoint that training began from, where it is known: what the model would still be without "
-        "any source. Games over sources are much better with it.",
+        "any source. Games over sources are much better with it. LoRA adapters name theirs themselves.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the model; auto: float32 on CPU, the checkpoint's own on a GPU."
@@ -83,9 +84,17 @@ class ModelsConfig(_Loading):
 
     @property
     def checkpoints(self) -> tuple[ModelConfig, ...]:
-        """Each checkpoint by itself, in the given order; base, precision, device and layers are those of all."""
-        settings = self.model_dump(exclude={"name"})
-        return tuple(ModelConfig(name=each, **settings) for each in self.name)
+        """Each checkpoint by itself, in the given order; precision, device, layers and a given base are those of all.
+
+        Adapters name their base themselves.
+        """
+        settings = self.model_dump(exclude={"name", "base"})
+        return tuple(ModelConfig(name=each, base=self.base or _named_base(each), **settings) for each in self.name)
+
+    @property
+    def has_base(self) -> bool:
+        """Is it known of every checkpoint what training began from?"""
+        return self.base is not None or all(is_adapter(each) for each in self.name)
 
     @property
     def only(self) -> ModelConfig:
@@ -97,3 +106,11 @@ class ModelsConfig(_Loading):
         if len(self.name) != 1:
             raise ValueError(f"expected one checkpoint, got {len(self.name)}")
         return self.checkpoints[0]
+
+
+def _named_base(name: str) -> str | None:
+    """The checkpoint that adapters say they were trained on; None of other models, and where loading will say why."""
+    try:
+        return put_on(name) if is_adapter(name) else None
+    except (OSError, ValueError, ImportError):
+        return None

@@ -11,11 +11,9 @@ from transformers.pytorch_utils import Conv1D
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
+from dataworth.tasks.model.adapters import ADAPTER_PARTS
 
 __all__ = ["Coverage", "TrackedLayer", "batch_second", "coverage", "tracked_layers"]
-
-# Where PEFT keeps the low-rank matrices of an adapter.
-ADAPTER_PARTS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)

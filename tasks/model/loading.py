@@ -1,7 +1,6 @@
 """Loading a checkpoint that nobody has to trust: safetensors only, no code from the hub."""
 
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
+from dataworth.tasks.model.adapter_folders import is_adapter, put_on
+from dataworth.tasks.model.adapters import begin_again
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.examination import embedded_ids, examined
 from dataworth.tasks.model.halves import Halves, halves, whole
@@ -138,6 +139,9 @@ def base_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]
     """
     if config.base is None:
         raise InputError(f"{setting('model.base')}: not given, so that nothing is known of where training began")
+    if is_adapter(config.name):  # what they are put on stays; of two matrices, one begins as zero
+        state = _pretrained(config, torch.device("cpu"))[0].state_dict()
+        return {name: state[name].detach().float() * ("lora_B" not in name.split(".")) for name in names}
     state = _pretrained(config.model_copy(update={"name": config.base}), torch.device("cpu"))[0].state_dict()
     missing = [name for name in names if name not in state]
     if missing:
@@ -218,13 +222,30 @@ def _tokenizer(name: str) -> Any:
 
 def _move_towards(model: PreTrainedModel, config: ModelConfig, share: float) -> None:
     """Weights of the mean of a model and its base, in place."""
-    if getattr(model, "is_quantized", False) or getattr(model, "peft_config", None):
-        raise InputError(f"{setting('model.base')}: not yet for quantised models and adapters; leave it out")
+    if getattr(model, "is_quantized", False):
+        raise InputError(f"{setting('model.base')}: not yet for quantised models; leave it out")
+    if getattr(model, "peft_config", None):
+        _move_adapters(model, config, share)
+        return
     state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     for name, start in base_weights(config, list(state)).items():
         if start.shape != state[name].shape:
             raise InputError(f"{setting('model.base')} {config.base}: {name} has another shape than in {config.name}")
         state[name].copy_(torch.lerp(state[name].float(), start, share))
+
+
+def _move_adapters(model: PreTrainedModel, config: ModelConfig, share: float) -> None:
+    """As `_move_towards`; what they are put on stays."""
+    own = put_on(config.name)
+    if config.base is not None and Path(config.base).resolve() != Path(own).resolve():
+        raise InputError(
+            f"{setting('model.base')} {config.base}: training of the adapters {config.name} began from {own}, which "
+            "they name"
+        )
+    try:
+        begin_again(model, share)
+    except ValueError as error:
+        raise InputError(f"{setting('model.name')} {config.name}: {error}") from error
 
 
 @lru_cache(maxsize=1)
@@ -267,17 +288,7 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_
 
 def _base_name(name: str) -> str:
     """The checkpoint whose architecture it is: of a folder of LoRA adapters, the model they were trained on."""
-    adapter = Path(name) / "adapter_config.json"
-    if not adapter.is_file() or (Path(name) / "config.json").is_file():
-        return name
-    base = json.loads(adapter.read_text()).get("base_model_name_or_path")
-    if not base:
-        raise ValueError("its adapter_config.json names no base model")
-    if not (Path(name) / "adapter_model.safetensors").is_file():
-        raise ValueError("the adapter has no adapter_model.safetensors, and pickled weights are never read")
-    if importlib.util.find_spec("peft") is None:
-        raise ImportError("a LoRA adapter needs the package peft: pip install peft")
-    return str(base)
+    return put_on(name) if is_adapter(name) else name
 
 
 def _labels(architecture: Any) -> tuple[str, ...] | None:

@@ -12,15 +12,17 @@ Sources: task arithmetic, Ilharco et al. 2022 (arXiv 2212.04089); model soups, W
 """
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from safetensors.torch import load as unpacked
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.tasks.corpus.measured_losses import query_losses
+from dataworth.tasks.model.adapters import adapted_layers, adapter_weights, added_weights
 from dataworth.tasks.model.loading import LoadedModel
 from dataworth.tasks.training.retraining import DIFFERENCE, floating_weights
 
@@ -71,8 +73,9 @@ def _kernel(one: np.ndarray, two: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 def short_of_memory(base: LoadedModel, n_trained: int) -> str:
     """What `MergedModels` of so many trainings need and is not there, a clause; empty where it is."""
+    matrices = sum(weight.numel() for weight in adapter_weights(base.model).values())
     n_weights = sum(weight.numel() for weight in floating_weights(base.model).values())
-    needed = n_weights * (2 * (n_trained + 1) + 4)
+    needed = n_weights * 4 + (4 * matrices if matrices else 2 * n_weights) * (n_trained + 1)
     free = base.free_memory
     if needed <= free:
         return ""
@@ -85,6 +88,9 @@ def short_of_memory(base: LoadedModel, n_trained: int) -> str:
 class MergedModels:
     """Models that are merged of some trainings, one after another.
 
+    Of adapters the products of their matrices are merged, in the weights that they adapt: these are linear in what was
+    added, the matrices are not.
+
     Args:
         base: whose weights the differences are added to; it is as it was after every look.
         differences: of k trainings (see `packed_difference`), read one after another.
@@ -93,22 +99,23 @@ class MergedModels:
 
     def __init__(self, base: LoadedModel, differences: Iterable[bytes], n_trained: int) -> None:
         self._base = base
-        self._weights = list(floating_weights(base.model).values())
-        self._start = [weight.detach().clone() for weight in self._weights]
-        n_weights = sum(weight.numel() for weight in self._weights)
-        self._added = torch.empty(n_trained, n_weights, dtype=torch.bfloat16, device=self._start[0].device)
-        for row, difference in zip(self._added, differences, strict=True):
-            row.copy_(unpacked(difference)[DIFFERENCE])
+        adapts = bool(adapter_weights(base.model))
+        self._added: _Added = _Products(base.model) if adapts else _Arrays(base.model, n_trained)
+        self._start = [weight.detach().clone() for weight in self._added.weights]
+        for number, difference in enumerate(differences):
+            self._added.put(number, unpacked(difference))
 
     def losses(self, coefficients: Float[np.ndarray, "m k"], queries: CorpusStore) -> Float[np.ndarray, "m q"]:
         """Measured losses of the queries, nats; what each training counts in each model."""
         losses = []
         try:
-            for row in torch.as_tensor(coefficients, dtype=torch.float32, device=self._added.device):
-                self._put(row)
+            for row in coefficients:
+                with torch.no_grad():
+                    for place, (weight, start) in enumerate(zip(self._added.weights, self._start, strict=True)):
+                        weight.copy_(start.float() + self._added.combined(place, row))
                 losses.append(query_losses(self._base, queries))
         finally:
-            for weight, start in zip(self._weights, self._start, strict=True):
+            for weight, start in zip(self._added.weights, self._start, strict=True):
                 weight.data.copy_(start)
         return np.array(losses).reshape(len(coefficients), queries.n_examples)
 
@@ -120,18 +127,68 @@ class MergedModels:
             coefficients: of the model.
             number: of the training, which counts nothing in the model.
         """
-        chosen = torch.as_tensor(coefficients, dtype=torch.float32, device=self._added.device)
+        alone = np.arange(len(coefficients)) == number
         along = length = 0.0
-        for part in self._added.split(WEIGHTS_AT_ONCE, dim=1):
-            added = part.float()
-            along += float((chosen @ added) @ added[number])
-            length += float(added[number] @ added[number])
+        for place in range(len(self._start)):
+            there = self._added.combined(place, alone.astype(np.float64)).flatten()
+            along += float(self._added.combined(place, coefficients).flatten() @ there)
+            length += float(there @ there)
         return along / length if length > 0 else float("nan")
 
-    @torch.no_grad()
-    def _put(self, coefficients: Tensor) -> None:
-        sizes = [weight.numel() for weight in self._weights]
-        for weight, start, added in zip(self._weights, self._start, self._added.split(sizes, dim=1), strict=True):
-            parts = zip(start.flatten().split(WEIGHTS_AT_ONCE), added.split(WEIGHTS_AT_ONCE, dim=1), strict=True)
-            merged = torch.cat([before.float() + coefficients @ more.float() for before, more in parts])
-            weight.copy_(merged.view_as(weight))
+
+class _Added(Protocol):
+    """What trainings added to some weights of a model."""
+
+    @property
+    def weights(self) -> list[Tensor]: ...
+
+    def put(self, number: int, content: dict[str, Tensor]) -> None: ...
+
+    def combined(self, place: int, coefficients: np.ndarray) -> Tensor:
+        """Of one of the weights, of its shape, float32: the sum over trainings with these coefficients."""
+
+
+class _Arrays:
+    """All weights, added to by one array a training."""
+
+    def __init__(self, model: nn.Module, n_trained: int) -> None:
+        self.weights: list[Tensor] = list(floating_weights(model).values())
+        self._ends = np.cumsum([0, *(weight.numel() for weight in self.weights)])
+        shape = n_trained, int(self._ends[-1])
+        self._added = torch.empty(shape, dtype=torch.bfloat16, device=self.weights[0].device)
+
+    def put(self, number: int, content: dict[str, Tensor]) -> None:
+        self._added[number].copy_(content[DIFFERENCE])
+
+    def combined(self, place: int, coefficients: np.ndarray) -> Tensor:
+        chosen = torch.as_tensor(coefficients, dtype=torch.float32, device=self._added.device)
+        added = self._added[:, self._ends[place] : self._ends[place + 1]]
+        parts = [chosen @ part.float() for part in added.split(WEIGHTS_AT_ONCE, dim=1)]
+        return torch.cat(parts).view_as(self.weights[place])
+
+
+class _Products:
+    """Weights with adapters, added to by the products of each training's matrices."""
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = adapted_layers(model)
+        self._names, self._layers = list(layers), list(layers.values())
+        self.weights: list[Tensor] = [layer.base_layer.weight for layer in self._layers]
+        self._matrices: list[dict[str, Tensor]] = []
+
+    def put(self, number: int, content: dict[str, Tensor]) -> None:
+        self._matrices.append(content)
+
+    def combined(self, place: int, coefficients: np.ndarray) -> Tensor:
+        layer, weight = self._layers[place], self.weights[place]
+        found = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for coefficient, content in zip(coefficients, self._matrices, strict=True):
+            if coefficient:
+                found.add_(added_weights(layer, _of_layer(content, self._names[place])), alpha=float(coefficient))
+        return found
+
+
+def _of_layer(content: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Matrices of a layer, by which of both they are."""
+    own = {key.removeprefix(f"{name}."): tensor for key, tensor in content.items() if key.startswith(f"{name}.")}
+    return {key.split(".")[0]: tensor for key, tensor in own.items()}

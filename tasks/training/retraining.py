@@ -21,6 +21,7 @@ from dataworth.tasks.capture.losses import IGNORED, next_tokens
 from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch
 from dataworth.tasks.corpus.groups import document_groups
 from dataworth.tasks.corpus.measured_losses import query_losses
+from dataworth.tasks.model.adapters import adapter_weights
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.training.config import TrainingConfig
@@ -103,7 +104,7 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
     """Train a model on some windows of a corpus, in place.
 
     Args:
-        loaded: of its weights those are trained that want a gradient, as adapters do; all, where none does.
+        loaded: of its weights those are trained that `trained_weights` names.
         corpus: of the windows.
         windows: their numbers; none: nothing changes.
         training: how.
@@ -162,8 +163,8 @@ def window_players(corpus: CorpusStore, grouping: str, names: Sequence[str]) -> 
 
 
 def trained_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Of the weights those that want a gradient, as adapters do; all, where none does."""
-    chosen = [weight for weight in model.parameters() if weight.requires_grad]
+    """Of the weights those that want a gradient; where none does, those of adapters; without these, all."""
+    chosen = [weight for weight in model.parameters() if weight.requires_grad] or list(adapter_weights(model).values())
     return chosen or [weight for weight in model.parameters() if weight.is_floating_point()]
 
 
@@ -173,12 +174,15 @@ def floating_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def packed_difference(model: nn.Module, before: Mapping[str, Tensor]) -> bytes:
-    """What a training added to the weights, one array in bfloat16, as safetensors has it.
+    """What a training added to the weights, as safetensors has it: one array in bfloat16; of adapters their matrices.
 
     Args:
         model: after the training.
         before: the weights by name, before it.
     """
+    adapters = adapter_weights(model)
+    if adapters:
+        return packed({name: weight.detach().float().cpu().contiguous() for name, weight in adapters.items()})
     added = (weight.detach() - before[name] for name, weight in floating_weights(model).items())
     return packed({DIFFERENCE: torch.cat([part.to(torch.bfloat16).flatten().cpu() for part in added])})
 
