@@ -118,7 +118,7 @@ class Valued:
             values = (portions @ self.sums)[None]
             return Estimate(values, np.zeros_like(values), values, values, 0, "closed form")
         if self._game(game, portions).affords_all:
-            game = game.model_copy(update={"budget": max(game.budget, 2 ** len(portions))})
+            game = game.model_copy(update={"budget": max(game.most_coalitions, 2 ** len(portions))})
         return self._game(game, portions).estimate()
 
     def title(self, game: SourcesConfig) -> str:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from dataworth.storage.spelling import setting
-from dataworth.tasks.coalitions.registry import GAMES
+from dataworth.tasks.coalitions.registry import FALLBACK, GAMES
 from dataworth.tasks.configuration import Configuration
 from dataworth.tasks.corpus.groups import SOURCE, grouping_fields
 
@@ -56,8 +56,12 @@ class SourcesConfig(Configuration):
         description="Regularisation of the summed loss towards where training began (newton, path, interaction); "
         "default: estimated with --model.base, else by --curvature.damping.",
     )
-    budget: int = Field(
-        2000, ge=4, le=10**7, description="Most coalitions whose utility is asked for; in retrain, most trainings."
+    budget: int | None = Field(
+        None,
+        ge=4,
+        le=10**7,
+        description="Most coalitions whose utility is asked for; in retrain, most trainings. Default: 2,000; in "
+        "merged, each of whose coalitions is a model that reads the queries, 256.",
     )
     trainings: int = Field(
         0,
@@ -112,6 +116,11 @@ class SourcesConfig(Configuration):
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
     payout: PayoutConfig = Field(default_factory=PayoutConfig, description="From values to payouts.")
+
+    @property
+    def most_coalitions(self) -> int:
+        """Whose utility is asked for."""
+        return self.budget or GAMES.get(self.game, GAMES[FALLBACK]).most_coalitions
 
     @field_validator("by")
     @classmethod

@@ -25,6 +25,7 @@ class Entry:
         is_semivalue: how a coalition's utility is divided is chosen by --sources.semivalue.
         is_truth: its values are measured, so that nothing can correct them.
         values_documents: it can tell what every document is worth.
+        most_coalitions: whose utility is asked for, where no budget is given.
     """
 
     where: str
@@ -34,6 +35,7 @@ class Entry:
     is_semivalue: bool = True
     is_truth: bool = False
     values_documents: bool = False
+    most_coalitions: int = 2000
 
 
 # What is played where a check finds a game unreliable for a model.
@@ -76,6 +78,7 @@ GAMES: Mapping[str, Entry] = {
         "by models of all other coalitions that are merged of these",
         "trainings",
         shares_total=True,
+        most_coalitions=256,
     ),
     "ledger": Entry(
         f"{GAMES_ROOM}.ledger:LedgerGame",

@@ -14,7 +14,7 @@ OLD = "unknown"
 # Who tells shares of what training took off; of the other games they are predicted.
 TELLERS = {
     "ledger": "the ledger of one training has it",
-    "merged": "models have it that were merged from trainings on one source each",
+    "merged": "models merged from trainings on one source each have it",
 }
 
 

@@ -131,7 +131,9 @@ class MergedGame(SourceGame):
             self._trainings.drop_weights()
         facts = {"estimator": f"models merged from the model and from {self.n_players} trainings on one source each"}
         made = valuation_of(sample, NAME, "merged models").with_facts(**facts)
-        return with_queries(made, sources.confidence)
+        found = with_queries(made, sources.confidence)
+        said = f"{found.facts['errors']}; not of the merging, which {setting('sources.trainings')} measures"
+        return found.with_facts(errors=said)
 
     def utilities(self, masks: Bool[np.ndarray, "m s"]) -> Float[np.ndarray, "m q"]:
         """Minus the measured losses."""
@@ -157,7 +159,7 @@ class MergedGame(SourceGame):
 
     @cached_property
     def _bar(self) -> Progress:
-        n_models = min(2**self.n_players, self._material.sources.budget)
+        n_models = min(2**self.n_players, self._material.sources.most_coalitions)
         return self.resources.enter_context(progress("merged models", n_models, "model"))
 
     @cached_property

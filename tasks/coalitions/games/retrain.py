@@ -65,7 +65,7 @@ class Retrain(SourceGame):
         super().__init__()
         self._material, self._kept, self.n_trained = material, kept, 0
         sources, n_players = material.sources, len(material.players.names)
-        self._most = most or min(2**n_players, sources.trainings or sources.budget)
+        self._most = most or min(2**n_players, sources.trainings or sources.most_coalitions)
         parts, players = material.needed, material.players
         if parts.training is None:
             raise ValueError("the game retrain needs to know how to train")

@@ -204,7 +204,7 @@ def asked(
         game.n_players,
         size_weights(game.n_players, sources.semivalue, sources.alpha, sources.beta),
         sources.tolerance,
-        sources.budget,
+        sources.most_coalitions,
         sources.confidence,
         np.random.default_rng(sources.seed),
         known=(masks, with_total(before.T).T) if len(masks) else None,

@@ -89,7 +89,7 @@ def _found(sums: Sums, sources: SourcesConfig) -> VectorValues:
     n_sources = len(sums.layers[0].gradients)
     weights = size_weights(n_sources, sources.semivalue, sources.alpha, sources.beta)
     try:
-        design = vector_design(n_sources, weights, sources.budget, np.random.default_rng(sources.seed))
+        design = vector_design(n_sources, weights, sources.most_coalitions, np.random.default_rng(sources.seed))
     except ValueError as error:
         raise InputError(f"{setting('sources.budget')}: {error}") from None
     run_logger().info("finding the sources' values in parameters: %s coalitions", f"{design.n_coalitions:,}")
