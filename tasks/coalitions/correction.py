@@ -1,8 +1,8 @@
 """Values that a few trainings measure, certified, with an interval.
 
-Where there are trainings enough for every source alone and everybody but each, models of all other coalitions are
-merged from these, and what those miss is interpolated from further trainings. With fewer, the game's values are a
-surrogate that pairs of trainings correct.
+Where there are trainings enough for everybody and every source alone, models of all other coalitions are merged from
+these, and from everybody but each where there are as many; what they miss is interpolated from further trainings. With
+fewer, the game's values are a surrogate that pairs of trainings correct.
 """
 
 from dataclasses import replace
@@ -31,7 +31,7 @@ from dataworth.tasks.coalitions.estimation.surrogates import (
 from dataworth.tasks.coalitions.estimation.utilities import Utilities
 from dataworth.tasks.coalitions.games.retrain import Retrain
 from dataworth.tasks.coalitions.games.source_game import Game, Material
-from dataworth.tasks.coalitions.merged import Merged
+from dataworth.tasks.coalitions.merged import Merged, left_out_counts
 from dataworth.tasks.coalitions.players import Players
 from dataworth.tasks.coalitions.valuation import Valuation, with_queries
 from dataworth.tasks.progress import run_logger
@@ -49,7 +49,7 @@ def corrected(material: Material, found: Valuation, game: Game | None, kept: Uti
 
     One coalition after another is trained on until the interval of every source is within the tolerance. Pairs give
     values that are unbiased for those of all trainings, whatever the game was; how good it was decides their error.
-    Merged models, of which there is none with fewer trainings than twice the sources, give values whose bias vanishes
+    Merged models, of which there is none with as few trainings as sources, give values whose bias vanishes
     with the coalitions that are left, and on the bench of truth a third of that error.
 
     Args:
@@ -151,12 +151,12 @@ def _merged_estimate(material: Material, trained: Retrain, merged: Merged) -> Es
     first = np.concatenate([np.zeros((1, n_players), bool), merged.trained_on])
     n_further = max(0, sources.trainings - len(merged.trained_on))
     further = without_repetition(n_players, first, n_further, np.random.default_rng(sources.seed))
-    everything, left_out = merged.everything(), merged.left_out()
+    everything, left_out, counts = merged.everything(), merged.left_out(), left_out_counts(merged.trained_on)
     merged.done()
     utilities, done = Utilities(trained.utilities, n_players, trained.known()), 0
     while True:
         masks = np.concatenate([first, further[:done]])
-        estimate = interpolated(masks, utilities(masks), everything, left_out, weights, sources.confidence)
+        estimate = interpolated(masks, utilities(masks), everything, left_out, weights, sources.confidence, counts)
         if done >= len(further) or widest_interval(estimate.of_queries([-1])) <= sources.tolerance:
             return estimate
         done += 2

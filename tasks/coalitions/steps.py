@@ -41,7 +41,7 @@ from dataworth.tasks.progress import run_logger
 
 __all__ = ["GameParts", "average_values", "game_fingerprint", "value_sources"]
 
-ALGORITHM = 10
+ALGORITHM = 11
 UTILITIES = 3
 AVERAGES = 2
 LOCAL = ClusterConfig()

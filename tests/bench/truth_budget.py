@@ -20,7 +20,7 @@ from dataworth.tasks.coalitions.estimation.interpolation import interpolated
 from dataworth.tasks.coalitions.estimation.reuse import sample_reuse
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
 from dataworth.tasks.coalitions.estimation.surrogates import EnumeratedSurrogate, Surrogate, surrogate_reuse
-from dataworth.tasks.coalitions.merged import merged_from
+from dataworth.tasks.coalitions.merged import left_out_counts, merged_from
 from dataworth.tasks.coalitions.players import Players
 from dataworth.tasks.coalitions.valuation import Valuation
 from dataworth.tasks.model.loading import load
@@ -124,13 +124,13 @@ def merged_budget(utilities: Float[np.ndarray, "m q"], n_trainings: int, tables:
     """
     truth = exact_semivalues(MASKS, utilities, WEIGHTS).sum(axis=0)
     first = np.concatenate([np.zeros((1, N_PLAYERS), bool), tables.trained_on])
-    errors, inside, reaches = [], [], []
+    errors, inside, reaches, counts = [], [], [], left_out_counts(tables.trained_on)
     for repeat in range(REPEATS):
         generator = np.random.default_rng(repeat)
         further = without_repetition(N_PLAYERS, first, n_trainings - len(tables.trained_on), generator)
         masks = np.concatenate([first, further])
         measured = utilities[coalition_rows(masks)]
-        found = interpolated(masks, measured, tables.everything, tables.left_out, WEIGHTS, CONFIDENCE)
+        found = interpolated(masks, measured, tables.everything, tables.left_out, WEIGHTS, CONFIDENCE, counts)
         errors.append(share_error(found.values[-1], truth))
         inside.append((found.low[-1] <= truth) & (truth <= found.high[-1]))
         reaches.append((found.high - found.low)[-1].mean() / 2)

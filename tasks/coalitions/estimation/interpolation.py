@@ -34,6 +34,7 @@ def interpolated(
     left_out: Float[np.ndarray, "k q"],
     weights: Float[np.ndarray, " n"],
     confidence: float = 0.95,
+    left_out_counts: tuple[float, float] = (1.0, 1.0),
 ) -> Estimate:
     """Any semivalue; the last row is of all queries together.
 
@@ -44,6 +45,8 @@ def interpolated(
         left_out: of the k: utilities by surrogates that were made without each.
         weights: of the semivalue (see `size_weights`).
         confidence: of the interval.
+        left_out_counts: the part that of what is missed by leaving one of the k out is missed elsewhere, where nothing
+            is harder: of a query, and of all together, in which what is missed there has one sign.
 
     Raises:
         ValueError: the first two are not nobody and everybody.
@@ -69,7 +72,8 @@ def interpolated(
 
     of_its_own = inverse @ missed / np.sqrt(np.diag(inverse))[:, None]
     without = measured[2:n_made_from] - with_total(left_out.T).T
-    of_made_from = without * np.sqrt(np.diag(inverse)[2:n_made_from, None])
+    counts = np.append(np.full(without.shape[1] - 1, left_out_counts[0]), left_out_counts[1])
+    of_made_from = counts * without * np.sqrt(np.diag(inverse)[2:n_made_from, None])
     others = of_its_own[n_made_from:]
     told = others if len(others) >= ENOUGH else np.concatenate([of_made_from, others])
     if len(told) == 0 and len(places) < len(everybody):

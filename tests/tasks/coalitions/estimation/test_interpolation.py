@@ -113,3 +113,17 @@ def test_with_nothing_further_the_error_is_what_surrogates_miss_that_were_made_w
 def test_another_order_is_refused():
     with pytest.raises(ValueError, match="expected nobody, everybody"):
         interpolated(ENDS[1:], np.zeros((len(ENDS) - 1, Q)), np.zeros((2**N, Q)), np.zeros((3, Q)), SHAPLEY)
+
+
+def test_what_leaving_out_misses_counts_as_much_as_it_is_said_to():
+    utilities, surrogate = measured_game(np.random.default_rng(4))
+    left_out = utilities[coalition_rows(ENDS[2:])] + np.random.default_rng(5).normal(0, 1, (len(ENDS) - 2, Q))
+
+    def reach(counts):
+        given = ENDS, utilities[coalition_rows(ENDS)], surrogate, left_out, SHAPLEY, 0.9
+        found = interpolated(*given, left_out_counts=counts)
+        return (found.high - found.low) / 2
+
+    whole, part = reach((1.0, 1.0)), reach((0.5, 0.2))
+    np.testing.assert_allclose(part[:-1], 0.5 * whole[:-1])
+    np.testing.assert_allclose(part[-1], 0.2 * whole[-1])
