@@ -45,8 +45,8 @@ def interpolated(
         left_out: of the k: utilities by surrogates that were made without each.
         weights: of the semivalue (see `size_weights`).
         confidence: of the interval.
-        left_out_counts: the part that of what is missed by leaving one of the k out is missed elsewhere, where nothing
-            is harder: of a query, and of all together, in which what is missed there has one sign.
+        left_out_counts: the part, of what is missed by leaving one of the k out, that is missed elsewhere, but of a
+            player alone: of a query, and of all together.
 
     Raises:
         ValueError: the first two are not nobody and everybody.
@@ -68,7 +68,7 @@ def interpolated(
     values = known.T @ to_values
     unknown = covariance - predicts @ covariance[places]
     unknown[places], unknown[:, places] = 0.0, 0.0  # measured
-    spreads = np.einsum("cn,cd,dn->n", to_values, unknown, to_values)
+    spreads = np.array([_spreads(everybody, to_values, unknown, count) for count in left_out_counts])
 
     of_its_own = inverse @ missed / np.sqrt(np.diag(inverse))[:, None]
     without = measured[2:n_made_from] - with_total(left_out.T).T
@@ -80,9 +80,17 @@ def interpolated(
         errors = np.full_like(values, np.nan)
     else:
         scales = (told**2).mean(axis=0) if len(told) else np.zeros(len(values))
-        errors = np.sqrt(np.outer(scales, np.maximum(spreads, 0.0)))
+        of_rows = np.concatenate([np.repeat(spreads[:1], len(values) - 1, axis=0), spreads[1:]])
+        errors = np.sqrt(scales[:, None] * np.maximum(of_rows, 0.0))
     low, high = student_interval(values, errors, len(told), confidence)
     return Estimate(values, errors, low, high, len(places), "merged models")
+
+
+def _spreads(everybody: np.ndarray, to_values: np.ndarray, unknown: np.ndarray, count: float) -> np.ndarray:
+    """(n,) squared errors of values; a player alone, where it was not measured, is as hard as those that were left out."""
+    hard = np.where(everybody.sum(axis=1) == 1, 1 / count, 1.0)[:, None] * to_values
+    found: np.ndarray = np.einsum("cn,cd,dn->n", hard, unknown, hard)
+    return found
 
 
 def _different_members(one: np.ndarray, two: np.ndarray) -> np.ndarray:
