@@ -33,7 +33,7 @@ from dataworth.tasks.coalitions.games.retrain import Retrain
 from dataworth.tasks.coalitions.games.source_game import Game, Material
 from dataworth.tasks.coalitions.merged import Merged, left_out_counts
 from dataworth.tasks.coalitions.players import Players
-from dataworth.tasks.coalitions.valuation import Valuation, with_queries
+from dataworth.tasks.coalitions.valuation import ASKED_NOW, Valuation, with_queries
 from dataworth.tasks.progress import run_logger
 
 __all__ = ["corrected", "surrogates_of"]
@@ -89,7 +89,7 @@ def corrected(material: Material, found: Valuation, game: Game | None, kept: Uti
         "unbiased": not merges,
         "widest interval": widest_interval(estimate.of_queries([-1])),
         "coalitions": estimate.n_coalitions - int(not last_in),  # nobody is not trained on
-        "coalitions evaluated now": trained.n_trained,
+        ASKED_NOW: trained.n_trained,
         "utility": "retrained",
         "certified": checked.reliable,
         "uncorrected": {name: float(value) for name, value in zip(names, found.values[-1], strict=True)},

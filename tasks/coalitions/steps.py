@@ -30,7 +30,7 @@ from dataworth.tasks.coalitions.uncertainty.averages import (
     mean_document_values,
     mean_overlap,
 )
-from dataworth.tasks.coalitions.valuation import Kind, Valuation
+from dataworth.tasks.coalitions.valuation import ASKED_NOW, Kind, Valuation
 from dataworth.tasks.coalitions.values import value_rows
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.groups import SOURCE
@@ -92,7 +92,11 @@ def value_sources(
         )
         material = Material(store, players, sources, game, cluster, _trainings(store, players, sources, game, scores))
         valuation = _measured(_played(material, scores), game, sources)
-        attributes = {**parts, "game": valuation.game, "notes": dict(valuation.facts)}
+        notes = dict(valuation.facts)
+        asked = notes.pop(ASKED_NOW, None)  # of this run, not of the values
+        if asked is not None:
+            run_logger().info("%s coalitions were asked for now", f"{asked:,}")
+        attributes = {**parts, "game": valuation.game, "notes": notes}
         rows = value_rows(players, valuation, sources)
         CoalitionStore.write(root, name, rows, attributes, valuation.overlap, valuation.documents)
 

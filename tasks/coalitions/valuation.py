@@ -10,10 +10,22 @@ from scipy.stats import t as student
 
 from dataworth.tasks.coalitions.estimation.estimators import Estimate
 
-__all__ = ["COALITIONS", "DOCUMENTS", "QUERIES", "Kind", "Valuation", "in_quadrature", "shares", "with_queries"]
+__all__ = [
+    "ASKED_NOW",
+    "COALITIONS",
+    "DOCUMENTS",
+    "QUERIES",
+    "Kind",
+    "Valuation",
+    "in_quadrature",
+    "shares",
+    "with_queries",
+]
 
 # Causes of errors (see CAUSES of dataworth.storage.schema).
 COALITIONS, DOCUMENTS, QUERIES = "coalitions", "documents", "queries"
+# Among the facts of a valuation, how many coalitions a run asked for; what is kept of values does not depend on it.
+ASKED_NOW = "coalitions evaluated now"
 
 # marginal: what the loss of the queries would gain without a player now, at the end of training. share: a part of what
 # training took off it, from the base to the model. certified: a part of that as trainings measured it.

@@ -244,9 +244,7 @@ def _values(ref: StoreRef) -> Iterator[tuple[str, pd.DataFrame]]:
         yield "overlap", store.overlap.to_pandas()
     if store.documents is not None:
         yield "document values", store.documents.to_pandas().sort_values("document_id", ignore_index=True)
-    # Utilities that were kept are not asked for again, and a run says how many it asked for.
-    notes = {name: note for name, note in store.attributes["notes"].items() if name != "coalitions evaluated now"}
-    yield "notes", pd.DataFrame([notes])
+    yield "notes", pd.DataFrame([store.attributes["notes"]])
 
 
 def audited(given: Mapping[str, Any], store: Path) -> Tables:

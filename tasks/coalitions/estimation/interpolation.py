@@ -87,7 +87,7 @@ def interpolated(
 
 
 def _spreads(everybody: np.ndarray, to_values: np.ndarray, unknown: np.ndarray, count: float) -> np.ndarray:
-    """(n,) squared errors of values; a player alone, where it was not measured, is as hard as those that were left out."""
+    """(n,) squared errors of values; a player alone that was not measured is as hard as what was left out."""
     hard = np.where(everybody.sum(axis=1) == 1, 1 / count, 1.0)[:, None] * to_values
     found: np.ndarray = np.einsum("cn,cd,dn->n", hard, unknown, hard)
     return found

@@ -18,7 +18,7 @@ from dataworth.tasks.coalitions.estimation.semivalues import size_weights
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.players import Players
 from dataworth.tasks.coalitions.registry import GAMES
-from dataworth.tasks.coalitions.valuation import Valuation
+from dataworth.tasks.coalitions.valuation import ASKED_NOW, Valuation
 from dataworth.tasks.configuration import ClusterConfig
 
 __all__ = [
@@ -226,7 +226,7 @@ def valuation_of(sample: Sampled, game: str, utility: str) -> Valuation:
         "widest interval": sample.widest,
         "widest interval of a query": widest_interval(sample.estimate),
         "coalitions": sample.estimate.n_coalitions,
-        "coalitions evaluated now": sample.n_evaluated,
+        ASKED_NOW: sample.n_evaluated,
         "utility": utility,
     }
     return Valuation.of_estimate(sample.estimate, game, facts, exact=sample.ended_by == "exact")
