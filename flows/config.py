@@ -180,7 +180,10 @@ class ValueConfig(CorpusRunConfig):
             game = "newton"
         elif not classifies and playable and self._trainable:
             game = "merged"
-        return self.sources.model_copy(update={"game": game})
+        settled = {"game": game}
+        if GAMES[game].made_of == "trainings":  # which have no such error
+            settled["document_groups"] = SourcesConfig.model_fields["document_groups"].default
+        return self.sources.model_copy(update=settled)
 
     @property
     def _trainable(self) -> bool:

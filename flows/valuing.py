@@ -195,6 +195,8 @@ def _game_parts(
         return None
     store, curvature, prepared = store_folder(config), config.curvature, made.prepared
     model = config.model.only
+    if made_of == "sums" and config.model.base is None:  # not the one that adapters name
+        model = model.model_copy(update={"base": None})
     needs_base = made_of != "scores" or bool(config.sources.trainings)
     base = _base(model, needs_base)
     if base is None and not needs_base:

@@ -68,8 +68,8 @@ class SourcesConfig(Configuration):
         ge=0,
         le=10**6,
         description="Measure the values by training --model.base again on at most so many coalitions, as --training "
-        "says, with an interval, until it is within the tolerance. With one more than the sources, of at most ten, or "
-        "more models of all others are merged from theirs, else the values of the game are corrected; 0: none, and "
+        "says, with an interval, until it is within the tolerance. From one more than there are sources on (of at most "
+        "ten) models of all others are merged from theirs, else the values of the game are corrected; 0: none, and "
         "shares are not certified.",
     )
     ledger_every: int = Field(
@@ -144,7 +144,8 @@ class SourcesConfig(Configuration):
             )
         if 0 < self.trainings < 3:
             raise ValueError(f"{setting('sources.trainings')}: everybody and a pair of coalitions are 3 at least")
-        if trained and self.document_groups > 1 and "document_groups" in self.model_fields_set:
+        usual = type(self).model_fields["document_groups"].default
+        if trained and self.document_groups not in (1, usual):
             raise ValueError(
                 f"{self.game} tells no errors of documents: leave {setting('sources.document_groups')} out"
             )

@@ -72,6 +72,8 @@ def corrected(material: Material, found: Valuation, game: Game | None, kept: Uti
             run_logger().warning("%s: not corrected (%s)", checked.reason, setting("sources.trainings"))
             kept.drop_weights()
             return found.with_facts(certified=False, **{"not corrected": checked.reason})
+        if not merges:
+            kept.drop_weights()  # of the game, which may have merged
         if last_in:
             masks = leave_one_out(len(names))
             utilities = Utilities(trained.utilities, len(names), trained.known())

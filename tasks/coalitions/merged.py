@@ -17,8 +17,9 @@ from dataworth.tasks.coalitions.estimation.designs import all_coalitions, coalit
 from dataworth.tasks.coalitions.games.retrain import Retrain
 from dataworth.tasks.coalitions.games.source_game import Material
 from dataworth.tasks.model.loading import load
-from dataworth.tasks.progress import progress
+from dataworth.tasks.progress import progress, run_logger
 from dataworth.tasks.training.merging import (
+    ALGORITHM,
     MergedModels,
     left_out_coefficients,
     merging_coefficients,
@@ -27,7 +28,6 @@ from dataworth.tasks.training.merging import (
 
 __all__ = ["Merged", "left_out_counts", "merged_from"]
 
-ALGORITHM = 1
 # Sources of which every coalition's model is merged, 2^n.
 MAX_SOURCES = 10
 # The part, of what is missed by leaving out a training that is merged from, that is missed elsewhere (see
@@ -66,6 +66,7 @@ class Merged:
     def begin(self) -> None:
         """Train everybody so that its weights are there to be merged, where they will be."""
         if any(len(table.missing) for table in self._tables.values()):
+            self._refuse_without_memory()
             self._trained.train_for_weights(self.trained_on[:1], self._kept)
 
     def everything(self) -> Float[np.ndarray, "c q"]:
@@ -80,6 +81,9 @@ class Merged:
         """Weights are needed no more, unless a training was missing that a later run may do."""
         if self._all_there:
             self._kept.drop_weights()
+        else:
+            said = "the weights of %d trainings stay in %s for the next ones, until %s is twice the sources and one"
+            run_logger().info(said, len(self.trained_on), self._kept.path, setting("sources.trainings"))
 
     @cached_property
     def _tables(self) -> dict[str, "_Table"]:
@@ -100,6 +104,7 @@ class Merged:
     def _measured(self, table: "_Table") -> np.ndarray:
         missing = table.missing
         if len(missing):
+            self._refuse_without_memory()
             for _ in range(TRIES):
                 self._trained.train_for_weights(self.trained_on, self._kept)
                 with suppress(StoreIncompleteError):  # another run was done with some, and dropped them
@@ -107,20 +112,31 @@ class Merged:
                     break
         return table.utilities
 
+    @property
+    def _fewer(self) -> str:
+        return f"pass at most {len(self._tokens)}, with which nothing is merged"
+
+    def _refuse_without_memory(self) -> None:
+        """Whatever is free now must not decide how values are estimated.
+
+        Raises:
+            InputError: the arrays of all trainings do not fit into memory.
+        """
+        if short := short_of_memory(load(self._material.needed.model, 1.0), len(self.trained_on)):
+            raise InputError(f"{setting('sources.trainings')}: {short}: {self._fewer}")
+
     def _measure(self, table: "_Table", missing: np.ndarray) -> None:
         parts = self._material.needed
         base, queries = load(parts.model, 1.0), CorpusStore.open(parts.queries)
-        fewer = f"pass at most {len(self._tokens)}, with which nothing is merged"
-        if short := short_of_memory(base, len(self.trained_on)):
-            raise InputError(f"{setting('sources.trainings')}: {short}: {fewer}")
         models = MergedModels(base, (self._kept.weights(mask) for mask in self.trained_on), len(self.trained_on))
         with progress("merged models", len(missing), "model") as bar:
             for number in missing:
                 losses = models.losses(table.coefficients[[number]], queries)
                 if not np.isfinite(losses).all():
+                    self._kept.drop_weights()
                     raise InputError(
                         f"{setting('sources.trainings')}: a model merged from trainings has a loss that is no number: "
-                        f"{fewer}"
+                        f"{self._fewer}"
                     )
                 table.store.add(table.masks[[number]], -losses)
                 bar.advance()

@@ -38,6 +38,7 @@ from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.keeping import kept
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import run_logger
+from dataworth.tasks.training.merging import ALGORITHM as MERGING
 
 __all__ = ["GameParts", "average_values", "game_fingerprint", "value_sources"]
 
@@ -77,6 +78,7 @@ def value_sources(
         "values": ALGORITHM,
         "scores": scores.fingerprint,
         **sources.model_dump(exclude={"by", "payout", "projection_seeds"}),
+        "budget": sources.most_coalitions,
     }
     if game is not None:
         parts["game parts"] = game.model_dump(mode="json")
@@ -171,7 +173,9 @@ def _mean_notes(stores: Sequence[CoalitionStore], repeated: Repeated) -> dict[st
 
 def game_fingerprint(game: GameParts, sources: SourcesConfig, scores: str) -> str:
     """Of the UtilityStore of a game, in StoreFolders.games; `scores` is the fingerprint of the scoring pass."""
-    parts = {"game": UTILITIES, "sources": sources.model_dump(include={"game", "utility", "pull"})}
+    parts: dict[str, Any] = {"game": UTILITIES, "sources": sources.model_dump(include={"game", "utility", "pull"})}
+    if sources.game == "merged":
+        parts["merging"] = MERGING
     return fingerprint(parts | game.model_dump(mode="json") | {"scores": scores})
 
 

@@ -10,8 +10,11 @@ __all__ = ["ADAPTER_PARTS", "adapted_layers", "adapter_weights", "added_weights"
 
 # Where PEFT keeps the low-rank matrices of an adapter.
 ADAPTER_PARTS = ("lora_A", "lora_B")
+SECOND = "lora_B"
 # What an adapter begins with is drawn once for all trainings.
 SEED = 0
+# Settings of what is trained beside the matrices.
+MORE = ("modules_to_save", "use_dora", "trainable_token_indices", "target_parameters", "alora_invocation_tokens")
 
 
 def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -51,30 +54,41 @@ def added_weights(layer: Any, matrices: Mapping[str, Tensor] | None = None) -> T
 def begin_again(model: nn.Module, share: float) -> None:
     """Move adapters a share of the way back to where training began, in place: there they add nothing.
 
-    At the beginning itself what is trained from there is drawn again, as PEFT does by default.
+    Of each pair of matrices the second begins as zero. The first was drawn, nobody knows how, and at the beginning it
+    is drawn again, as PEFT does by default: trainings from there go elsewhere in the weights than the model did.
 
     Raises:
-        ValueError: more than LoRA's matrices was trained, or they began otherwise, so that nobody knows where.
+        ValueError: more than pairs of matrices was trained, or they began otherwise, so that nobody knows where.
     """
-    layers, weights = adapted_layers(model), adapter_weights(model)
+    layers = adapted_layers(model)
     for adapter in getattr(model, "peft_config", {}).values():
-        if str(getattr(adapter.peft_type, "value", adapter.peft_type)) != "LORA":
-            raise ValueError(f"adapters of the kind {adapter.peft_type} have no known beginning, as those of LoRA have")
-        if adapter.modules_to_save or adapter.bias != "none" or adapter.use_dora:
-            raise ValueError("adapters that train more than the matrices of LoRA have no known beginning")
-        if adapter.init_lora_weights is not True:
-            raise ValueError(f"adapters that began as {adapter.init_lora_weights} have no known beginning")
-    if len(weights) != 2 * len(layers):
+        _refuse_other(adapter)
+    if sum("lora_" in name for name, _ in model.named_parameters()) != 2 * len(layers):
         raise ValueError("adapters of other than linear layers, or several of one, have no known beginning")
+    adapted = {id(layer.base_layer.weight): layer.base_layer for layer in layers.values()}
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            if adapted.get(id(weight), module) is not module:
+                raise ValueError("adapters of a weight that another layer shares cannot be put into it")
     generator = torch.Generator().manual_seed(SEED)
     for layer in layers.values():
-        own = _matrices(layer)
-        assert own is not None
-        own["lora_B"].mul_(1 - share)
-        if share == 1:
-            shape = own["lora_A"].shape
-            reach = shape[1] ** -0.5
-            own["lora_A"].copy_((2 * torch.rand(shape, generator=generator) - 1) * reach)
+        for part, matrix in (_matrices(layer) or {}).items():
+            if part == SECOND:
+                matrix.mul_(1 - share)
+            elif share == 1:
+                even = 2 * torch.rand(matrix.shape, generator=generator) - 1
+                matrix.copy_(even * matrix.shape[1] ** -0.5)
+
+
+def _refuse_other(adapter: Any) -> None:
+    """As `begin_again`, by an adapter's settings."""
+    kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
+    if kind != "LORA":
+        raise ValueError(f"adapters of the kind {kind} have no known beginning, as those of LoRA have")
+    if adapter.bias != "none" or any(getattr(adapter, field, None) for field in MORE):
+        raise ValueError("adapters that train more than the matrices of LoRA have no known beginning")
+    if adapter.init_lora_weights not in (True, "gaussian"):
+        raise ValueError(f"adapters that began as {adapter.init_lora_weights} have no known beginning")
 
 
 def _matrices(module: Any) -> dict[str, nn.Parameter] | None:

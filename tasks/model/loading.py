@@ -223,7 +223,10 @@ def _tokenizer(name: str) -> Any:
 def _move_towards(model: PreTrainedModel, config: ModelConfig, share: float) -> None:
     """Weights of the mean of a model and its base, in place."""
     if getattr(model, "is_quantized", False):
-        raise InputError(f"{setting('model.base')}: not yet for quantised models; leave it out")
+        raise InputError(
+            f"{setting('model.base')}: not yet for quantised models: leave it out, or pass {setting('sources.game')} "
+            "additive"
+        )
     if getattr(model, "peft_config", None):
         _move_adapters(model, config, share)
         return
@@ -240,12 +243,14 @@ def _move_adapters(model: PreTrainedModel, config: ModelConfig, share: float) ->
     if config.base is not None and Path(config.base).resolve() != Path(own).resolve():
         raise InputError(
             f"{setting('model.base')} {config.base}: training of the adapters {config.name} began from {own}, which "
-            "they name"
+            f"they name: leave {setting('model.base')} out"
         )
     try:
         begin_again(model, share)
     except ValueError as error:
-        raise InputError(f"{setting('model.name')} {config.name}: {error}") from error
+        raise InputError(
+            f"{setting('model.name')} {config.name}: {error}: pass {setting('sources.game')} additive"
+        ) from error
 
 
 @lru_cache(maxsize=1)

@@ -26,8 +26,9 @@ from dataworth.tasks.model.adapters import adapted_layers, adapter_weights, adde
 from dataworth.tasks.model.loading import LoadedModel
 from dataworth.tasks.training.retraining import DIFFERENCE, floating_weights
 
-__all__ = ["MergedModels", "left_out_coefficients", "merging_coefficients", "short_of_memory"]
+__all__ = ["ALGORITHM", "MergedModels", "left_out_coefficients", "merging_coefficients", "short_of_memory"]
 
+ALGORITHM = 1
 RIDGE = 0.01
 # Weights that are merged at a time.
 WEIGHTS_AT_ONCE = 2**20
@@ -73,9 +74,13 @@ def _kernel(one: np.ndarray, two: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 def short_of_memory(base: LoadedModel, n_trained: int) -> str:
     """What `MergedModels` of so many trainings need and is not there, a clause; empty where it is."""
+    weights = _added_to(base.model)
+    kept = sum(weight.numel() * weight.element_size() for weight in weights)
     matrices = sum(weight.numel() for weight in adapter_weights(base.model).values())
-    n_weights = sum(weight.numel() for weight in floating_weights(base.model).values())
-    needed = n_weights * 4 + (4 * matrices if matrices else 2 * n_weights) * (n_trained + 1)
+    n_weights = sum(weight.numel() for weight in weights)
+    # Beside those that are kept, one as it is read, and one weight as it is merged.
+    added = 4 * matrices * (n_trained + 2) if matrices else 2 * n_weights * (n_trained + 3)
+    needed = kept + added + 12 * max(weight.numel() for weight in weights)
     free = base.free_memory
     if needed <= free:
         return ""
@@ -83,6 +88,12 @@ def short_of_memory(base: LoadedModel, n_trained: int) -> str:
         f"merging the models of {n_trained} trainings needs {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB "
         "are free"
     )
+
+
+def _added_to(model: nn.Module) -> list[Tensor]:
+    """The weights that trainings add to: all, or those that have adapters."""
+    adapted = [layer.base_layer.weight for layer in adapted_layers(model).values()]
+    return adapted or list(floating_weights(model).values())
 
 
 class MergedModels:
@@ -98,7 +109,7 @@ class MergedModels:
     """
 
     def __init__(self, base: LoadedModel, differences: Iterable[bytes], n_trained: int) -> None:
-        self._base = base
+        self._base, self._n_trained = base, n_trained
         adapts = bool(adapter_weights(base.model))
         self._added: _Added = _Products(base.model) if adapts else _Arrays(base.model, n_trained)
         self._start = [weight.detach().clone() for weight in self._added.weights]
@@ -120,20 +131,30 @@ class MergedModels:
         return np.array(losses).reshape(len(coefficients), queries.n_examples)
 
     @torch.no_grad()
-    def reach(self, coefficients: Float[np.ndarray, " k"], number: int) -> float:
-        """Part of the way that a training went in the weights which a merged model goes along it.
+    def along(self, coefficients: Float[np.ndarray, "m k"], number: int) -> Float[np.ndarray, " m"]:
+        """Parts of the way that a training went in the weights which merged models go along it.
 
         Args:
-            coefficients: of the model.
-            number: of the training, which counts nothing in the model.
+            coefficients: of the models.
+            number: of the training.
         """
-        alone = np.arange(len(coefficients)) == number
-        along = length = 0.0
+        alone = np.eye(coefficients.shape[1])[number]
+        products = np.zeros(len(coefficients) + 1)
         for place in range(len(self._start)):
-            there = self._added.combined(place, alone.astype(np.float64)).flatten()
-            along += float(self._added.combined(place, coefficients).flatten() @ there)
-            length += float(there @ there)
-        return along / length if length > 0 else float("nan")
+            there = self._added.combined(place, alone).flatten()
+            products[-1] += float(there @ there)
+            for row, own in enumerate(coefficients):
+                products[row] += float(self._added.combined(place, own).flatten() @ there)
+        return products[:-1] / products[-1] if products[-1] > 0 else np.full(len(coefficients), np.nan)
+
+    @torch.no_grad()
+    def lengths(self) -> Float[np.ndarray, " k"]:
+        """How far each training went in the weights."""
+        squares = np.zeros(self._n_trained)
+        for number, alone in enumerate(np.eye(self._n_trained)):
+            parts = (self._added.combined(place, alone) for place in range(len(self._start)))
+            squares[number] = sum(float(part.square().sum()) for part in parts)
+        return np.sqrt(squares)
 
 
 class _Added(Protocol):
@@ -152,7 +173,7 @@ class _Arrays:
     """All weights, added to by one array a training."""
 
     def __init__(self, model: nn.Module, n_trained: int) -> None:
-        self.weights: list[Tensor] = list(floating_weights(model).values())
+        self.weights = _added_to(model)
         self._ends = np.cumsum([0, *(weight.numel() for weight in self.weights)])
         shape = n_trained, int(self._ends[-1])
         self._added = torch.empty(shape, dtype=torch.bfloat16, device=self.weights[0].device)
@@ -173,7 +194,7 @@ class _Products:
     def __init__(self, model: nn.Module) -> None:
         layers = adapted_layers(model)
         self._names, self._layers = list(layers), list(layers.values())
-        self.weights: list[Tensor] = [layer.base_layer.weight for layer in self._layers]
+        self.weights = _added_to(model)
         self._matrices: list[dict[str, Tensor]] = []
 
     def put(self, number: int, content: dict[str, Tensor]) -> None:

@@ -72,8 +72,8 @@ def rows() -> Iterator[dict[str, Any]]:
                 whole = [] if setting == "LoRA" else games  # adapters' factors are not merged
                 cells = [Cell(setting, counterfactual, seed) for seed in SEEDS]
                 merged = [partial(merged_tables, made, cell, each) for cell, each in zip(cells, whole, strict=False)]
-                for utilities, found, tables in zip(-losses.astype(np.float64), estimated, merged, strict=False):
-                    found["merged"] = merged_values(utilities, tables(len(SOURCES) + 1))
+                for utilities, found, of_trainings in zip(-losses.astype(np.float64), estimated, merged, strict=False):
+                    found["merged"] = merged_values(utilities, of_trainings(len(SOURCES) + 1))
                 for row in _table(made, losses, estimated):
                     yield where | row
                 for row in budget_rows(losses, n_tokens(made), games[0], estimated[0]["additive"], merged):

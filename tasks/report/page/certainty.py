@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dataworth.storage.spelling import setting
 from dataworth.tasks.report.numbers import number, percent
 
 __all__ = ["Certainty", "certainty"]
@@ -51,6 +52,8 @@ def _warning(notes: Mapping[str, Any]) -> str:
 def _check(notes: Mapping[str, Any]) -> str:
     if "v(all), of the model" in notes:
         return _retrained(notes)
+    if "reach in the weights" in notes and "fallback" not in notes:
+        return _merged(notes)
     if "missed" not in notes:
         return (
             "The additive game was not checked against the model: it adds up scores, which are first-order estimates, "
@@ -78,14 +81,25 @@ def _retrained(notes: Mapping[str, Any]) -> str:
     if "unbiased" in notes:
         said += f" Values come from {notes['estimator']}."
     elif "coalitions" in notes:
-        said += f" Values come from {int(notes['coalitions']):,} trainings ({notes.get('estimator', 'all of them')})."
+        of = "coalitions" if notes.get("utility") == "merged models" else "trainings"
+        said += f" Values come from {int(notes['coalitions']):,} {of} ({notes.get('estimator', 'all of them')})."
     if notes.get("certified"):
         said += " They are estimates of what all trainings would tell"
         if notes.get("unbiased", True):
             said += ", without bias: the game was a guide, no more."
         else:
-            said += "; what merged models miss is judged by further trainings, and the interval holds it."
+            said += "; the interval holds what merged models miss, as further trainings, or those left out, tell it."
     return said
+
+
+def _merged(notes: Mapping[str, Any]) -> str:
+    model, base = (number(-float(notes[key])) for key in ("v(all)", "v(none)"))
+    return (
+        f"The loss of all queries is {model} nats of the model and {base} of the base. Trainings on each source alone, "
+        f"merged, go {percent(float(notes['reach in the weights']), 0)} of the way between their weights. Values come "
+        f"from {int(notes['coalitions']):,} coalitions ({notes['estimator']}), and their intervals do not hold what "
+        f"merged models miss; further trainings measure that ({setting('sources.trainings')})."
+    )
 
 
 def _averages(notes: Mapping[str, Any]) -> str:

@@ -46,7 +46,8 @@ def test_a_merged_model_is_measured_as_if_it_were_loaded(run):
     np.testing.assert_array_equal(query_losses(base, queries), before)
     whole, alone = parts
     along = float(0.5 * alone.double() @ whole.double() / (whole.double() @ whole.double()))
-    assert models.reach(np.array([0.0, 0.5]), 0) == pytest.approx(along, rel=1e-4)
+    np.testing.assert_allclose(models.along(np.array([[0.0, 0.5], [2.0, 0.0]]), 0), [along, 2.0], rtol=1e-4)
+    np.testing.assert_allclose(models.lengths(), [float(part.norm()) for part in parts], rtol=1e-4)
 
 
 def test_merging_is_kernel_ridge_regression():

@@ -7,6 +7,7 @@ import pytest
 
 from dataworth.storage.coalitions import CoalitionStore
 from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.estimation.designs import all_coalitions
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
@@ -14,7 +15,7 @@ from dataworth.tasks.coalitions.games import merged as merged_game
 from dataworth.tasks.coalitions.steps import value_sources
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.measured_losses import query_losses
-from dataworth.tasks.model.loading import load
+from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.training import merging, retraining
 from tests.harness.tuned import NAMES, TRAINING, parts_of, retrained, tuned
 
@@ -95,7 +96,8 @@ def test_what_was_trained_is_measured_and_the_rest_is_merged(run, trained):
     assert np.abs(values - shapley).max() < 0.1 * np.abs(shapley).max()
     assert set(table["kind"]) == {"share"}
     assert notes["accounted for"] == pytest.approx(1)
-    assert notes["estimator"] == "models merged from the model and from 3 trainings on one source each"
+    how = "models merged from the model and from 3 trainings on one source each; exact, as 8 coalitions are all"
+    assert notes["estimator"].startswith(how)
     assert notes["reliable"]
     del trained[:]
     _, banzhaf, _ = merged(run, with_base(run), semivalue="banzhaf")
@@ -118,11 +120,29 @@ def test_a_recipe_that_is_not_the_models_is_told_and_leaves_nothing(run):
 
 
 def test_without_memory_nothing_is_trained_and_it_is_told(run, trained, monkeypatch):
-    monkeypatch.setattr(merged_game, "short_of_memory", lambda *_: "merging needs 2 GB of memory, and 1 GB are free")
+    monkeypatch.setattr(LoadedModel, "free_memory", 10**4)
+    with pytest.raises(InputError, match="of 4 trainings needs .* GB of memory.*: value coarser sources"):
+        merged(run)
+    assert trained == []
+
+
+def test_a_recipe_that_goes_too_far_is_told(run):
+    notes, _, _ = merged(run, parts_of(run, TRAINING.model_copy(update={"learning_rate": 0.06})))
+    assert "times as far from the base as the model is: set --training" in notes["fallback"]
+
+
+def test_of_many_sources_none_is_trained_on_alone(run, trained, monkeypatch):
+    monkeypatch.setattr(merged_game, "MAX_SOURCES", 2)
     notes, _, table = merged(run)
-    assert notes["fallback"] == "merged: merging needs 2 GB of memory, and 1 GB are free"
+    assert notes["fallback"] == "merged: 3 sources are more than the 2 of which each is trained on alone"
     assert set(table["game"]) == {"additive"}
     assert trained == []
+
+
+def test_a_model_that_is_its_base_was_taught_nothing(run):
+    run.model = run.model.model_copy(update={"base": run.model.name})
+    notes, _, _ = merged(run)
+    assert notes["fallback"] == "merged: the model's weights are those of its base, so that nothing was taught"
 
 
 def test_a_stopped_one_goes_on_where_it_was(run, trained, monkeypatch):
@@ -154,5 +174,19 @@ def test_trainings_on_workers_come_to_the_same(run):
 def test_its_trainings_are_those_of_a_budget(run, trained):
     merged(run, trainings=4)
     assert len(trained) == 4  # everybody, as the recipe has it, and each alone
+    assert len(weights_left(run)) == 4
     merged(run, trainings=7)
     assert len(trained) == 7
+    assert weights_left(run) == []
+
+
+def test_weights_do_not_stay_where_nothing_else_is_merged(run, trained):
+    merged(run, trainings=3)
+    assert weights_left(run) == []
+
+
+def test_stored_settings_are_read_again_and_other_errors_are_refused():
+    stored = SourcesConfig(game="merged").model_dump()
+    assert SourcesConfig.model_validate(stored).game == "merged"
+    with pytest.raises(ValueError, match="tells no errors of documents"):
+        SourcesConfig(game="merged", document_groups=3)

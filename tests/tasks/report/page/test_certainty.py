@@ -27,7 +27,7 @@ def test_how_trainings_certify_is_said():
     how = {"estimator": "9 trainings, and models merged from them", "unbiased": False, "certified": True}
     merged = certainty(SOURCES, {**MEASURED, **how}).check
     assert "Values come from 9 trainings, and models merged from them." in merged
-    assert "what merged models miss is judged by further trainings" in merged
+    assert "the interval holds what merged models miss" in merged
     assert "without bias" not in merged
 
 
@@ -39,3 +39,18 @@ def test_trainings_that_lead_elsewhere_are_told():
 def test_nothing_is_less_than_nothing():
     assert percent(-0.0001) == "0.0%"
     assert percent(-0.0006) == "-0.1%"
+
+
+def test_of_merged_models_it_is_said_what_no_interval_holds():
+    notes = {
+        "v(all)": -350.0, "v(none)": -532.0, "reach in the weights": 0.74, "coalitions": 8, "reliable": True,
+        "utility": "merged models", "estimator": "models merged from the model and from 3 trainings on one source each",
+    }  # fmt: skip
+    said = certainty(SOURCES, notes).check
+    assert "350 nats of the model and 532 of the base" in said
+    assert "go 74% of the way between their weights" in said
+    assert "intervals do not hold what merged models miss" in said
+    assert "additive game" not in said
+    assert "adds up scores" in certainty(SOURCES, {**notes, "fallback": "merged: set --training"}).check
+    again = {**MEASURED, "utility": "merged models", "estimator": "models merged from a training on all"}
+    assert "Values come from 10 coalitions (models merged from a training on all)" in certainty(SOURCES, again).check
