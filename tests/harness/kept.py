@@ -218,6 +218,9 @@ def valued(given: Mapping[str, Any], store: Path) -> Tables:
     tables = {"corpus": _documents(found[0].corpus), "queries": _documents(found[0].queries)}
     for number, (scored, valuation) in enumerate(zip(scores, values, strict=True)):
         tables |= {f"{name} {number}": table for name, table in (*_scores(scored), *_values(valuation))}
+    if config.certify:
+        certificate = dataworth.valuing._certificate(config, store_folder(config), found[0], PLAIN, Timings())
+        tables["certificate"] = pd.DataFrame([{"fingerprint": certificate.fingerprint}])
     return tables
 
 
