@@ -8,11 +8,11 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed
 
 from dataworth.command.options import command_here
 from dataworth.config import AuditRunConfig
 from dataworth.lifecycle.cancelling import unless_cancelled
+from dataworth.lifecycle.ending import completed
 from dataworth.lifecycle.headline import show_headline
 from dataworth.lifecycle.permissions import check_permitted
 from dataworth.lifecycle.runs import announce
@@ -195,4 +195,4 @@ def _logged(results: str, made: Audit, config: AuditRunConfig) -> dict[str, Any]
         "mlflow_run_id": logged.run_id if logged else None,
         "mlflow_url": logged.url if logged else None,
     }
-    return outcome if logged else Completed(name="Not logged", message=problem, data=outcome)
+    return outcome if logged else completed("Not logged", problem, outcome)

@@ -7,12 +7,12 @@ from typing import Any, cast
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed
 
 from dataworth.config import CorpusRunConfig, ValueConfig
 from dataworth.fit_curvature import fit_curvature
 from dataworth.index_corpus import index_corpus
 from dataworth.lifecycle.cancelling import unless_cancelled
+from dataworth.lifecycle.ending import completed
 from dataworth.lifecycle.events import emit_finished, emit_moved, published_shares
 from dataworth.lifecycle.headline import show_headline
 from dataworth.lifecycle.permissions import check_permitted
@@ -122,7 +122,7 @@ def _logged(results: str, parts: ValuationParts, tracking: TrackingConfig) -> di
         "mlflow_run_id": logged.run_id if logged else None,
         "mlflow_url": logged.url if logged else None,
     }
-    return outcome if logged else Completed(name="Not logged", message=problem, data=outcome)
+    return outcome if logged else completed("Not logged", problem, outcome)
 
 
 def _page(url: str | None) -> str | None:

@@ -11,9 +11,10 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.objects import State
 
 from dataworth.config import CorpusRunConfig, Overlap
+from dataworth.lifecycle.ending import completed
 from dataworth.storage.errors import StoreBusyError
 from dataworth.storage.locations import StoreFolders
 from dataworth.storage.manifest import writer_lock
@@ -67,7 +68,7 @@ def in_turn(turn: Location, overlap: Overlap, work: Callable[[], T]) -> T | Stat
                 raise
             if overlap == "skip":
                 run_logger().warning("skipped: %s", error)
-                return _skipped(str(error))
+                return completed("Skipped", str(error), {"skipped": str(error)})
             run_logger().info("waiting for another run to end (overlap: wait): %s", error)
             _wait(error.folder)
             run_logger().info("the other run has ended: going on")
@@ -108,7 +109,3 @@ def _wait(folder: str | None) -> None:
                 return
         except StoreBusyError:
             time.sleep(SECONDS_BETWEEN_TRIES)
-
-
-def _skipped(reason: str) -> State[Any]:
-    return State(type=StateType.COMPLETED, name="Skipped", message=reason, data={"skipped": reason})

@@ -77,8 +77,10 @@ def wait_for(process: "subprocess.Popen[bytes]", url: str, what: str) -> None:
 
 def mlflow_command(port: int) -> list[str]:
     """The command of an MLflow server on the local database, to which runs write when no server is named."""
+    from dataworth.tasks.report.mlflow.database import make_database
+
     folder = home() / "mlflow"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_database(folder / "mlflow.db")
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),

@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made while importing
@@ -22,6 +21,7 @@ from dataworth.storage.errors import DataworthError
 from dataworth.storage.locations import home
 from dataworth.storage.ref import fingerprint
 from dataworth.storage.spelling import setting
+from dataworth.tasks.report.mlflow.database import database_file, make_database, quieten
 from dataworth.tasks.report.mlflow.single_runs import BATCH, SingleRuns
 from dataworth.tasks.report.runs import LoggedRun, TrackedStep, TrackedValuation, metric_name, run_page
 from dataworth.tasks.visible import without_password
@@ -61,15 +61,15 @@ def log_run(uri: str | None, experiment: str | None, valuation: TrackedValuation
     Raises:
         DataworthError: MLflow does not answer or refuses.
     """
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quieten()
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each try of a server that is away
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     address = tracking_uri(uri)
     try:
-        if address.startswith("sqlite:///"):
-            Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        database = database_file(address)
+        if database is not None:
+            make_database(database)
         client = MlflowClient(tracking_uri=address)
         experiment_id = _experiment(client, address, experiment or valuation.series)
         runs = SingleRuns(client, experiment_id, f"dataworth {FLOWS[valuation.kind]}")
@@ -95,8 +95,9 @@ def _experiment(client: MlflowClient, address: str, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         location = None
-        if address.startswith("sqlite:///"):
-            location = (Path(address.removeprefix("sqlite:///")).parent / "artifacts" / metric_name(name)).as_uri()
+        database = database_file(address)
+        if database is not None:
+            location = (database.absolute().parent / "artifacts" / metric_name(name)).as_uri()
         with contextlib.suppress(MlflowException):  # another process may just have made it
             return str(client.create_experiment(name, artifact_location=location))
         experiment = client.get_experiment_by_name(name)
