@@ -17,7 +17,7 @@ from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.progress import run_logger, show_link
 from dataworth.tasks.visible import without_password
 
-__all__ = ["MAX_LOSSES", "cluster_address", "dask_client", "named_losses", "windowed"]
+__all__ = ["MAX_LOSSES", "cluster_address", "dask_client", "named_losses", "wants_cluster", "windowed"]
 
 # Workers that may die in one pass, each with what it held, before the pass is given up.
 MAX_LOSSES = 3
@@ -30,6 +30,11 @@ IMPORTED_ONCE = ["distributed.nanny", "distributed.worker", "numcodecs", "datawo
 def cluster_address(config: ClusterConfig) -> str | None:
     """Of the scheduler to be used; None where a local cluster is."""
     return config.address or os.environ.get("DATAWORTH_DASK") or None
+
+
+def wants_cluster(config: ClusterConfig) -> bool:
+    """Whether one was asked for: an address, or two workers and more. Little work is done without one else."""
+    return cluster_address(config) is not None or (config.workers or 1) > 1
 
 
 @contextmanager

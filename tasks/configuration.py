@@ -32,7 +32,7 @@ class Configuration(BaseModel):
 
 
 class ClusterConfig(Configuration):
-    """The Dask cluster; without an address a local one is started and ended with the run."""
+    """The Dask cluster; without an address a local one is begun where there is work for it, and ended with the run."""
 
     address: Annotated[str | None, Names.ADDRESS] = Field(
         None, description="Address of a Dask scheduler; default: $DATAWORTH_DASK, else local."
@@ -44,7 +44,12 @@ class ClusterConfig(Configuration):
         None, description="PEM file of this client's certificate."
     )
     tls_key: Annotated[str | None, Names.FILE] = Field(None, description="PEM file of this client's key.")
-    workers: int | None = Field(None, ge=1, le=1024, description="Worker processes of a local cluster; default: cores.")
+    workers: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Worker processes of a local cluster; default: cores, none for a second of work.",
+    )
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of a local worker; default: 1.")
     processes: bool = Field(
         True,

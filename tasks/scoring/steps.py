@@ -1,7 +1,7 @@
-"""Steps that score every document for every query: one that holds a Dask client, and one that averages."""
+"""Steps that score every document for every query: one that streams the rows, and one that averages."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ from dataworth.storage.ref import StoreRef
 from dataworth.storage.schema import ALL_QUERIES
 from dataworth.storage.scores import ScoreStore, ScoreWriter
 from dataworth.storage.spelling import setting
-from dataworth.tasks.cluster import dask_client, windowed
+from dataworth.tasks.cluster import dask_client, wants_cluster, windowed
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.groups import SOURCE
 from dataworth.tasks.curvature.config import DampingConfig
 from dataworth.tasks.keeping import kept
 from dataworth.tasks.progress import progress
 from dataworth.tasks.scoring.averages import mean_blocks
-from dataworth.tasks.scoring.blocks import Preconditioned
 from dataworth.tasks.scoring.combination import Combination
 from dataworth.tasks.scoring.config import ScoringConfig
 from dataworth.tasks.scoring.passages import passages, source_sums
@@ -37,6 +36,10 @@ __all__ = ["average_scores", "score_corpus"]
 ALGORITHM = 2
 AVERAGES = 1
 SHARDS_AHEAD = 4
+# Multiply-adds that take one processor about a second: a cluster takes three to begin and to end.
+LITTLE = 2**33
+# What it takes to read, check and convert an entry of a row, and to divide it by its self-influence, in such.
+READ, RELATIVE = 32, 256
 
 
 def score_corpus(
@@ -150,29 +153,39 @@ def _refuse_other_layers(passes: Sequence[Pass], scoring: ScoringConfig) -> None
 
 
 def _shard_results(
-    client: Any,
+    cluster: ClusterConfig,
+    ready: ReadyPass,
     works: Sequence[ShardWork],
-    preconditioned: Preconditioned,
-    players: Players,
     scoring: ScoringConfig,
     combination: Combination,
-) -> Iterator[tuple[ShardWork, ShardScores]]:
-    """Results in the order of the shards."""
+) -> Generator[tuple[ShardWork, ShardScores]]:
+    """Results in the order of the shards: of this process where the work is little, else of a cluster."""
+    shared = (ready.queries, ready.players.sources)
+
+    def asked(work: ShardWork, held: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        more = {"keep_block": scoring.save_matrix, "floors": combination.reached}
+        return (work, *held, len(ready.players.names), scoring.top_k), more
+
+    if not wants_cluster(cluster) and _multiply_adds(ready) <= LITTLE:
+        for work in works:
+            arguments, more = asked(work, shared)
+            yield work, score_shard(*arguments, **more)
+        return
 
     def submit(work: ShardWork, held: Sequence[Any]) -> Any:
-        return client.submit(
-            score_shard,
-            work,
-            *held,
-            len(players.names),
-            scoring.top_k,
-            keep_block=scoring.save_matrix,
-            floors=combination.reached,
-            pure=False,
-        )
+        arguments, more = asked(work, held)
+        return client.submit(score_shard, *arguments, **more, pure=False)
 
-    n_ahead = SHARDS_AHEAD * max(1, len(client.scheduler_info()["workers"]))
-    return windowed(client, "scoring", works, submit, n_ahead, shared=(preconditioned, players.sources))
+    with dask_client(cluster, len(works)) as client:
+        n_ahead = SHARDS_AHEAD * max(1, len(client.scheduler_info()["workers"]))
+        yield from windowed(client, "scoring", works, submit, n_ahead, shared=shared)
+
+
+def _multiply_adds(ready: ReadyPass) -> int:
+    """What the pass comes to."""
+    n_rows = sum(segment.n_rows for segment in ready.gradients.segments())
+    n_queries, n_columns = ready.queries.queries.shape
+    return n_rows * n_columns * (n_queries + READ + (RELATIVE if ready.queries.relative else 0))
 
 
 def _tally(
@@ -188,10 +201,10 @@ def _tally(
         works += shard_works(str(segment.path), usable, segment.first_rows, segment.rows_per_shard, places)
     with _combination(corpus, players, scoring, query_ids, matrix_path) as combination:
         with (
-            dask_client(cluster, len(works)) as client,
+            closing(_shard_results(cluster, ready, works, scoring, combination)) as results,
             progress("scores", len(works), "shard") as bar,
         ):
-            for work, result in _shard_results(client, works, ready.queries, players, scoring, combination):
+            for work, result in results:
                 combination.add(work, result.tally, result.partial, result.block, result.documents)
                 bar.advance()
         n_scored = int(combination.tally.counts.sum())

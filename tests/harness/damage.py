@@ -98,10 +98,7 @@ class Valued:
 
     def outcome(self) -> str:
         """What every command says, as one text: the pipeline run again, then what reads the results."""
-        with (
-            mock.patch("dataworth.tasks.scoring.steps.dask_client", here),
-            mock.patch("dataworth.storage.gradients.rows_per_shard", return_value=4),
-        ):
+        with mock.patch("dataworth.storage.gradients.rows_per_shard", return_value=4):
             return repr(self._outcome())
 
     def _outcome(self) -> list[Any]:

@@ -20,7 +20,6 @@ from pydantic import BaseModel
 import dataworth.audit_valuation
 import dataworth.problems
 import dataworth.tasks.counterfactual.trainings
-import dataworth.tasks.scoring.steps
 import dataworth.valuing
 from dataworth.config import AuditRunConfig, CorpusRunConfig, SearchConfig, ValueConfig
 from dataworth.preparing import PLAIN, prepared_stores, store_folder
@@ -71,8 +70,7 @@ def bodies() -> Iterator[None]:
         def shared(*_: Any) -> Iterator[Any]:
             yield client
 
-        for module in (dataworth.tasks.scoring.steps, dataworth.tasks.counterfactual.trainings):
-            patched.setattr(module, "dask_client", shared)
+        patched.setattr(dataworth.tasks.counterfactual.trainings, "dask_client", shared)
         for module in MODULES:
             for name, value in list(vars(module).items()):
                 if isinstance(value, Task | Flow):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from dataworth.tasks.cluster import MAX_LOSSES, cluster_address, dask_client, named_losses, windowed
+from dataworth.tasks.cluster import MAX_LOSSES, dask_client, named_losses, wants_cluster, windowed
 from dataworth.tasks.coalitions.estimation.designs import Coalitions
 from dataworth.tasks.coalitions.games.expansion import QueryExpansion
 from dataworth.tasks.coalitions.games.newton_steps import NewtonSteps
@@ -33,7 +33,7 @@ PARTS = 16
 @contextmanager
 def game_client(cluster: ClusterConfig, n_parts: int) -> Iterator[Any]:
     """A Dask client where a cluster is asked for, else None: the game is played in this process."""
-    if cluster_address(cluster) is None and (cluster.workers or 1) < 2:
+    if not wants_cluster(cluster):
         yield None
         return
     with dask_client(cluster, n_parts) as client:
