@@ -24,7 +24,7 @@ from dataworth.tasks.attribution.methods import lacking
 from dataworth.tasks.counterfactual.choice import families
 from dataworth.tasks.counterfactual.designs import followed_queries
 from dataworth.tasks.counterfactual.parts import Chosen, MethodRun, Scored
-from dataworth.tasks.counterfactual.problem import Problem, ProblemPlace
+from dataworth.tasks.counterfactual.problem import Problem, ProblemPlace, ReplayableProblem
 from dataworth.tasks.counterfactual.task import (
     attribute,
     choose,
@@ -147,7 +147,8 @@ def _unusable(name: str, config: AuditRunConfig, problem: Problem) -> str:
     """Why a method cannot be used on a problem; nothing where it can."""
     if name == "bm25" and problem.texts is None:
         return "it compares texts, which this problem has none of"
-    return lacking(name, problem.weight_decay, config.curvature)
+    has_recipe = isinstance(problem, ReplayableProblem)
+    return lacking(name, problem.weight_decay, config.curvature, has_recipe=has_recipe)
 
 
 def _scored(config: AuditRunConfig, store: str, place: ProblemPlace, name: str, run: MethodRun) -> Scored:

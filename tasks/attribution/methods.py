@@ -11,6 +11,7 @@ from dataworth.tasks.attribution.baselines import EmbeddingSimilarity, RandomSco
 from dataworth.tasks.attribution.datainf import DataInf
 from dataworth.tasks.attribution.iterative import CGInfluence, LiSSAInfluence
 from dataworth.tasks.attribution.logra import LoGra
+from dataworth.tasks.attribution.replayed import RecipeOf, ReplayedTraining
 from dataworth.tasks.attribution.retrained import LeaveOneOut, Outcome, TruncatedMonteCarloShapley
 from dataworth.tasks.attribution.tracin import TracIn
 from dataworth.tasks.attribution.trak import TRAK
@@ -47,6 +48,8 @@ class MethodSettings:
         n_examples: training examples.
         outcome: trains again and says the queries' losses, for the methods that need it.
         seed: of random scores and orders.
+        recipe: of the training by the seed of its order, for `replay`; None: the problem tells none.
+        seeds: orders whose mean `replay` takes.
     """
 
     projection: ProjectionConfig
@@ -56,6 +59,8 @@ class MethodSettings:
     n_examples: int
     outcome: Outcome
     seed: int
+    recipe: RecipeOf | None = None
+    seeds: int = 1
 
 
 def recommended(settings: MethodSettings) -> tuple[ProjectionConfig, CurvatureConfig]:
@@ -90,7 +95,7 @@ def attributor(name: str, settings: MethodSettings) -> Attributor:
     """
     if name not in _MAKERS:
         raise ValueError(f"no method {name!r}; known: {', '.join(_MAKERS)}")
-    lacks = lacking(name, settings.weight_decay, settings.curvature)
+    lacks = lacking(name, settings.weight_decay, settings.curvature, has_recipe=settings.recipe is not None)
     if lacks:
         raise ValueError(f"{name}: {lacks}")
     return _MAKERS[name](settings)
@@ -124,17 +129,25 @@ def _relative(kind: Literal["relative", "theta_relative"]) -> Callable[[MethodSe
     return make
 
 
-def lacking(name: str, weight_decay: float | None, curvature: CurvatureConfig) -> str:
+def lacking(name: str, weight_decay: float | None, curvature: CurvatureConfig, *, has_recipe: bool) -> str:
     """What a method lacks to be used; nothing where it can be.
 
     Args:
         name: of the method.
         weight_decay: of the mean loss over examples, where training had one.
         curvature: of the run.
+        has_recipe: the problem tells the recipe of its training.
     """
+    if name == "replay" and not has_recipe:
+        return "it goes back through the training, of which this problem tells no recipe"
     if name in NEED_DAMPING and not weight_decay and curvature.damping.rule != "absolute":
         return f"it needs a damping in numbers: pass {setting('curvature.damping.rule')} absolute and a value"
     return ""
+
+
+def _replayed(settings: MethodSettings) -> ReplayedTraining:
+    assert settings.recipe is not None
+    return ReplayedTraining(settings.recipe, range(settings.seeds))
 
 
 def _damping(settings: MethodSettings) -> float:
@@ -163,6 +176,7 @@ _MAKERS: dict[str, Callable[[MethodSettings], Attributor]] = {
     "cg": lambda settings: CGInfluence(_damping(settings)),
     "lissa": lambda settings: LiSSAInfluence(_damping(settings)),
     "arnoldi": lambda settings: ArnoldiInfluence(KRYLOV_PASSES, KRYLOV_PAIRS, seed=settings.seed),
+    "replay": _replayed,
     "leave-one-out": lambda settings: LeaveOneOut(settings.outcome),
     "tmc-shapley": lambda settings: TruncatedMonteCarloShapley(settings.outcome, PERMUTATIONS, 0.05, settings.seed),
     "embedding": lambda settings: EmbeddingSimilarity(),

@@ -13,7 +13,7 @@ __all__ = ["METHODS", "AuditConfig"]
 METHODS = (
     *("recommended", "configured", "logra-random", "logra-pca", "logra-mask", "logra-factgrass", "gauss-newton"),
     *("ekfac", "kfac", "dot", "cosine", "relatif", "theta-relatif", "tracin", "trak", "datainf", "cg", "lissa"),
-    *("arnoldi", "leave-one-out", "tmc-shapley", "embedding", "bm25", "size", "random"),
+    *("arnoldi", "replay", "leave-one-out", "tmc-shapley", "embedding", "bm25", "size", "random"),
 )
 
 

@@ -1,5 +1,6 @@
 """A problem that is always at hand: a small network that reads the digits which scikit-learn brings along."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,8 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.ref import fingerprint
-from dataworth.tasks.corpus.examples import TensorExamples
+from dataworth.tasks.corpus.examples import Examples, TensorExamples
 from dataworth.tasks.model.plain import Model, PlainModel
+from dataworth.tasks.training.optimizers import SGD, Clipping
+from dataworth.tasks.training.replay import Call, Recipe, Step
 
 __all__ = ["DigitsProblem", "digits"]
 
@@ -85,20 +88,38 @@ class DigitsProblem:
         everybody = np.ones(N_TRAINING, bool)
         return [PlainModel(self.trained(everybody, seed), N_CLASSES) for seed in self.seeds]
 
+    def recipe(self, seed: int) -> Recipe:
+        """Of the training on all digits."""
+        network = _network(seed)
+        batches = self._batches(N_TRAINING, seed)
+        rates = [RATE * (1.0 + math.cos(math.pi * step / len(batches))) / 2.0 for step in range(len(batches))]
+        return Recipe(
+            model=network,
+            trained=tuple(name for name, _ in network.named_parameters()),
+            steps=[Step((batch.numpy(),), rate, len(batch)) for batch, rate in zip(batches, rates, strict=True)],
+            examples=self.examples,
+            losses=_losses,
+            optimizer=SGD(MOMENTUM, DECAY),
+            clipping=Clipping(None),
+        )
+
+    def _batches(self, n_members: int, seed: int) -> list[torch.Tensor]:
+        """Places of the digits of every step."""
+        generator = torch.Generator().manual_seed(seed)
+        return [batch for _ in range(EPOCHS) for batch in torch.randperm(n_members, generator=generator).split(BATCH)]
+
     def trained(self, members: Bool[np.ndarray, " n"], seed: int) -> nn.Module:
         """The network after training on some of the digits; the seed is of its weights and of the order."""
         network = _network(seed)
         inputs, labels = (rows[torch.from_numpy(members)] for rows in (self.examples.inputs, self.examples.labels))
-        generator = torch.Generator().manual_seed(seed)
-        steps_an_epoch = -(-len(labels) // BATCH)
+        batches = self._batches(len(labels), seed)
         optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, EPOCHS * steps_an_epoch))
-        for _ in range(EPOCHS):
-            for batch in torch.randperm(len(labels), generator=generator).split(BATCH):
-                optimizer.zero_grad()
-                cross_entropy(network(inputs[batch]), labels[batch]).backward()
-                optimizer.step()
-                schedule.step()
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, len(batches)))
+        for batch in batches:
+            optimizer.zero_grad()
+            cross_entropy(network(inputs[batch]), labels[batch]).backward()
+            optimizer.step()
+            schedule.step()
         return network
 
     def losses_after(self, members: Bool[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " q"]:
@@ -115,6 +136,11 @@ def _network(seed: int) -> nn.Module:
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
             nn.init.zeros_(layer.bias)
     return network
+
+
+def _losses(call: Call, examples: Examples, numbers: np.ndarray) -> Float[torch.Tensor, " b"]:
+    inputs, _, labels = examples.batch(numbers, torch.device("cpu"), 0)
+    return cross_entropy(call(inputs), labels, reduction="none")
 
 
 def digits() -> DigitsProblem:

@@ -21,9 +21,11 @@ from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.model.plain import Model
 from dataworth.tasks.training.config import TrainingConfig
+from dataworth.tasks.training.recipes import recipe_of
+from dataworth.tasks.training.replay import Recipe
 from dataworth.tasks.training.retraining import losses_after_training
 
-__all__ = ["CheckpointProblem", "NamedProblem", "Problem", "ProblemPlace"]
+__all__ = ["CheckpointProblem", "NamedProblem", "Problem", "ProblemPlace", "ReplayableProblem"]
 
 
 @runtime_checkable
@@ -66,6 +68,14 @@ class Problem(Protocol):
 
     def losses_after(self, members: Bool[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " q"]:
         """(n_queries,) losses in nats after training on some of the documents."""
+
+
+@runtime_checkable
+class ReplayableProblem(Problem, Protocol):
+    """A problem whose training can be gone through backwards, which the method `replay` does."""
+
+    def recipe(self, seed: int) -> Recipe:
+        """Of the training on all documents, as `losses_after` carries it out."""
 
 
 class ProblemPlace(Protocol):
@@ -132,6 +142,10 @@ class CheckpointProblem:
 
     def models(self) -> Sequence[Model]:
         return [load(checkpoint) for checkpoint in self.checkpoints]
+
+    def recipe(self, seed: int) -> Recipe:
+        training = self.training.model_copy(update={"seed": seed})
+        return recipe_of(load(self.checkpoints[0], 1.0), CorpusStore.open(self.corpus), training)
 
     def losses_after(self, members: Bool[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " q"]:
         corpus = CorpusStore.open(self.corpus)

@@ -30,7 +30,7 @@ from dataworth.tasks.counterfactual.designs import random_subsets, tuning_split,
 from dataworth.tasks.counterfactual.evaluation import Truth, ceiling_row, mean_with_error, method_rows, source_rows
 from dataworth.tasks.counterfactual.parts import Chosen, Findings, MethodRun, Scored
 from dataworth.tasks.counterfactual.patch import best_documents, patched_falls
-from dataworth.tasks.counterfactual.problem import CheckpointProblem, Problem, ProblemPlace
+from dataworth.tasks.counterfactual.problem import CheckpointProblem, Problem, ProblemPlace, ReplayableProblem
 from dataworth.tasks.counterfactual.randomised import randomised
 from dataworth.tasks.counterfactual.trainings import Outcomes
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
@@ -155,7 +155,7 @@ def attribute(store: str, place: ProblemPlace, run: MethodRun, cluster: ClusterC
     parts = {"attribution": ATTRIBUTION, "problem": problem.fingerprint, **run.model_dump(mode="json")}
     parts["corpus"] = problem.contents
     parts["models"] = _identities(models)
-    if run.method in ("leave-one-out", "tmc-shapley"):
+    if run.method in ("leave-one-out", "tmc-shapley", "replay"):
         parts["seeds"] = seeds
 
     def build(root: Location, name: str) -> None:
@@ -200,6 +200,8 @@ def _scores(
         n_examples=examples.n_examples,
         outcome=outcome,
         seed=run.seed,
+        recipe=problem.recipe if isinstance(problem, ReplayableProblem) else None,
+        seeds=seeds,
     )
     scores = attributor(run.method, settings).fit(models, examples).score(problem.queries)
     return _of_documents(scores, examples)

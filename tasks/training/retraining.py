@@ -24,6 +24,7 @@ from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.adapters import adapter_weights
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import LoadedModel, load
+from dataworth.tasks.model.reading import Batching
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.small_model import shuffled_batches, train_steps
 
@@ -31,6 +32,7 @@ __all__ = [
     "DIFFERENCE",
     "Retrained",
     "as_it_was",
+    "batch_parts",
     "floating_weights",
     "losses_after_training",
     "packed_difference",
@@ -128,10 +130,7 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
 
     def loss_of(step: int) -> Tensor:
         numbers = windows[batches[step]]
-        if loaded.reading.batching == "padded":
-            return cross_entropy(*predicted(numbers), ignore_index=IGNORED)
-        lengths = corpus.windows["n_tokens"][numbers]
-        parts = batches_by_length(lengths, int(lengths.sum()), loaded.reading.batching)
+        parts = batch_parts(corpus.windows["n_tokens"][numbers], loaded.reading.batching)
         logits, targets = zip(*(predicted(numbers[part]) for part in parts), strict=True)
         return cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=IGNORED)
 
@@ -146,6 +145,18 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
         model.eval()
         for weight, wanted in wants:
             weight.requires_grad_(wanted)
+
+
+def batch_parts(lengths: Int[np.ndarray, " b"], batching: Batching) -> list[np.ndarray]:
+    """Positions of a step's windows by what a model can read at once: all of them where it may be padded.
+
+    Args:
+        lengths: (b,) tokens of each.
+        batching: what may be in one batch (see dataworth.tasks.model.reading.Reading).
+    """
+    if batching == "padded":
+        return [np.arange(len(lengths))]
+    return batches_by_length(lengths, int(lengths.sum()), batching)
 
 
 def window_players(corpus: CorpusStore, grouping: str, names: Sequence[str]) -> Int[np.ndarray, " w"]:

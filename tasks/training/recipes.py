@@ -1,0 +1,82 @@
+"""The training of a checkpoint from its base, as a recipe that can be gone through backwards."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.spelling import setting
+from dataworth.tasks.capture.losses import example_losses
+from dataworth.tasks.corpus.batches import window_targets
+from dataworth.tasks.corpus.examples import CorpusExamples, Examples
+from dataworth.tasks.model.loading import LoadedModel
+from dataworth.tasks.training.config import TrainingConfig
+from dataworth.tasks.training.optimizers import Adam, Clipping
+from dataworth.tasks.training.replay import Call, Recipe, Step
+from dataworth.tasks.training.retraining import batch_parts, trained_weights
+from dataworth.tasks.training.small_model import CLIPPED, learning_rates, shuffled_batches
+
+__all__ = ["CheckpointLosses", "recipe_of"]
+
+
+@dataclass(frozen=True)
+class CheckpointLosses:
+    """Losses of examples under a call of a checkpoint's model.
+
+    Args:
+        device: of the model.
+        pad_token: fills rows that are shorter than the longest.
+    """
+
+    device: torch.device
+    pad_token: int
+
+    def __call__(self, call: Call, examples: Examples, numbers: np.ndarray) -> Float[Tensor, " b"]:
+        """(b,) nats, each summed over its targets."""
+        input_ids, attention_mask, labels = examples.batch(numbers, self.device, self.pad_token)
+        logits = call(input_ids=input_ids, attention_mask=attention_mask).logits
+        if labels.dim() > 1:
+            return example_losses(logits, labels)
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return cross_entropy(precise, labels, reduction="none")
+
+
+def recipe_of(loaded: LoadedModel, corpus: CorpusStore, training: TrainingConfig) -> Recipe:
+    """The training of a base on all of a corpus, as `retraining.train` carries it out.
+
+    Args:
+        loaded: where it begins.
+        corpus: that it is trained on.
+        training: how.
+
+    Raises:
+        InputError: the weights are spread over several processes, or not in a type of numbers that can be trained.
+    """
+    if loaded.sharded:
+        raise InputError(f"{setting('model.shard')}: a model spread over several processes cannot be trained again yet")
+    lengths, targets = corpus.windows["n_tokens"], window_targets(corpus.windows)
+    batches = [np.array(batch) for batch in shuffled_batches(lengths.tolist(), training)]
+    steps = [
+        Step(
+            tuple(batch[part] for part in batch_parts(lengths[batch], loaded.reading.batching)),
+            rate,
+            float(max(1, targets[batch].sum())),
+        )
+        for batch, rate in zip(batches, learning_rates(len(batches), training.learning_rate), strict=True)
+    ]
+    trained = {id(weight) for weight in trained_weights(loaded.model)}
+    return Recipe(
+        model=loaded.model,
+        trained=tuple(name for name, weight in loaded.model.named_parameters() if id(weight) in trained),
+        steps=steps,
+        examples=CorpusExamples(corpus),
+        losses=CheckpointLosses(loaded.device, loaded.reading.pad_token),
+        optimizer=Adam(weight_decay=training.weight_decay),
+        clipping=Clipping(CLIPPED),
+        seed=training.seed,
+    )
