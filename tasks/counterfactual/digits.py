@@ -16,7 +16,7 @@ from dataworth.storage.ref import fingerprint
 from dataworth.tasks.corpus.examples import Examples, TensorExamples
 from dataworth.tasks.model.plain import Model, PlainModel
 from dataworth.tasks.training.optimizers import SGD, Clipping
-from dataworth.tasks.training.replay import Call, Recipe, Step
+from dataworth.tasks.training.replay import Call, Outputs, Recipe, Step
 
 __all__ = ["DigitsProblem", "digits"]
 
@@ -98,7 +98,7 @@ class DigitsProblem:
             trained=tuple(name for name, _ in network.named_parameters()),
             steps=[Step((batch.numpy(),), rate, len(batch)) for batch, rate in zip(batches, rates, strict=True)],
             examples=self.examples,
-            losses=_losses,
+            reads=_reads,
             optimizer=SGD(MOMENTUM, DECAY),
             clipping=Clipping(None),
         )
@@ -138,9 +138,9 @@ def _network(seed: int) -> nn.Module:
     return network
 
 
-def _losses(call: Call, examples: Examples, numbers: np.ndarray) -> Float[torch.Tensor, " b"]:
+def _reads(call: Call, examples: Examples, numbers: np.ndarray) -> Outputs:
     inputs, _, labels = examples.batch(numbers, torch.device("cpu"), 0)
-    return cross_entropy(call(inputs), labels, reduction="none")
+    return Outputs(call(inputs), labels, torch.arange(len(labels)))
 
 
 def digits() -> DigitsProblem:

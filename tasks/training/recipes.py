@@ -4,29 +4,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
-from dataworth.tasks.capture.losses import example_losses
+from dataworth.tasks.capture.losses import next_tokens
 from dataworth.tasks.corpus.batches import window_targets
 from dataworth.tasks.corpus.examples import CorpusExamples, Examples
 from dataworth.tasks.model.loading import LoadedModel
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.optimizers import Adam, Clipping
-from dataworth.tasks.training.replay import Call, Recipe, Step
+from dataworth.tasks.training.replay import Call, Outputs, Recipe, Step
 from dataworth.tasks.training.retraining import batch_parts, trained_weights
 from dataworth.tasks.training.small_model import CLIPPED, learning_rates, shuffled_batches
 
-__all__ = ["CheckpointLosses", "recipe_of"]
+__all__ = ["CheckpointReads", "recipe_of"]
 
 
 @dataclass(frozen=True)
-class CheckpointLosses:
-    """Losses of examples under a call of a checkpoint's model.
+class CheckpointReads:
+    """What a checkpoint's model says of examples.
 
     Args:
         device: of the model.
@@ -36,14 +33,13 @@ class CheckpointLosses:
     device: torch.device
     pad_token: int
 
-    def __call__(self, call: Call, examples: Examples, numbers: np.ndarray) -> Float[Tensor, " b"]:
-        """(b,) nats, each summed over its targets."""
+    def __call__(self, call: Call, examples: Examples, numbers: np.ndarray) -> Outputs:
         input_ids, attention_mask, labels = examples.batch(numbers, self.device, self.pad_token)
         logits = call(input_ids=input_ids, attention_mask=attention_mask).logits
-        if labels.dim() > 1:
-            return example_losses(logits, labels)
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return cross_entropy(precise, labels, reduction="none")
+        owners = torch.arange(len(labels), device=self.device)
+        if labels.dim() == 1:
+            return Outputs(logits, labels, owners)
+        return Outputs(logits.flatten(0, 1), next_tokens(labels).flatten(), owners.repeat_interleave(labels.shape[1]))
 
 
 def recipe_of(loaded: LoadedModel, corpus: CorpusStore, training: TrainingConfig) -> Recipe:
@@ -75,7 +71,7 @@ def recipe_of(loaded: LoadedModel, corpus: CorpusStore, training: TrainingConfig
         trained=tuple(name for name, weight in loaded.model.named_parameters() if id(weight) in trained),
         steps=steps,
         examples=CorpusExamples(corpus),
-        losses=CheckpointLosses(loaded.device, loaded.reading.pad_token),
+        reads=CheckpointReads(loaded.device, loaded.reading.pad_token),
         optimizer=Adam(weight_decay=training.weight_decay),
         clipping=Clipping(CLIPPED),
         seed=training.seed,

@@ -1,8 +1,10 @@
-"""Exact derivatives of what a training came to, with respect to the weight of every example in its losses.
+"""What the weight of every example's loss did in a training: the training gone through again from its end.
 
-A training is carried out step by step as a function, and gone through again from its end: reverse-mode
-differentiation through every step of the optimiser (Ilyas & Engstrom 2025, arXiv 2503.13751, 2504.16430). All
-outcomes go back together, on one graph a step.
+Reverse-mode differentiation through every step of the optimiser (Ilyas & Engstrom 2025, arXiv 2503.13751, 2504.16430),
+all queries together on one graph a step. Exact derivatives of a rough training are right and of no use: they grow from
+step to step, along directions in which the loss is bent the wrong way, until they tell of steps so small that nobody
+takes them. What is told by default is steadied: the Gauss-Newton matrix, which is bent nowhere the wrong way, stands in
+for the Hessian, and what a query tells of the weights may not grow from a step to the one before it.
 """
 
 import math
@@ -17,15 +19,39 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
 
+from dataworth.tasks.capture.losses import IGNORED
 from dataworth.tasks.corpus.examples import Examples
 from dataworth.tasks.training.optimizers import Clipping, Optimizer, State
 
-__all__ = ["Call", "Recipe", "Replay", "Step"]
+__all__ = ["Call", "Outputs", "Recipe", "Replay", "Step"]
 
 Call = Callable[..., Any]
-# (b,) losses in nats of some of the examples, by number, under a call of the model.
-Losses = Callable[[Call, Examples, np.ndarray], Float[Tensor, " b"]]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says of some examples, target by target; the loss of each is its cross-entropy.
+
+    Args:
+        logits: (p, v).
+        targets: (p,) of them; IGNORED where there is no loss.
+        owners: (p,) place among the examples of the one each target is of.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    owners: Tensor
+
+    def losses(self) -> Float[Tensor, " p"]:
+        """(p,) nats."""
+        precise = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+        return cross_entropy(precise, self.targets, ignore_index=IGNORED, reduction="none")
+
+
+# What a model says, under a call of it, of some of the examples, by number.
+Reads = Callable[[Call, Examples, np.ndarray], Outputs]
 
 
 @dataclass(frozen=True)
@@ -52,7 +78,7 @@ class Recipe:
         trained: names of the weights that are trained, shared ones once.
         steps: in their order.
         examples: that it trains on.
-        losses: of them, and of others that the model is asked about.
+        reads: what the model says of them, and of others that it is asked about.
         optimizer: of the steps.
         clipping: of their gradients.
         seed: of dropout.
@@ -62,7 +88,7 @@ class Recipe:
     trained: tuple[str, ...]
     steps: Sequence[Step]
     examples: Examples
-    losses: Losses
+    reads: Reads
     optimizer: Optimizer
     clipping: Clipping
     seed: int = 0
@@ -75,10 +101,18 @@ class Replay:
         recipe: of the training.
         memory: bytes that states of the training may take; with less than all of them need, some are computed again.
         dtype: of weights and moments; None: the model's, or float32 where that has fewer digits.
+        exact: derivatives as they are, not steadied.
     """
 
-    def __init__(self, recipe: Recipe, memory: int = 2**31, dtype: torch.dtype | None = None) -> None:
-        self.recipe = recipe
+    def __init__(
+        self,
+        recipe: Recipe,
+        memory: int = 2**31,
+        dtype: torch.dtype | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
+        self.recipe, self._exact = recipe, exact
         named = dict(recipe.model.named_parameters())
         self._shapes = {name: named[name].shape for name in recipe.trained}
         dtype = dtype or torch.promote_types(named[recipe.trained[0]].dtype, torch.float32)
@@ -121,7 +155,7 @@ class Replay:
         rows = torch.empty(queries.n_examples, len(at), dtype=at.dtype, device=at.device)
         with sdpa_kernel(SDPBackend.MATH), _mode(self.recipe.model, trains=False):
             for number in range(queries.n_examples):
-                loss = self.recipe.losses(self._call(at), queries, np.array([number])).sum()
+                loss = self.recipe.reads(self._call(at), queries, np.array([number])).losses().sum()
                 rows[number] = torch.autograd.grad(loss, at)[0]
         return State(rows, tuple(torch.zeros_like(rows) for _ in self._last.moments))
 
@@ -149,7 +183,7 @@ class Replay:
         for part in step.parts:
             at = weights.clone().requires_grad_(True)
             with sdpa_kernel(SDPBackend.MATH):
-                loss = self.recipe.losses(self._call(at), self.recipe.examples, part).sum() / step.divisor
+                loss = self.recipe.reads(self._call(at), self.recipe.examples, part).losses().sum() / step.divisor
             total += torch.autograd.grad(loss, at)[0]
         return total
 
@@ -169,24 +203,20 @@ class Replay:
     def _step_back(self, number: int, before: State, after: State, found: Tensor) -> State:
         """Adjoints of the state before a step; what the step's examples did is added to `found`."""
         step, recipe = self.recipe.steps[number], self.recipe
-        graphs = []
+        of_part = _Hessian if self._exact else _GaussNewton
         with self._same_noise(number), sdpa_kernel(SDPBackend.MATH):
-            for part in step.parts:
-                at = before.weights.clone().requires_grad_(True)
-                by_one = torch.ones(len(part), dtype=at.dtype, device=at.device, requires_grad=True)
-                loss = (by_one * recipe.losses(self._call(at), recipe.examples, part)).sum() / step.divisor
-                graphs.append((part, at, by_one, torch.autograd.grad(loss, at, create_graph=True)[0]))
-        gradient = torch.stack([graph[3].detach() for graph in graphs]).sum(dim=0)
-        clipped = recipe.clipping(gradient)
-        adjoint, of_clipped = recipe.optimizer.adjoint(before, clipped, step.rate, number + 1, after)
-        of_gradient = recipe.clipping.adjoint(gradient, of_clipped)
+            parts = [of_part(self._call, recipe, part, before.weights, step.divisor) for part in step.parts]
+        gradient = torch.stack([part.gradient for part in parts]).sum(dim=0)
+        adjoint, of_clipped = recipe.optimizer.adjoint(before, recipe.clipping(gradient), step.rate, number + 1, after)
         weights = adjoint.weights
-        for part, at, by_one, own in graphs:
-            for row, outer in enumerate(of_gradient):
-                further, of_examples = torch.autograd.grad(own, (at, by_one), outer, retain_graph=True)
+        for numbers, part in zip(step.parts, parts, strict=True):
+            places = torch.from_numpy(numbers)
+            for row, outer in enumerate(recipe.clipping.adjoint(gradient, of_clipped)):
+                further, of_examples = part.along(outer)
                 weights[row] += further
-                found[row].index_add_(0, torch.from_numpy(part), of_examples.double().cpu())
-        return State(weights, adjoint.moments)
+                found[row].index_add_(0, places, of_examples.double().cpu())
+        back = State(weights, adjoint.moments)
+        return back if self._exact else _no_longer(back, after)
 
     def _call(self, weights: Tensor) -> Call:
         """The model with other trained weights."""
@@ -227,3 +257,77 @@ def _mode(model: nn.Module, trains: bool) -> Iterator[None]:
         yield
     finally:
         model.train(before)
+
+
+def _no_longer(adjoint: State, than: State) -> State:
+    """Adjoints with each row shortened to the length that its weights' part has in others."""
+    lengths, longest = (state.weights.norm(dim=1, keepdim=True) for state in (adjoint, than))
+    factor = torch.where(lengths > longest, longest / lengths, 1.0)
+    return State(factor * adjoint.weights, tuple(factor * moment for moment in adjoint.moments))
+
+
+class _Hessian:
+    """The loss of a part of a step, and its second derivatives.
+
+    Args:
+        call_with: a call of the model with weights.
+        recipe: of the training.
+        numbers: of the part's examples.
+        weights: before the step.
+        divisor: of the sum of losses.
+    """
+
+    def __init__(
+        self, call_with: Callable[[Tensor], Call], recipe: Recipe, numbers: np.ndarray, weights: Tensor, divisor: float
+    ) -> None:
+        self._at = weights.clone().requires_grad_(True)
+        self._of_one = torch.ones(len(numbers), dtype=weights.dtype, device=weights.device, requires_grad=True)
+        outputs = recipe.reads(call_with(self._at), recipe.examples, numbers)
+        loss = (self._of_one[outputs.owners] * outputs.losses()).sum() / divisor
+        (self._gradient,) = torch.autograd.grad(loss, self._at, create_graph=True)
+        self.gradient = self._gradient.detach()
+
+    def along(self, outer: Tensor) -> tuple[Tensor, Tensor]:
+        """The curvature times a vector (p,), and what each example's loss rises along it (b,)."""
+        further, of_examples = torch.autograd.grad(self._gradient, (self._at, self._of_one), outer, retain_graph=True)
+        return further, of_examples
+
+
+class _GaussNewton:
+    """The loss of a part of a step, and its curvature where the model is taken as linear in its weights.
+
+    Args:
+        call_with, recipe, numbers, weights, divisor: see `_Hessian`.
+    """
+
+    def __init__(
+        self, call_with: Callable[[Tensor], Call], recipe: Recipe, numbers: np.ndarray, weights: Tensor, divisor: float
+    ) -> None:
+        self._at = weights.clone().requires_grad_(True)
+        self._divisor, self._n_examples = divisor, len(numbers)
+        outputs = recipe.reads(call_with(self._at), recipe.examples, numbers)
+        counts = outputs.targets != IGNORED
+        self._logits, self._owners = outputs.logits[counts], outputs.owners[counts]
+        precise = self._logits.detach().to(torch.promote_types(self._logits.dtype, torch.float32))
+        self._chances = precise.softmax(-1)
+        self._slopes = self._chances.clone()  # of every target's loss by its logits
+        self._slopes[torch.arange(len(precise)), outputs.targets[counts]] -= 1.0
+        # A vector times the Jacobian is linear in the vector: its own derivative is the Jacobian times another one.
+        self._any = torch.zeros_like(self._logits, requires_grad=True)
+        (self._taken_back,) = torch.autograd.grad(self._logits, self._at, self._any, create_graph=True)
+        self.gradient = self._back(self._slopes)
+
+    def along(self, outer: Tensor) -> tuple[Tensor, Tensor]:
+        """The curvature times a vector (p,), and what each example's loss rises along it (b,)."""
+        (moved,) = torch.autograd.grad(self._taken_back, self._any, outer, retain_graph=True)
+        spread = self._chances * moved
+        further = self._back(spread - self._chances * spread.sum(-1, keepdim=True))
+        of_examples = torch.zeros(self._n_examples, dtype=moved.dtype, device=moved.device)
+        of_examples.index_add_(0, self._owners, (self._slopes * moved).sum(-1))
+        return further, of_examples / self._divisor
+
+    def _back(self, of_logits: Tensor) -> Tensor:
+        """The Jacobian's transpose times a derivative by the logits, over the divisor."""
+        given = (of_logits / self._divisor).to(self._logits.dtype)
+        found: Tensor = torch.autograd.grad(self._logits, self._at, given, retain_graph=True)[0]
+        return found

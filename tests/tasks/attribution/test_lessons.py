@@ -7,6 +7,7 @@ import pytest
 
 from dataworth.tasks.attribution.logra import LoGra, fitted, scores_by_damping
 from dataworth.tasks.attribution.rows import all_rows
+from dataworth.tasks.corpus.examples import Part
 from dataworth.tasks.counterfactual.digits import DECAY, digits
 from dataworth.tasks.counterfactual.evaluation import REACH
 from dataworth.tasks.counterfactual.lds import Agreement, difference, lds, predicted
@@ -14,6 +15,7 @@ from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.curvature.damping import damping
 from dataworth.tasks.curvature.dense import DenseInverse, eigendecomposition
 from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.training.replay import Replay
 from tests.reference.lessons import character_lesson, digits_lesson
 
 RATIOS = (0.03, 0.1, 0.3, 1.0)
@@ -103,3 +105,15 @@ def test_ekfac_of_a_language_model_wants_less_damping_than_a_dense_fisher():
     assert lowest(found["ekfac"][0], found["ekfac"][1]) > 0.002
     assert lowest(found["fisher"][1], found["fisher"][0]) > 0.004
     assert lowest(found["ekfac"][0], found["fisher"][1]) > 0.004
+
+
+@pytest.mark.long
+def test_a_steadied_replay_predicts_removal_better_than_an_exact_one():
+    """Measured 0.570 against 0.501 of the first forty digits asked, at one training."""
+    problem, (masks, outcomes) = digits(), digits_lesson()
+    asked = Part(problem.queries, np.arange(40))
+    recipe = problem.recipe(0)
+    steadied, exact = (
+        lds(predicted(-Replay(recipe, exact=each).derivatives(asked), masks), outcomes[:40]) for each in (False, True)
+    )
+    assert lowest(steadied, exact) > 0

@@ -1,6 +1,6 @@
 """Derivatives of whole trainings against central differences of the same trainings by torch's own optimisers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -9,12 +9,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from dataworth.tasks.capture.losses import example_losses
+from dataworth.tasks.capture.losses import IGNORED, next_tokens
+from dataworth.tasks.training import replay as replay_module
 from dataworth.tasks.training.optimizers import SGD, Adam, Clipping
-from dataworth.tasks.training.replay import Recipe, Replay, Step
+from dataworth.tasks.training.replay import Outputs, Recipe, Replay, Step, _GaussNewton
 
 N, WIDTH, CLASSES, EPOCHS, BATCH = 12, 5, 3, 4, 4
 VOCABULARY, LENGTH = 17, 7
@@ -34,23 +35,28 @@ class Rows:
 
 @dataclass(frozen=True)
 class Problem:
-    """A small model in float64, what it is trained on and asked, and the loss of a row."""
+    """A small model in float64, what it is trained on and asked, and what it says of rows."""
 
     model: nn.Module
     examples: Rows
     queries: Rows
-    losses: object
+    reads: object
+
+    def losses(self, call, rows, numbers):
+        """(b,) nats of some rows."""
+        outputs = self.reads(call, rows, numbers)
+        return torch.zeros(len(numbers)).double().index_add(0, outputs.owners, outputs.losses())
 
 
 def network():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(WIDTH, 6), nn.Tanh(), nn.Linear(6, CLASSES)).double()
 
-    def losses(call, rows, numbers):
-        return cross_entropy(call(rows.inputs[numbers]), rows.labels[numbers], reduction="none")
+    def reads(call, rows, numbers):
+        return Outputs(call(rows.inputs[numbers]), rows.labels[numbers], torch.arange(len(numbers)))
 
     examples, queries = (Rows(torch.randn(n, WIDTH).double(), torch.randint(CLASSES, (n,))) for n in (N, 3))
-    return Problem(model, examples, queries, losses)
+    return Problem(model, examples, queries, reads)
 
 
 def language_model(lora=False, dropout=0.0):
@@ -66,18 +72,19 @@ def language_model(lora=False, dropout=0.0):
         )
         model = get_peft_model(model, adapters).double()
 
-    def losses(call, rows, numbers):
+    def reads(call, rows, numbers):
         ids = rows.inputs[numbers]
-        return example_losses(call(input_ids=ids).logits, ids)
+        logits, owners = call(input_ids=ids).logits.flatten(0, 1), torch.arange(len(ids))
+        return Outputs(logits, next_tokens(ids).flatten(), owners.repeat_interleave(LENGTH))
 
     examples, queries = (Rows(torch.randint(VOCABULARY, (n, LENGTH))) for n in (N, 3))
-    return Problem(model, examples, queries, losses)
+    return Problem(model, examples, queries, reads)
 
 
 def recipe_of(problem, steps, optimizer, clipped, seed=0):
     trained = tuple(name for name, weight in problem.model.named_parameters() if weight.requires_grad)
     clipping = Clipping(clipped)
-    return Recipe(problem.model, trained, steps, problem.examples, problem.losses, optimizer, clipping, seed)
+    return Recipe(problem.model, trained, steps, problem.examples, problem.reads, optimizer, clipping, seed)
 
 
 def steps_of(rate, parts=1):
@@ -173,7 +180,7 @@ CASES = {
 def test_derivatives_are_those_of_differences(name):
     made, optimizer, of_torch, rate, clipped, parts = CASES[name]
     problem, steps = made(), steps_of(rate, parts)
-    replay = Replay(recipe_of(problem, steps, optimizer, clipped))
+    replay = Replay(recipe_of(problem, steps, optimizer, clipped), exact=True)
     ones = torch.ones(N, dtype=torch.float64)
     straight = by_torch(problem, steps, of_torch, clipped, ones)
     with torch.no_grad():
@@ -197,3 +204,60 @@ def test_states_that_are_computed_again_change_nothing(memory):
     recipe = recipe_of(problem, steps_of(0.003, 2), Adam(), 1.0, seed=3)
     kept, again = Replay(recipe).derivatives(problem.queries), Replay(recipe, memory).derivatives(problem.queries)
     np.testing.assert_array_equal(again, kept)
+
+
+def test_the_gauss_newton_matrix_is_the_hessian_of_a_model_that_is_linear(monkeypatch):
+    """A network without a hidden layer: both are the same matrix, and the derivatives the same."""
+    problem = network()
+    problem = replace(problem, model=nn.Linear(WIDTH, CLASSES).double())
+    recipe = recipe_of(problem, steps_of(0.03, 2), Adam((0.8, 0.9), SMOOTH, 0.1), 0.3)
+    exact = Replay(recipe, exact=True).derivatives(problem.queries)
+    with monkeypatch.context() as patched:
+        patched.setattr(replay_module, "_no_longer", lambda adjoint, _: adjoint)
+        found = Replay(recipe).derivatives(problem.queries)
+    np.testing.assert_allclose(found, exact, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("made", [network, language_model])
+def test_the_gauss_newton_matrix_is_what_its_definition_says(made):
+    """One step from a model: what the second derivatives of its losses by the logits say, through dense Jacobians."""
+    problem = made()
+    numbers = np.arange(BATCH)
+    recipe = recipe_of(problem, [Step((numbers,), 1.0, 2.0)], SGD(), None)
+    start = torch.cat([weight.detach().flatten() for weight in problem.model.parameters()])
+    replay = Replay(recipe)
+    with sdpa_kernel(SDPBackend.MATH):
+        part = _GaussNewton(replay._call, recipe, numbers, start, 2.0)
+
+    def says(weights):
+        return problem.reads(replay._call(weights), problem.examples, numbers)
+
+    outputs = says(start)
+    counts = outputs.targets != IGNORED
+    jacobian = torch.autograd.functional.jacobian(lambda weights: says(weights).logits[counts], start)
+    chances = outputs.logits[counts].softmax(-1)
+    bent = torch.diag_embed(chances) - chances[:, :, None] * chances[:, None, :]
+    vector = torch.randn(len(start), dtype=torch.float64)
+    expected = torch.einsum("pvw,pvc,pcx,x->w", jacobian, bent, jacobian, vector) / 2.0
+    further, rises = part.along(vector)
+    torch.testing.assert_close(further, expected)
+    each = torch.autograd.functional.jacobian(
+        lambda weights: problem.losses(replay._call(weights), problem.examples, numbers), start
+    )
+    torch.testing.assert_close(rises, each @ vector / 2.0)
+    torch.testing.assert_close(part.gradient, each.sum(dim=0) / 2.0)
+
+
+def test_what_a_rough_training_tells_is_steadied():
+    """A calm training tells the same both ways; of a rough one exact derivatives explode."""
+    problem, lengths = network(), {}
+    for rate in (0.01, 1.0):
+        recipe = recipe_of(problem, steps_of(rate) * 8, Adam(), None)
+        lengths[rate] = [
+            np.linalg.norm(Replay(recipe, exact=exact).derivatives(problem.queries), axis=1).max()
+            for exact in (True, False)
+        ]
+    exact, steadied = lengths[0.01]
+    assert steadied == pytest.approx(exact, rel=0.5)
+    assert lengths[1.0][0] > 100 * exact
+    assert lengths[1.0][1] < lengths[1.0][0] / 5
