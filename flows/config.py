@@ -76,6 +76,14 @@ class ValueConfig(CorpusRunConfig):
     results: Annotated[str, Names.PLACE] = Field(
         min_length=1, description="Folder for the valuation; an earlier one there is replaced."
     )
+    method: Literal["influence", "replay"] = Field(
+        "influence",
+        description="Scores of documents: influence: what the model's gradients tell; replay: what its training "
+        "tells, gone back through from --model.base as --training says.",
+    )
+    orders: int = Field(
+        1, ge=1, le=1000, description="Trainings, each in another order, whose mean a replay takes: more tell better."
+    )
     scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="Scores of documents.")
     sources: SourcesConfig = Field(default_factory=SourcesConfig, description="Values of sources.")
     certify: int = Field(
@@ -114,6 +122,7 @@ class ValueConfig(CorpusRunConfig):
         game = self.sources.game
         self._correctable()
         self._certifiable()
+        self._replayable()
         if trained and self.sources.projection_seeds > 1:
             raise ValueError(f"the game {game} has no projection: leave --sources.projection_seeds out")
         if trained and not self.model.has_base:
@@ -133,6 +142,24 @@ class ValueConfig(CorpusRunConfig):
         if self._narrowed:
             raise ValueError(f"{option}: trainings are on whole sources: leave {setting('scoring.sources')} out")
 
+    def _replayable(self) -> None:
+        option = f"{setting('method')} replay"
+        if self.method != "replay":
+            if self.orders > 1:
+                raise ValueError(f"{setting('orders')}: are of a replay: pass {option}")
+            return
+        if not self.model.has_base:
+            raise ValueError(f"{option}: the training begins from the base: pass {setting('model.base')}")
+        if len(self.model.name) > 1:
+            raise ValueError(f"{option}: goes back through the training of one model: pass one {setting('model.name')}")
+        if self.scoring.kind != "dot" or self.scoring.by_layer or self.scoring.layers:
+            raise ValueError(
+                f"{option}: a training tells of no layers and no lengths: leave {setting('scoring.kind')}, "
+                f"{setting('scoring.by_layer')} and {setting('scoring.layers')} out"
+            )
+        if self.sources.projection_seeds > 1:
+            raise ValueError(f"{option}: has no projection: leave {setting('sources.projection_seeds')} out")
+
     def _certifiable(self) -> None:
         option = setting("certify")
         if not self.certify:
@@ -141,7 +168,7 @@ class ValueConfig(CorpusRunConfig):
             raise ValueError(f"{option}: every training begins from the base: pass {setting('model.base')}")
         if len(self.model.name) > 1:
             raise ValueError(f"{option}: scores are certified of one model: pass one {setting('model.name')}")
-        if self.curvature.kind == "none":
+        if self.curvature.kind == "none" and self.method == "influence":
             raise ValueError(
                 f"{option}: scores have no unit without a curvature: leave {setting('curvature.kind')} out"
             )

@@ -19,7 +19,8 @@ from dataworth.tasks.curvature.steps import fit_covariances, fit_matrices, fit_q
 from dataworth.tasks.gradients.steps import index_gradients
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.projection.steps import make_bases
-from dataworth.tasks.scoring.steps import average_scores, score_corpus
+from dataworth.tasks.scoring.steps import average_scores, replayed_scores, score_corpus
+from dataworth.tasks.training.steps import replay_training
 
 __all__ = ["PLAIN", "Prepared", "Steps", "fitted", "indexed", "needs_covariances", "prepared_stores", "store_folder"]
 
@@ -38,6 +39,8 @@ class Steps:
     index_gradients: Callable[..., StoreRef] = index_gradients
     score_corpus: Callable[..., StoreRef] = score_corpus
     average_scores: Callable[..., StoreRef] = average_scores
+    replay_training: Callable[..., StoreRef] = replay_training
+    replayed_scores: Callable[..., StoreRef] = replayed_scores
     value_sources: Callable[..., StoreRef] = value_sources
     average_values: Callable[..., StoreRef] = average_values
     certify: Callable[..., StoreRef] = certify

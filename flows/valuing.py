@@ -170,20 +170,42 @@ def _all_scores(
 ) -> list[StoreRef]:
     """A scoring pass for each grouping of the sources."""
     return [
-        steps.score_corpus(
+        _scores(
+            config,
             store,
-            made.prepared.corpus,
-            made.gradients,
-            made.queries,
-            query_gradients,
-            made.curvature,
-            config.curvature.damping,
+            (made.prepared.corpus, made.gradients, made.queries, query_gradients, made.curvature),
             config.scoring if number == 0 else sums_only(config.scoring),
-            config.cluster,
             grouping,
+            steps,
         )
         for number, grouping in enumerate(config.sources.by)
     ]
+
+
+def _scores(
+    config: ValueConfig,
+    store: str,
+    stores: tuple[StoreRef, StoreRef, StoreRef, StoreRef, StoreRef | None],
+    scoring: ScoringConfig,
+    grouping: str,
+    steps: Steps,
+) -> StoreRef:
+    """Scores of a checkpoint, by its gradients or by its training.
+
+    Args:
+        config: everything, for one checkpoint.
+        store: root of the stores.
+        stores: of it: corpus, gradients, queries, their gradients, curvature.
+        scoring: what is kept.
+        grouping: of the documents.
+        steps: as the door takes them.
+    """
+    corpus, _, queries, *_ = stores
+    damping = config.curvature.damping
+    if config.method == "influence":
+        return steps.score_corpus(store, *stores, damping, scoring, config.cluster, grouping)
+    replayed = steps.replay_training(store, config.model.only, corpus, queries, config.recipe, config.orders)
+    return steps.replayed_scores(store, *stores, damping, scoring, replayed, grouping)
 
 
 def _game_parts(
@@ -291,18 +313,8 @@ def valued(config: ValueConfig, store: str, steps: Steps) -> ValuationParts:
 def _certificate(config: ValueConfig, store: str, made: Checkpoint, steps: Steps, seconds: Timings) -> StoreRef:
     """Trainings without some documents, beside what the scores said of them; another pass keeps every score."""
     matrix = config.scoring.model_copy(update={"save_matrix": True})
-    scores = steps.score_corpus(
-        store,
-        made.corpus,
-        made.gradients,
-        made.queries,
-        made.query_gradients,
-        made.curvature,
-        config.curvature.damping,
-        matrix,
-        config.cluster,
-        config.sources.by[0],
-    )
+    stores = (made.corpus, made.gradients, made.queries, made.query_gradients, made.curvature)
+    scores = _scores(config, store, stores, matrix, config.sources.by[0], steps)
     title = run_title(config.model.name, config.corpus.files)
     place = CheckpointProblem((config.model.only,), made.corpus, made.queries, config.recipe, title)
     with seconds.step("certify"):

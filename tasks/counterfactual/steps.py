@@ -18,7 +18,6 @@ from dataworth.storage.spelling import setting
 from dataworth.tasks.attribution.baselines import bm25_scores
 from dataworth.tasks.attribution.logra import scores_by_damping
 from dataworth.tasks.attribution.methods import MethodSettings, attributor
-from dataworth.tasks.coalitions.games.trust import RetrainedCheck
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.examples import Examples, ShuffledLabels
 from dataworth.tasks.corpus.measured_losses import query_losses
@@ -37,6 +36,7 @@ from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.keeping import kept
 from dataworth.tasks.model.loading import fingerprint_of, load
 from dataworth.tasks.projection.config import ProjectionConfig
+from dataworth.tasks.training.reach import RetrainedCheck
 
 __all__ = [
     "attribute",

@@ -10,6 +10,7 @@ import numpy as np
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError, StoreIncompleteError
 from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
 from dataworth.storage.place import Location
 from dataworth.storage.ref import StoreRef
 from dataworth.storage.schema import ALL_QUERIES
@@ -30,11 +31,13 @@ from dataworth.tasks.scoring.players import Players
 from dataworth.tasks.scoring.ready import Pass, ReadyPass, counted_layers, ready_players
 from dataworth.tasks.scoring.shards import ShardScores, score_shard
 from dataworth.tasks.scoring.tally import Tally
+from dataworth.tasks.training.steps import DERIVATIVES
 
-__all__ = ["average_scores", "score_corpus"]
+__all__ = ["average_scores", "replayed_scores", "score_corpus"]
 
 ALGORITHM = 2
 AVERAGES = 1
+REPLAYED = 1
 SHARDS_AHEAD = 4
 # Multiply-adds that take one processor about a second: a cluster takes three to begin and to end.
 LITTLE = 2**33
@@ -141,6 +144,62 @@ def average_scores(
             target.write(table, source_sums(tally, scored, query_ids), parts, by_layer)
 
     return kept(store, "scores", parts, "mean scores", build)
+
+
+def replayed_scores(
+    store: str,
+    corpus: StoreRef,
+    gradients: StoreRef,
+    queries: StoreRef,
+    query_gradients: StoreRef,
+    curvature: StoreRef | None,
+    damping_config: DampingConfig,
+    scoring: ScoringConfig,
+    replayed: StoreRef,
+    grouping: str = SOURCE,
+) -> StoreRef:
+    """Scores by what the training itself tells, kept as those of a pass are: top k, bottom k, sums, matrix.
+
+    A document's score is the sum over its windows of minus the derivative of a query's loss by the window's weight in
+    the training: nats of the loss that it took off. A passage is the window that tells most by its gradient.
+
+    Args:
+        store: root of the stores.
+        corpus, queries: that the training was gone back through for.
+        gradients, query_gradients, curvature, damping_config: of the trained model, for relative scores and passages.
+        scoring: what is kept.
+        replayed: the derivatives; see dataworth.tasks.training.steps.
+        grouping: of the documents.
+    """
+    parts = {
+        "replayed scores": REPLAYED,
+        "corpus": corpus.fingerprint,
+        "queries": queries.fingerprint,
+        "replay": replayed.fingerprint,
+        "gradients": gradients.fingerprint,
+        "curvature": curvature.fingerprint if curvature else None,
+        "damping": damping_config.model_dump() if curvature else None,
+        **scoring.model_dump(),
+        **({} if grouping == SOURCE else {"grouping": grouping}),
+    }
+
+    def build(root: Location, name: str) -> None:
+        documents, asked = CorpusStore.open(corpus), CorpusStore.open(queries)
+        scored = ready_players(documents, scoring, grouping)
+        ready = ReadyPass.of(documents, scored, gradients, asked, query_gradients, curvature, damping_config, scoring)
+        query_ids = [*asked.column("document_id").to_pylist(), ALL_QUERIES]
+        of_windows = -LayerStore.open(replayed).matrix(DERIVATIVES, DERIVATIVES)
+        of_documents = np.zeros((documents.n_documents, len(of_windows)))
+        np.add.at(of_documents, documents.windows["document"], of_windows.T)
+        block = np.concatenate([of_documents.T, of_documents.sum(axis=1)[None]])
+        numbers = np.flatnonzero(_scored(documents, scored))
+        with ScoreStore.writing(root, name) as target:
+            with _combination(documents, scored, scoring, query_ids, target.matrix_path) as combination:
+                combination.add_whole(block[:, scored.rows[numbers]], numbers)
+            table, by_layer = passages(combination.tally, documents, scored, [ready], query_ids, by_layer=False)
+            target.write(table, source_sums(combination.tally, scored, query_ids), parts, by_layer)
+
+    return kept(store, "scores", parts, "scores by the training", build)
 
 
 def _refuse_other_layers(passes: Sequence[Pass], scoring: ScoringConfig) -> None:

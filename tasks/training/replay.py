@@ -102,6 +102,7 @@ class Replay:
         memory: bytes that states of the training may take; with less than all of them need, some are computed again.
         dtype: of weights and moments; None: the model's, or float32 where that has fewer digits.
         exact: derivatives as they are, not steadied.
+        on_step: called after every step, forwards and backwards.
     """
 
     def __init__(
@@ -111,8 +112,9 @@ class Replay:
         dtype: torch.dtype | None = None,
         *,
         exact: bool = False,
+        on_step: Callable[[], object] = lambda: None,
     ) -> None:
-        self.recipe, self._exact = recipe, exact
+        self.recipe, self._exact, self._on_step = recipe, exact, on_step
         named = dict(recipe.model.named_parameters())
         self._shapes = {name: named[name].shape for name in recipe.trained}
         dtype = dtype or torch.promote_types(named[recipe.trained[0]].dtype, torch.float32)
@@ -136,6 +138,16 @@ class Replay:
         """By name, after the training."""
         return self._unflattened(self._last.weights)
 
+    def losses(self, queries: Examples) -> Float[np.ndarray, " q"]:
+        """(n_queries,) nats of the trained model."""
+        with torch.no_grad(), _mode(self.recipe.model, trains=False):
+            return np.array(
+                [
+                    float(self.recipe.reads(self._call(self._last.weights), queries, np.array([number])).losses().sum())
+                    for number in range(queries.n_examples)
+                ]
+            )
+
     def derivatives(self, queries: Examples) -> Float[np.ndarray, "q n"]:
         """(n_queries, n_examples) derivatives of the queries' losses by the weights of the examples', at 1.
 
@@ -147,6 +159,7 @@ class Replay:
         with _mode(self.recipe.model, trains=True):
             for number, before in self._backwards():
                 adjoint = self._step_back(number, before, adjoint, found)
+                self._on_step()
         return found.numpy()
 
     def _asked(self, queries: Examples) -> State:
@@ -168,6 +181,7 @@ class Replay:
                 if number % self._every == 0:
                     self._kept[number] = state
                 state = self._stepped(number, state)
+                self._on_step()
         return state
 
     def _stepped(self, number: int, state: State) -> State:

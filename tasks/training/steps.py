@@ -1,4 +1,4 @@
-"""The step that trains the demo's model."""
+"""The steps that train the demo's model, and that go back through the training of a checkpoint."""
 
 import hashlib
 import json
@@ -6,17 +6,83 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.durable import move_into_place, remove_tree
+from dataworth.storage.errors import InputError
+from dataworth.storage.layer_table import Layer
+from dataworth.storage.layers import LayerStore
 from dataworth.storage.manifest import is_complete, read_manifest, write_manifest
-from dataworth.storage.ref import fingerprint
+from dataworth.storage.place import Location
+from dataworth.storage.ref import StoreRef, fingerprint
 from dataworth.tasks.corpus.config import CorpusConfig
+from dataworth.tasks.corpus.examples import CorpusExamples
+from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.corpus.readers import read_documents
+from dataworth.tasks.keeping import kept
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.training.config import TrainingConfig
+from dataworth.tasks.training.reach import RetrainedCheck
+from dataworth.tasks.training.recipes import recipe_of
+from dataworth.tasks.training.replay import Replay
 from dataworth.tasks.training.small_model import SmallModel, train_language_model
 
-__all__ = ["train_small_model"]
+__all__ = ["DERIVATIVES", "REPLAY", "replay_training", "train_small_model"]
+
+REPLAY = 1
+# The one layer of the store that keeps them, and their name there.
+DERIVATIVES = "derivatives"
+
+
+def replay_training(
+    store: str, model: ModelConfig, corpus: StoreRef, queries: StoreRef, training: TrainingConfig, orders: int
+) -> StoreRef:
+    """Derivatives (n_queries, n_windows) of the queries' losses by the weights of the corpus' windows in the training.
+
+    Args:
+        store: root of the stores.
+        model: the checkpoint, and the base that its training began from.
+        corpus: that it was trained on.
+        queries: one window each.
+        training: how.
+        orders: of the windows, by seeds from the training's own on, whose mean is taken.
+
+    Raises:
+        InputError: the training leads somewhere else than to the checkpoint; there is no base.
+    """
+    base = load(model, 1.0)
+    documents, asked = CorpusStore.open(corpus), CorpusStore.open(queries)
+    parts = {
+        "replay": REPLAY,
+        "base": base.fingerprint,
+        "model": load(model).fingerprint,
+        "windows": corpus.fingerprint,
+    }
+    parts |= {"corpus": documents.contents_fingerprint, "queries": queries.fingerprint}
+    parts |= {"training": training.model_dump(), "orders": orders}
+
+    def build(root: Location, name: str) -> None:
+        everybody, nobody = (float(query_losses(load(model, share), asked).sum()) for share in (0.0, 1.0))
+        found = np.zeros((asked.n_examples, documents.n_examples))
+        for order in range(orders):
+            seeded = training.model_copy(update={"seed": training.seed + order})
+            recipe = recipe_of(load(model, 1.0), documents, seeded)
+            with progress("replay", 2 * len(recipe.steps), "step") as bar:
+                replay = Replay(recipe, on_step=bar.advance)
+                if order == 0:
+                    losses = replay.losses(CorpusExamples(asked))
+                    check = RetrainedCheck(everybody, float(losses.sum()), nobody)
+                    if check.reason:
+                        raise InputError(check.reason)
+                found += replay.derivatives(CorpusExamples(asked)) / orders
+        attributes = {**parts, "check": check.facts()}
+        LayerStore.write(root, name, [Layer(DERIVATIVES)], [{DERIVATIVES: found}], attributes)
+
+    return kept(store, "layers", parts, "replayed training", build)
 
 
 def train_small_model(folder: str, corpus: CorpusConfig, settings: SmallModel, start: str | None = None) -> str:

@@ -14,12 +14,12 @@ from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.estimation.estimators import with_total
 from dataworth.tasks.coalitions.games.source_game import Material, SourceGame, UtilityKeeper
-from dataworth.tasks.coalitions.games.trust import RetrainedCheck
 from dataworth.tasks.coalitions.valuation import COALITIONS, Valuation, with_queries
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.progress import progress
 from dataworth.tasks.training.ledger import Credits
+from dataworth.tasks.training.reach import RetrainedCheck
 from dataworth.tasks.training.retraining import as_it_was, window_players
 from dataworth.tasks.training.training_with_ledger import ledger_of
 

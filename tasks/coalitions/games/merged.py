@@ -25,12 +25,12 @@ from dataworth.storage.ref import fingerprint
 from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.games.retrain import Retrain
 from dataworth.tasks.coalitions.games.source_game import Material, SourceGame, UtilityKeeper, asked, valuation_of
-from dataworth.tasks.coalitions.games.trust import RetrainedCheck
 from dataworth.tasks.coalitions.valuation import Valuation, with_queries
 from dataworth.tasks.model.adapters import adapter_weights
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.progress import Progress, progress
 from dataworth.tasks.training.merging import ALGORITHM, MergedModels, merging_coefficients, short_of_memory
+from dataworth.tasks.training.reach import RetrainedCheck
 from dataworth.tasks.training.retraining import packed_difference
 
 __all__ = ["MergedCheck", "MergedGame"]

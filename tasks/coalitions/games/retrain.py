@@ -20,11 +20,11 @@ from dataworth.tasks.coalitions.games.source_game import (
     valuation_of,
 )
 from dataworth.tasks.coalitions.games.spread import SpreadRows, game_client
-from dataworth.tasks.coalitions.games.trust import RetrainedCheck
 from dataworth.tasks.coalitions.valuation import Valuation, with_queries
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.training.reach import RetrainedCheck
 from dataworth.tasks.training.retraining import Retrained
 
 __all__ = ["Retrain", "RetrainedGame"]

@@ -123,7 +123,8 @@ def valuation_summary(parts: ValuationParts) -> Summary:
     names = [row["source"] for row in overview.sources]
     pairs = None if overlap is None else strongest_overlaps(overlap.to_pandas(), names, MAX_PAIRS)
     notes = game_notes(parts)
-    in_nats = settings.get("scoring.kind") == "dot" and settings.get("curvature.kind") != "none"
+    replayed, curved = settings.get("method") == "replay", settings.get("curvature.kind") != "none"
+    in_nats = settings.get("scoring.kind") == "dot" and (replayed or curved)
     account = account_of(overview.sources, losses, len(overview.queries), notes, in_nats)
     certificate = None if parts.certificate is None else Certificate.open(parts.certificate)
     if certificate is not None:
