@@ -47,12 +47,17 @@ class Optimizer(Protocol):
             number: of the step, from 1.
         """
 
-    def adjoint(self, before: State, gradient: Vector, rate: float, number: int, after: State) -> tuple[State, Rows]:
+    def adjoint(
+        self, before: State, gradient: Vector, rate: float, number: int, after: State, floor: float = 0.0
+    ) -> tuple[State, Rows]:
         """Adjoints of the state before a step and of its gradient, both held as independent of each other.
 
         Args:
             before, gradient, rate, number: of the step.
             after: adjoints of the state after it.
+            floor: added to second moments, as a part of their mean: where a gradient is nearly nothing, a step that is
+                divided by its size is a matter of its sign, and the derivative, which is large there, holds for
+                nothing that changes it. 0: the derivative as it is.
         """
 
 
@@ -74,7 +79,9 @@ class SGD:
         moment = self.momentum * moment + gradient + self.weight_decay * before.weights
         return State(before.weights - rate * moment, (moment,))
 
-    def adjoint(self, before: State, gradient: Vector, rate: float, number: int, after: State) -> tuple[State, Rows]:
+    def adjoint(
+        self, before: State, gradient: Vector, rate: float, number: int, after: State, floor: float = 0.0
+    ) -> tuple[State, Rows]:
         moment = after.moments[0] - rate * after.weights
         weights = after.weights + self.weight_decay * moment
         return State(weights, (self.momentum * moment,)), moment
@@ -89,15 +96,12 @@ class Adam:
         eps: added to the root of the second.
         weight_decay: how much of the weights a step of rate 1 takes off.
         decays_loss: the decay is added to the gradient instead.
-        floor: added to the second moment under the root of the derivative, never of the step: where gradients are
-            nearly nothing the step is a matter of signs, whose derivative is large and predicts nothing.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     decays_loss: bool = False
-    floor: float = 0.0
     n_moments: int = 2
 
     def step(self, before: State, gradient: Vector, rate: float, number: int) -> State:
@@ -106,10 +110,12 @@ class Adam:
         direction = first / self._corrected(0, number) / ((second / self._corrected(1, number)).sqrt() + self.eps)
         return State(kept * before.weights - rate * direction, (first, second))
 
-    def adjoint(self, before: State, gradient: Vector, rate: float, number: int, after: State) -> tuple[State, Rows]:
+    def adjoint(
+        self, before: State, gradient: Vector, rate: float, number: int, after: State, floor: float = 0.0
+    ) -> tuple[State, Rows]:
         first, second = self._moments(before, gradient)
         one, two = self._corrected(0, number), self._corrected(1, number)
-        root = (second / two + self.floor).sqrt()
+        root = (second / two + floor * (second / two).mean()).sqrt()
         scale = root + self.eps
         of_first = after.moments[0] - after.weights * (rate / one / scale)
         slope = rate * first / one / scale.square() / (2.0 * two * root)

@@ -73,6 +73,7 @@ def replay_training(
             recipe = recipe_of(load(model, 1.0), documents, seeded)
             with progress("replay", 2 * len(recipe.steps), "step") as bar:
                 replay = Replay(recipe, on_step=bar.advance)
+                bar.expect(replay.passes(asked.n_examples) * len(recipe.steps))
                 if order == 0:
                     losses = replay.losses(CorpusExamples(asked))
                     check = RetrainedCheck(everybody, float(losses.sum()), nobody)

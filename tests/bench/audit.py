@@ -25,7 +25,7 @@ from dataworth.tasks.counterfactual.designs import random_subsets
 from dataworth.tasks.counterfactual.digits import DigitsProblem
 from dataworth.tasks.counterfactual.evaluation import REACH
 from dataworth.tasks.counterfactual.lds import Agreement, ceiling, difference, lds, predicted
-from dataworth.tasks.counterfactual.problem import NamedProblem, Problem, ProblemPlace
+from dataworth.tasks.counterfactual.problem import NamedProblem, Problem, ProblemPlace, ReplayableProblem
 from dataworth.tasks.counterfactual.trainings import Outcomes
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.model.plain import Model
@@ -47,9 +47,11 @@ DIGITS_METHODS = (
 )
 LANGUAGE_METHODS = (
     *(RECOMMENDED, "logra-pca", "logra-random", "ekfac", "datainf", "trak", "relatif", "dot", "cosine", "embedding"),
-    *("size", "random"),
+    *("size", "random", "replay"),
 )
-FRESH_METHODS = (RECOMMENDED, "ekfac", "relatif", "logra-pca", "dot", "random")
+FRESH_METHODS = (RECOMMENDED, "ekfac", "relatif", "logra-pca", "dot", "random", "replay")
+# Orders of the training whose mean `replay` takes.
+ORDERS = 3
 
 
 def five_digits() -> DigitsProblem:
@@ -137,6 +139,8 @@ def _settings(problem: Problem) -> MethodSettings:
         n_examples=problem.examples.n_examples,
         outcome=lambda masks: masks,  # of no method that is run here
         seed=0,
+        recipe=problem.recipe if isinstance(problem, ReplayableProblem) else None,
+        seeds=ORDERS,
     )
 
 

@@ -36,7 +36,7 @@ from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.steps import make_bases
-from dataworth.tasks.training.small_model import train_tokenizer
+from dataworth.tasks.training.small_model import SmallModel, train_language_model, train_tokenizer
 from dataworth.valuing import Checkpoint, Timings, refuse_unlike, valued_checkpoint
 from tests.reference.checkpoints import TEXTS
 
@@ -51,6 +51,8 @@ MODULES = (
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "max_position_embeddings": 48}
 MAX_LENGTH = 16
+# Of the input "trained", from the input "base" on.
+TRAINING = {"epochs": 2, "batch_tokens": 32, "learning_rate": 0.05, "weight_decay": 0.1}
 # Of the largest number of a column: how far float32 sums over other batches may lie from each other.
 TOLERANCE = 1e-3
 
@@ -111,6 +113,9 @@ class Inputs:
         ]
         self._write("corpus.jsonl", rows)
         self._write("fewer.jsonl", rows[:6])
+        settings = SmallModel(positions=MAX_LENGTH, **TRAINING)
+        texts = [row["text"] for row in rows]
+        train_language_model(texts, self._kept / "trained", settings, lambda *_: None, tokenizer, self._kept / "base")
         asked = [{"id": f"q{n}", "prompt": TEXTS[n][:18], "completion": TEXTS[n][18:36]} for n in (8, 9)]
         self._write("queries.jsonl", asked)
         self._write("one query.jsonl", asked[:1])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.generation import greedy_tokens
 from dataworth.tasks.model.loading import load
-from tests.harness.kept import MAX_LENGTH, Inputs
+from tests.harness.kept import MAX_LENGTH, TRAINING, Inputs
 
 Change = Callable[[Inputs], Any]
 
@@ -47,7 +47,6 @@ GAME: dict[str, Any] = {"fallback": False, "document_groups": 2}
 QUADRATIC = {"game": "newton", "utility": "quadratic", **GAME}
 KEPT = {"save_matrix": True, "by_layer": True, "top_k": 3}
 LOW = {"rule": "absolute", "value": 1e-3}
-TRAINING = {"epochs": 2, "batch_tokens": 32, "learning_rate": 0.05, "weight_decay": 0.1}
 
 # What is not said is as in COMMON.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -80,6 +79,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ledger": {"sources": {"game": "ledger", "fallback": False}, "training": TRAINING, **WITH_BASE},
     "merged": {"sources": {"game": "merged", "fallback": False}, "training": TRAINING, **WITH_BASE},
     "retrain": {"sources": {"game": "retrain", "fallback": False}, "training": TRAINING, **WITH_BASE},
+    "replay": {
+        "method": "replay",
+        "model": {"name": "in:trained", "base": "in:base"},
+        "training": TRAINING,
+        "scoring": {"save_matrix": True, "top_k": 3},
+    },
     "checkpoints": {"model": {"name": ["in:model", "in:other"]}, "scoring": KEPT},
     "checkpoints, path": {
         "model": {"name": ["in:model", "in:other"], "base": "in:base"},
@@ -142,6 +147,8 @@ VALUE: dict[str, tuple[str, Any]] = {
     "curvature.damping.value": ("without a base", 0.7),
     "gradients.dtype": ("int8", "float16"),
     "certify": ("linear", 2),
+    "method": ("replay", "influence"),
+    "orders": ("replay", 2),
     "scoring.kind": ("checkpoints", "cosine"),
     "scoring.top_k": ("additive", 2),
     "scoring.save_matrix": ("additive", False),

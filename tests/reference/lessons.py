@@ -21,9 +21,12 @@ from dataworth.tasks.counterfactual.digits import N_TRAINING, digits
 from dataworth.tasks.model.halves import whole
 from dataworth.tasks.model.layers import tracked_layers
 from dataworth.tasks.model.reading import Reading
-from dataworth.tasks.training.small_model import SmallModel, train_steps
+from dataworth.tasks.training.optimizers import Adam, Clipping
+from dataworth.tasks.training.recipes import CheckpointReads
+from dataworth.tasks.training.replay import Recipe, Step
+from dataworth.tasks.training.small_model import CLIPPED, SmallModel, learning_rates, train_steps
 
-__all__ = ["CharacterModel", "Characters", "character_lesson", "digits_lesson"]
+__all__ = ["CharacterModel", "Characters", "character_lesson", "character_recipe", "digits_lesson"]
 
 KEPT = Path(__file__).with_suffix(".npz")
 DIGITS_SUBSETS, DIGITS_SEEDS = 100, 5
@@ -105,12 +108,33 @@ def _network(seed):
     )  # fmt: skip
 
 
-def _trained(tokens, members, seed):
-    model, rows = _network(seed), torch.from_numpy(tokens[members].astype(np.int64))
+def _batches(n, seed):
     generator = np.random.default_rng(seed)
     size = SETTINGS.batch_tokens // LENGTH
-    order = np.concatenate([generator.permutation(len(rows)) for _ in range(SETTINGS.epochs)])
-    batches = [order[first : first + size] for first in range(0, len(order), size)]
+    order = np.concatenate([generator.permutation(n) for _ in range(SETTINGS.epochs)])
+    return [order[first : first + size] for first in range(0, len(order), size)]
+
+
+def character_recipe(seed):
+    """The training of the character model on all documents, for a replay."""
+    model, batches = _network(seed), _batches(DOCUMENTS, seed)
+    rates = learning_rates(len(batches), SETTINGS.learning_rate)
+    return Recipe(
+        model=model,
+        trained=tuple(name for name, _ in model.named_parameters()),
+        steps=[
+            Step((batch,), rate, float(len(batch) * (LENGTH - 1))) for batch, rate in zip(batches, rates, strict=True)
+        ],
+        examples=Characters(np.load(KEPT)["texts"][:DOCUMENTS]),
+        reads=CheckpointReads(torch.device("cpu"), 0),
+        optimizer=Adam(),
+        clipping=Clipping(CLIPPED),
+    )
+
+
+def _trained(tokens, members, seed):
+    model, rows = _network(seed), torch.from_numpy(tokens[members].astype(np.int64))
+    batches = _batches(len(rows), seed)
     train_steps(
         model.train().parameters(),
         len(batches),
