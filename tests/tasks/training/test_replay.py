@@ -197,7 +197,7 @@ def test_derivatives_are_those_of_differences(name):
         np.testing.assert_allclose(found[:, number], expected.numpy(), rtol=1e-4, atol=1e-4 * np.abs(found).max())
 
 
-@pytest.mark.parametrize("memory", [0, 20_000])
+@pytest.mark.parametrize("memory", [0, 60_000, 150_000])
 def test_states_that_are_computed_again_change_nothing(memory):
     problem = language_model(dropout=0.2)
     problem.model.train()
