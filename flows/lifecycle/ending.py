@@ -7,6 +7,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext
 from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultStore
+from prefect.serializers import JSONSerializer
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 __all__ = ["completed"]
@@ -25,7 +26,8 @@ def completed(name: str, message: str, outcome: dict[str, Any]) -> State[Any]:
     """
     ending = State(type=StateType.COMPLETED, name=name, message=message, data=outcome)
     if FlowRunContext.get() is not None:
-        store = ResultStore(result_storage=LocalFileSystem(basepath=str(PREFECT_LOCAL_STORAGE_PATH.value())))
+        folder = LocalFileSystem(basepath=str(PREFECT_LOCAL_STORAGE_PATH.value()))
+        store = ResultStore(result_storage=folder, serializer=JSONSerializer())
         ending.data = store.create_result_record(outcome)
         with suppress(OSError):  # only a lost answer needs it
             store.persist_result_record(ending.data)
