@@ -45,6 +45,8 @@ lock:
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	# A reference of the tests. It asks for torchvision, which it does not use and which would replace torch.
 	$(BIN)/python -m pip install --quiet --no-deps kronfluence==1.0.1 einconv==0.1.0 opt_einsum==3.4.0
+	# What conversations are held against: it needs nothing that is not there.
+	$(BIN)/python -m pip install --quiet --no-deps trl==1.16.0
 	$(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//' > infra/requirements.lock
 
 clean:

@@ -16,9 +16,9 @@ from dataworth.storage.checked_files import CheckedBytes
 from dataworth.storage.locations import Place, location_of
 from dataworth.storage.manifest import Store, building_folder, is_complete, write_manifest
 from dataworth.storage.ref import StoreRef, fingerprint
-from dataworth.storage.schema import DOCUMENTS, FIELDS, NO_CLASS, TOKEN_DTYPE, WINDOWS
+from dataworth.storage.schema import DOCUMENTS, FIELDS, NO_CLASS, REJECTED, REJECTED_FILE, TOKEN_DTYPE, WINDOWS
 
-__all__ = ["CorpusStore", "FieldValue", "TokenisedDocument"]
+__all__ = ["CorpusStore", "FieldValue", "TokenisedDocument", "token_ids"]
 
 FieldValue = str | int | float | bool
 
@@ -36,6 +36,7 @@ class TokenisedDocument:
         tokens: (n_tokens,) int32 token ids of the windows that are kept.
         windows: per window (first token, n_tokens, n_masked, first character, end character); the loss of the first
             `n_masked` tokens of a window is not taken.
+        untaught: (n_tokens,) bool, further tokens whose loss is not taken; None: there are none.
         n_prompt_characters: length of the prompt at the start of `text`; 0 for documents of a corpus.
         label: class, for a classifier; NO_CLASS where the tokens themselves are the targets.
         fields: further fields by name.
@@ -51,13 +52,25 @@ class TokenisedDocument:
     label: int = NO_CLASS
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    untaught: np.ndarray | None = None
+
+    @property
+    def stored(self) -> np.ndarray:
+        """(n_tokens,) TOKEN_DTYPE as they are kept; see dataworth.storage.schema."""
+        tokens = self.tokens.astype(TOKEN_DTYPE)
+        return tokens if self.untaught is None else np.where(self.untaught, ~tokens, tokens)
 
     @property
     def content(self) -> bytes:
         """SHA-256 of what decides the gradients: token ids, and masks or class."""
         targets = [window[2] for window in self.windows] if self.label == NO_CLASS else [self.label]
         masks = np.asarray(targets, TOKEN_DTYPE)
-        return hashlib.sha256(masks.tobytes() + self.tokens.astype(TOKEN_DTYPE).tobytes()).digest()
+        return hashlib.sha256(masks.tobytes() + self.stored.tobytes()).digest()
+
+
+def token_ids(stored: np.ndarray) -> np.ndarray:
+    """Token ids of tokens as they are kept, of the same shape; see dataworth.storage.schema."""
+    return np.where(stored < 0, ~stored, stored)
 
 
 class CorpusStore(Store):
@@ -74,6 +87,7 @@ class CorpusStore(Store):
         documents: Iterable[TokenisedDocument],
         attributes: dict[str, Any],
         fields: Sequence[str] = (),
+        rejected: Sequence[str] = (),
     ) -> StoreRef:
         """Stream documents into `root/<fingerprint>`; the fingerprint is that of content and attributes.
 
@@ -85,11 +99,17 @@ class CorpusStore(Store):
             attributes: JSON-serialisable; part of the fingerprint (tokeniser, window length).
             fields: names of the further fields every document has; without any, the bytes are those of a corpus
                 that knows of none.
+            rejected: why rows were left out, complete once `documents` ends; kept beside them, and part of the
+                fingerprint.
         """
         folder = location_of(root)
         with building_folder(folder) as staging:
             digest = hashlib.sha256(repr(sorted(attributes.items())).encode())
             counts = _write_tables(staging, documents, digest, with_fields=bool(fields))
+            if rejected:
+                digest.update(repr(list(rejected)).encode())
+                pq.write_table(pa.table({"reason": list(rejected)}, REJECTED), staging / REJECTED_FILE)
+                counts["n_rejected"] = len(rejected)
             name = digest.hexdigest()[:32]
             kept = {"fields": sorted(fields)} if fields else {}
             write_manifest(staging, {"fingerprint": name, "attributes": attributes, **kept, **counts})
@@ -120,6 +140,15 @@ class CorpusStore(Store):
     @property
     def n_tokens(self) -> int:
         return int(self.entry("n_tokens"))
+
+    @property
+    def n_rejected(self) -> int:
+        """Rows that could not be read and were left out."""
+        return int(self.manifest.get("n_rejected", 0))
+
+    def rejected(self) -> list[str]:
+        """(n_rejected,) why each row was left out, with its place."""
+        return self.files.table(REJECTED_FILE).column(0).to_pylist() if self.n_rejected else []
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of the documents' table."""
@@ -179,6 +208,23 @@ class CorpusStore(Store):
         Raises:
             StoreDamagedError: their bytes changed.
         """
+        return token_ids(self.stored_tokens(window))
+
+    @cached_property
+    def n_untaught(self) -> np.ndarray:
+        """(n_examples,) int64 tokens of each example whose loss is not taken, beyond its first `n_masked`."""
+        found = np.zeros(self.n_examples, np.int64)
+        if self.manifest.get("has_untaught", False):
+            for window in range(self.n_examples):
+                found[window] = (self.stored_tokens(window) < 0).sum()
+        return found
+
+    def stored_tokens(self, window: int) -> np.ndarray:
+        """(n_tokens,) of one example as they are kept: its token ids, complements of those whose loss is not taken.
+
+        Raises:
+            StoreDamagedError: their bytes changed.
+        """
         start = int(self.windows["token_start"][window]) * TOKEN_DTYPE.itemsize
         end = start + int(self.windows["n_tokens"][window]) * TOKEN_DTYPE.itemsize
         return self._tokens[start:end].view(TOKEN_DTYPE)
@@ -221,6 +267,7 @@ def _write_tables(
 ) -> dict[str, int]:
     schema = DOCUMENTS.append(FIELDS) if with_fields else DOCUMENTS
     counts = {"n_documents": 0, "n_examples": 0, "n_tokens": 0, "n_stored_tokens": 0}
+    has_untaught = False
     rows: list[dict[str, Any]] = []
     windows: list[dict[str, Any]] = []
     with (
@@ -254,7 +301,8 @@ def _write_tables(
                 }
             )
             windows += _window_rows(document, counts["n_documents"], counts["n_stored_tokens"])
-            tokens.write(document.tokens.astype(TOKEN_DTYPE).tobytes())
+            tokens.write(document.stored.tobytes())
+            has_untaught = has_untaught or (document.untaught is not None and bool(document.untaught.any()))
             counts["n_documents"] += 1
             counts["n_examples"] += len(document.windows)
             counts["n_tokens"] += n_tokens
@@ -264,4 +312,4 @@ def _write_tables(
                 flush()
                 n_pending = 0
         flush()
-    return counts
+    return counts | {"has_untaught": True} if has_untaught else counts

@@ -8,7 +8,10 @@ withdrawals.crc32c           a JSON record: the CRC-32C of the list as it is, an
 corpora/<fingerprint>/       a CorpusStore, written once
     documents.parquet        one row a document: DOCUMENTS; where further fields are kept, also FIELDS
     windows.parquet          one row an example: WINDOWS
-    tokens.bin               token ids of all documents, one after another: little-endian TOKEN_DTYPE
+    rejected.parquet         optional: rows that could not be read and were left out: REJECTED
+    tokens.bin               token ids of all documents, one after another: little-endian TOKEN_DTYPE; of a token whose
+                             loss is not taken although it is beyond its window's `n_masked` the bitwise complement,
+                             which is negative (the manifest then has `has_untaught`)
     manifest.json
 layers/<fingerprint>/        a LayerStore, written once: float matrices by (layer, name)
     zarr.json                attributes: `layers`, the layer table
@@ -65,6 +68,8 @@ __all__ = [
     "NO_CLASS",
     "OVERLAP",
     "PASSAGES",
+    "REJECTED",
+    "REJECTED_FILE",
     "SCHEMA_VERSION",
     "SHARD_BYTES",
     "SOURCE_SUMS",
@@ -112,6 +117,10 @@ WINDOWS = pa.schema(
 )
 
 NO_CLASS = -1
+
+# Why each row of a corpus was left out, with its file and line.
+REJECTED = pa.schema([pa.field("reason", pa.string(), nullable=False)])
+REJECTED_FILE = "rejected.parquet"
 
 EXAMPLE_COLUMNS = {"n_tokens": np.dtype("int32"), "loss": np.dtype("float32")}
 

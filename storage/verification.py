@@ -116,7 +116,7 @@ def _read_corpus(path: Location) -> None:
         own = range(int(start), int(end))
         label = int(windows["label"][start]) if len(own) else NO_CLASS
         targets = windows["n_masked"][start:end] if label == NO_CLASS else np.asarray([label])
-        tokens = [corpus.tokens(window).astype(TOKEN_DTYPE).tobytes() for window in own]
+        tokens = [corpus.stored_tokens(window).astype(TOKEN_DTYPE).tobytes() for window in own]
         content = hashlib.sha256(targets.astype(TOKEN_DTYPE).tobytes() + b"".join(tokens)).digest()
         if len(own) and content.rstrip(b"\0") != corpus.contents[document]:
             raise corpus.files.damaged("tokens.bin", f"the tokens of document {ids[document]!r} changed")

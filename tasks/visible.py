@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["refuse_password", "visible", "without_password"]
+__all__ = ["reason", "refuse_password", "short", "visible", "without_password"]
 
 # Control characters, line ends of every kind, what turns the direction of writing or marks text without being seen,
 # halves of surrogate pairs. What scripts and emoji need to be joined or kept apart stays.
@@ -37,3 +37,14 @@ def refuse_password(address: str | None, instead: str) -> str | None:
     if address is not None and PASSWORD.search(address):
         raise ValueError(f"an address with a password would be recorded; use {instead}")
     return address
+
+
+def short(text: str) -> str:
+    """Text of a message, quoted and cut."""
+    return repr(text if len(text) <= 80 else text[:77] + "…")
+
+
+def reason(error: Exception) -> str:
+    """First line of what a library says."""
+    lines = str(error).strip().splitlines()
+    return visible(lines[0]) if lines else type(error).__name__

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from dataworth.command.doctor import Check
+from dataworth.storage.corpus import TokenisedDocument
 from dataworth.storage.errors import InputError
 from dataworth.tasks.corpus.config import CorpusConfig
-from dataworth.tasks.corpus.documents import Document
 from dataworth.tasks.corpus.readers import read_documents
+from dataworth.tasks.corpus.steps import taught_by
+from dataworth.tasks.corpus.windows import REPEATED, tokenised_document
 from dataworth.tasks.gradients.autograd import comparable_layers, error_against_autograd
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.layers import coverage
@@ -23,6 +25,8 @@ __all__ = ["checkup"]
 
 # Documents that are read of a corpus, tokens of the texts whose gradients are compared, and how many layers are.
 N_DOCUMENTS = 1000
+# Tokens of a window that no document is longer than.
+LONG = 2**30
 N_TEXTS, N_TOKENS, N_LAYERS = 3, 48, 4
 SAMPLES = (
     "The keeper of the light sleeps by day. Nobody rings the bell before noon.",
@@ -59,7 +63,8 @@ def checkup(model: ModelConfig, corpus: CorpusConfig | None) -> Iterator[Check]:
     texts = list(SAMPLES)
     if corpus is not None:
         try:
-            documents = list(islice(read_documents(corpus, labelled=loaded.labels is not None), N_DOCUMENTS))
+            read = islice(read_documents(corpus, labelled=loaded.labels is not None), N_DOCUMENTS)
+            documents = [tokenised_document(loaded.tokenizer, document, LONG, taught_by(corpus)) for document in read]
         except InputError as error:
             yield Check("corpus", ", ".join(corpus.files), False, str(error))
             return
@@ -73,25 +78,25 @@ def checkup(model: ModelConfig, corpus: CorpusConfig | None) -> Iterator[Check]:
     yield _gradients(loaded, texts)
 
 
-def _of_corpus(loaded: LoadedModel, documents: Sequence[Document], corpus: CorpusConfig) -> Iterator[Check]:
+def _of_corpus(loaded: LoadedModel, documents: Sequence[TokenisedDocument], corpus: CorpusConfig) -> Iterator[Check]:
     """Sizes, sources, unknown characters, and ids that the model does not embed."""
-    read = [encoded(loaded.tokenizer, document.text) for document in documents]
-    n_tokens = sum(len(each.ids) for each in read)
+    read = [document.tokens.tolist() for document in documents]
+    n_tokens = sum(map(len, read))
     sources = Counter(document.source for document in documents)
     which = "all" if len(documents) < N_DOCUMENTS else f"the first {len(documents):,}"
-    n_short = sum(len(each.ids) < 2 for each in read)
+    n_short = sum(len(ids) < 2 for ids in read)
     size = f"{which} documents: {len(documents):,} of {len(sources)} sources, {n_tokens:,} tokens"
     if n_short:
         size += f"; {n_short} have fewer than the two tokens an example needs"
     yield Check("corpus", size, n_short < len(read), "no document has the two tokens an example needs")
     unknown = loaded.tokenizer.unk_token_id
-    n_unknown = 0 if unknown is None else sum(each.ids.count(unknown) for each in read)
+    n_unknown = 0 if unknown is None else sum(ids.count(unknown) for ids in read)
     if n_unknown:
         yield Check("unknown", f"{n_unknown / max(1, n_tokens):.1%} of the tokens are unknown to the tokenizer")
-    n_repeated = sum(each.repeated for each in read)
+    n_repeated = sum(REPEATED in document.remarks for document in documents)
     if n_repeated:
         yield Check("rendered", f"{n_repeated} begin or end as the tokenizer would; it is not added a second time")
-    beyond = max((max(each.ids, default=0) for each in read), default=0)
+    beyond = max((max(ids, default=0) for ids in read), default=0)
     if loaded.n_embedded is not None and beyond >= loaded.n_embedded:
         remedy = f"a document needs token {beyond}, the model embeds ids up to {loaded.n_embedded - 1}"
         yield Check("ids", f"up to {beyond}", False, remedy)

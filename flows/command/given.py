@@ -10,6 +10,7 @@ from dataworth.storage.errors import InputError, StoreUnreachableError
 from dataworth.storage.locations import home, home_folder, location_of
 from dataworth.storage.plain_files import no_plain_file
 from dataworth.tasks.configuration import Configuration
+from dataworth.tasks.corpus.places import place_of
 from dataworth.tasks.report.config import TrackingConfig
 
 if TYPE_CHECKING:
@@ -24,15 +25,15 @@ def check_inputs(files: list[str], queries: str | None = None) -> None:
     Raises:
         InputError: one of them is not there, or is a pipe or a device.
     """
-    for name in [*files, *([queries] if queries is not None else [])]:
-        if name.startswith("hf:"):
-            continue
+    places = [place for place in map(place_of, files) if not place.is_of_hub]
+    documents = {name for place in places for name in place.files}
+    for name in [*sorted(documents), *([queries] if queries is not None else [])]:
         if not os.path.exists(name):  # unlike Path, of names too long, too
             raise InputError(f"{name}: no such file")
         mode = os.stat(name).st_mode
         what = no_plain_file(mode)
-        if what is not None and not (name in files and stat.S_ISDIR(mode)):
-            raise InputError(f"{name}: is {what}, expected a plain file{' or a folder' if name in files else ''}")
+        if what is not None and not (name in documents and stat.S_ISDIR(mode)):
+            raise InputError(f"{name}: is {what}, expected a plain file{' or a folder' if name in documents else ''}")
 
 
 def check_address(store: str | None) -> None:

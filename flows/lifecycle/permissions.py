@@ -19,6 +19,7 @@ from dataworth.storage.local import LocalLocation
 from dataworth.storage.locations import location_of
 from dataworth.storage.place import Location
 from dataworth.tasks.configuration import Configuration, Names
+from dataworth.tasks.corpus.places import place_of
 from dataworth.tasks.visible import visible, without_password
 
 __all__ = ["ADDRESSES", "INPUTS", "PROBLEMS", "RESULTS", "check_permitted", "named_by"]
@@ -99,10 +100,13 @@ def _check_file(field: str, value: str) -> None:
 
 
 def _check_documents(field: str, value: str) -> None:
-    if value.startswith(HUB):
-        _check_hub(field, value.removeprefix(HUB).partition(":")[0], value)
-    else:
-        _check_file(field, value)
+    place = place_of(value)
+    if place.is_of_hub:
+        _check_hub(field, place.name.removeprefix(HUB).partition(":")[0], value)
+        return
+    _check_file(field, place.folder)  # first: whether a pattern fits a file elsewhere is nobody's to know
+    for name in place.files:
+        _check_file(field, name)
 
 
 def _check_model(field: str, value: str) -> None:

@@ -1,12 +1,10 @@
 """Batches of examples of similar length, bounded by their tokens, padding included."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.corpus import CorpusStore, token_ids
 from dataworth.storage.schema import NO_CLASS
 from dataworth.tasks.model.reading import Batching
 
@@ -45,7 +43,7 @@ def padded_batch(
     """Right-padded arrays of one batch.
 
     Args:
-        rows: token ids of each example.
+        rows: token ids of each example, complements (negative) of those whose loss is not taken.
         n_masked: (n_examples,) first tokens without loss.
         pad_token: id that fills the rest; it is masked everywhere, but models look at it, too (see Reading).
 
@@ -57,9 +55,10 @@ def padded_batch(
     attention_mask = np.zeros_like(input_ids)
     labels = np.full_like(input_ids, IGNORED)
     for number, row in enumerate(rows):
-        input_ids[number, : len(row)] = row
+        input_ids[number, : len(row)] = token_ids(row)
         attention_mask[number, : len(row)] = 1
-        labels[number, n_masked[number] : len(row)] = row[n_masked[number] :]
+        taught = row[n_masked[number] :]
+        labels[number, n_masked[number] : len(row)] = np.where(taught < 0, IGNORED, taught)
     return input_ids, attention_mask, labels
 
 
@@ -71,7 +70,7 @@ def corpus_batch(
     Labels of a classifier's corpus are the (n_examples,) classes instead.
     """
     input_ids, attention_mask, labels = padded_batch(
-        [corpus.tokens(int(window)) for window in windows], corpus.windows["n_masked"][windows], pad_token
+        [corpus.stored_tokens(int(window)) for window in windows], corpus.windows["n_masked"][windows], pad_token
     )
     classes = corpus.windows["label"][windows]
     if len(classes) and classes[0] != NO_CLASS:
@@ -92,10 +91,11 @@ def n_targets(labels: Tensor) -> Tensor:
     return (labels[:, 1:] != IGNORED).sum(dim=1)
 
 
-def window_targets(windows: Mapping[str, np.ndarray]) -> np.ndarray:
+def window_targets(corpus: CorpusStore) -> np.ndarray:
     """(n_windows,) targets of each of a corpus' windows: tokens whose loss is taken, or one class.
 
     The first token of a window has nothing before it to be told from.
     """
-    of_tokens = windows["n_tokens"] - np.maximum(windows["n_masked"], 1)
+    windows = corpus.windows
+    of_tokens = windows["n_tokens"] - np.maximum(windows["n_masked"], 1) - corpus.n_untaught
     return np.where(windows["label"] != NO_CLASS, 1, of_tokens)

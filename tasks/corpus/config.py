@@ -7,6 +7,9 @@ from pydantic import Field, field_validator
 from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
 from dataworth.tasks.configuration import Configuration, Names
+from dataworth.tasks.corpus.fields import Fields, Form
+from dataworth.tasks.corpus.rejected import OnBadRow
+from dataworth.tasks.corpus.taught import Loss
 
 __all__ = ["CorpusConfig", "QueriesConfig"]
 
@@ -19,13 +22,54 @@ class CorpusConfig(Configuration):
 
     files: Annotated[list[str], Names.DOCUMENTS] = Field(
         min_length=1,
-        description="JSONL, Parquet or CSV files, folders of such files, folders of text (a file is a document, a "
-        "subfolder a source), or hf:NAME[:SPLIT]. In a folder .jsonl, .ndjson, .csv and .parquet are rows, all else "
-        "is text, such as .txt, .md, .html or source code; .json, packed and binary files are refused.",
+        description="JSONL, JSON, Parquet or CSV files (also .jsonl.gz, .bz2, .zst), patterns (news/*.jsonl), folders "
+        "of such files, texts (.txt, .md), folders of text (a file is a document, a subfolder a source), or "
+        "hf:NAME[:SPLIT]; NAME=FILE gives all of its documents the source NAME. In a folder .jsonl, .ndjson, .json, "
+        ".csv and .parquet are rows, all else is text, such as .txt, .md, .html or source code; other packed files and "
+        "binary ones are refused.",
     )
-    id: str = Field("id", min_length=1, description="Name of the field that holds a document's id.")
+    id: str = Field(
+        "id",
+        min_length=1,
+        description="Name of the field that holds a document's id; without one it is made of the content. In this and "
+        "the next a dot leads into an object: meta.source.",
+    )
     source: str = Field("source", min_length=1, description="Name of the field that says who provided it.")
     text: str = Field("text", min_length=1, description="Name of the field that holds the text.")
+    messages: str = Field(
+        "messages",
+        min_length=1,
+        description="Name of the field that holds a conversation, a list of objects with role and content.",
+    )
+    prompt: str = Field(
+        "prompt", min_length=1, description="Name of the field that holds the first half of a pair, text or messages."
+    )
+    completion: str = Field(
+        "completion", min_length=1, description="Name of the field that holds its second half, which alone is taught."
+    )
+    form: Form = Field(
+        "auto",
+        description="What a document is: text, messages (a conversation, as the chat template writes it) or pairs "
+        "(prompt and completion); auto: by the fields it has.",
+    )
+    loss: Loss = Field(
+        "answers",
+        description="Which tokens of conversations and pairs were taught: answers (the assistant's turns, the "
+        "completion), last (the assistant's last turn) or all.",
+    )
+    chat_template: Annotated[str | None, Names.FILE] = Field(
+        None, min_length=1, description="File of the chat template that training used; default: the model's own."
+    )
+    eos: bool | None = Field(
+        None,
+        description="Whether the end token was put after every text that does not end with it; default: after the "
+        "completions of pairs of texts, as TRL does.",
+    )
+    on_bad_row: OnBadRow = Field(
+        "stop",
+        description="What follows on rows that cannot be read: stop names the first ten; skip leaves them out, counts "
+        "them in the report, and keeps them with the reason in rejected.parquet of the results.",
+    )
     label: str = Field("label", min_length=1, description="Name of the field of a document's class (classifiers only).")
     fields: list[str] = Field(
         default_factory=list,
@@ -38,6 +82,21 @@ class CorpusConfig(Configuration):
         description="Tokens of a window; longer documents are cut, for a classifier after the first window; default: "
         f"{USUAL_WINDOW}, or all that the model reads where that is less.",
     )
+
+    @property
+    def names(self) -> Fields:
+        """The names of a row's fields, where rows say their source and have no class."""
+        return Fields(
+            id=self.id,
+            source=self.source,
+            text=self.text,
+            messages=self.messages,
+            prompt=self.prompt,
+            completion=self.completion,
+            label=self.label,
+            kept=tuple(self.fields),
+            form=self.form,
+        )
 
     def window(self, max_positions: int | None) -> int:
         """Tokens of a window.
@@ -70,7 +129,8 @@ class QueriesConfig(Configuration):
 
     file: Annotated[str, Names.FILE] = Field(
         min_length=1,
-        description="JSONL with `id`, `prompt` and optionally `completion`; a class for a classifier.",
+        description="JSONL with `id`, `prompt` and optionally `completion`, a class for a classifier; or with `id` and "
+        "`messages`, a conversation whose last answer is explained, or written by the model.",
     )
     max_new_tokens: int = Field(
         64, ge=1, le=4096, description="Most tokens the model may add to a prompt that has no completion (greedy)."

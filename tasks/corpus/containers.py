@@ -3,11 +3,15 @@
 from pathlib import Path
 
 from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus.packed import packing_of
 
-__all__ = ["HEAD_BYTES", "ROWS", "refuse_container", "refuse_content", "suffix"]
+__all__ = ["HEAD_BYTES", "ROWS", "TEXTS", "refuse_container", "refuse_content", "suffix"]
 
 # Files of rows, each a document.
-ROWS = (".jsonl", ".ndjson", ".csv", ".parquet")
+ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+# Those of them that may be packed, and files of text, each a document, where a file is named by itself.
+LINES = (".jsonl", ".ndjson", ".json", ".csv")
+TEXTS = (".txt", ".md")
 
 HEAD_BYTES = 512
 
@@ -24,7 +28,7 @@ CONTAINERS = {
     **dict.fromkeys((".zst", ".zstd"), ("packed by zstd", PACKED)),
     **dict.fromkeys((".lz4", ".snappy", ".br"), ("packed", PACKED)),
     **dict.fromkeys((".zip", ".tar", ".7z", ".rar", ".jar", ".whl"), ("an archive of files", PACKED)),
-    **dict.fromkeys((".json", ".geojson"), ("JSON that is not one object a line", f"{AS_ROWS} (or name it .txt)")),
+    ".geojson": ("JSON that is not one object a line", f"{AS_ROWS} (or name it .txt)"),
     ".ipynb": ("a notebook", f"{AS_ROWS} (or name it .txt)"),
     **dict.fromkeys((".tsv", ".tab"), ("a table whose cells are kept apart by tabs", "write it as .csv or .parquet")),
     **dict.fromkeys((".xls", ".xlsx", ".ods"), ("a spreadsheet", "write it as .csv or .parquet")),
@@ -67,7 +71,9 @@ CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")
 
 
 def suffix(path: Path) -> str:
-    """The last suffix, in lower case."""
+    """The last suffix, in lower case; of packed rows, the one before it."""
+    if packing_of(path) is not None and path.with_suffix("").suffix.lower() in LINES:
+        return path.with_suffix("").suffix.lower()
     return path.suffix.lower()
 
 

@@ -11,8 +11,8 @@ import yaml
 from dataworth.storage.errors import InputError
 from dataworth.storage.limited import half_of_memory, limited_command, run_limited, sentence_of_end
 from dataworth.storage.plain_files import below, no_plain_file, open_plain, trusted_folder
-from dataworth.tasks.corpus.rows import Row, reason
-from dataworth.tasks.visible import visible
+from dataworth.tasks.corpus.rows import Row
+from dataworth.tasks.visible import reason, visible
 
 __all__ = ["hugging_face"]
 

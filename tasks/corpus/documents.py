@@ -1,8 +1,10 @@
 """Documents and queries as they are read, and the checks every one of them must pass."""
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from dataworth.storage.corpus import FieldValue
@@ -10,28 +12,15 @@ from dataworth.storage.errors import InputError
 from dataworth.storage.names import folded
 from dataworth.storage.schema import ALL_QUERIES
 from dataworth.storage.spelling import setting
+from dataworth.tasks.corpus.chats import ASSISTANT, Chat
+from dataworth.tasks.corpus.fields import OPTIONS, TOOLS, Fields, has_field
+from dataworth.tasks.corpus.rejected import Rejected
+from dataworth.tasks.corpus.values import field_of, name_of, refuse_long, text_of, value_of
+from dataworth.tasks.visible import short
 
-__all__ = [
-    "MAX_TEXT_BYTES",
-    "Document",
-    "Query",
-    "document",
-    "query",
-    "refuse_half",
-    "refuse_long",
-    "short",
-    "told_apart",
-    "unique",
-]
+__all__ = ["Document", "Query", "checked", "document", "query", "unique"]
 
-# Of one text. A tokenizer and what is kept of its tokens take 150 to 300 bytes of memory for each (measured: 280 with a
-# vocabulary of 300): 10 GB at most.
-MAX_TEXT_BYTES = 2**25
-MAX_ID_CHARACTERS = 10_000
-LARGEST_INTEGER = 2**63 - 1
-
-# Two fields that are trained on as one text: what is asked, what is said.
-HALVES = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"))
+MAX_TURNS = 10_000
 
 Item = TypeVar("Item", "Document", "Query")
 
@@ -41,10 +30,13 @@ class Document:
     """A text with an id and a source.
 
     Args:
-        id, source, text: as given.
+        id, source, text: as given; the text of a pair is both its halves, that of a conversation is made later.
         where: file and line it was read from, for messages.
         label: class as given, where labels are asked for.
         fields: further fields by name, where some are kept.
+        n_prompt: characters of a pair's first half; None of other texts.
+        chat: the conversation, in the place of a text.
+        by_content: was none given, so that the id is made of the content?
     """
 
     id: str
@@ -53,76 +45,134 @@ class Document:
     where: str
     label: str | None = None
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    n_prompt: int | None = None
+    chat: Chat | None = None
+    by_content: bool = False
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is explained: a prompt, and its completion unless the model is to write it."""
+    """What is explained: a prompt, and its completion unless the model writes it; or a conversation's last turn."""
 
     id: str
     prompt: str
     completion: str | None
     where: str
+    chat: Chat | None = None
 
 
-def document(row: Mapping[str, Any], fields: Mapping[str, str], where: str, kept: Sequence[str] = ()) -> Document:
-    """A checked document.
+def document(row: Mapping[str, Any], fields: Fields, where: str) -> Document:
+    """A checked document; one without an id has that of its content, the same for the same text.
 
     Args:
         row: field name → value.
-        fields: `id`, `source`, `text`, and `label` where it is wanted → the names they have in `row`.
+        fields: their names.
         where: file and line.
-        kept: further fields to keep.
 
     Raises:
         InputError: a field is missing, null, empty or of a wrong type, or half of a text.
     """
-    refuse_half(row, fields["text"], where)
+    form = fields.form_of([name for name, value in row.items() if value is not None], where)
+    text, n_prompt, chat = "", None, None
+    if form == "messages":
+        chat = _chat(row, _messages(row, fields.messages, where), 0, where)
+    elif form == "pairs" and isinstance(field_of(row, fields.prompt, where), list):
+        turns = [_messages(row, name, where) for name in (fields.prompt, fields.completion)]
+        chat = _chat(row, [*turns[0], *turns[1]], len(turns[0]), where)
+    elif form == "pairs":
+        asked = text_of(row, fields.prompt, where, blank=True)
+        text, n_prompt = asked + text_of(row, fields.completion, where, blank=True), len(asked)
+    else:
+        text = text_of(row, fields.text, where)
+    if chat is not None and fields.labelled:
+        raise InputError(f"{where}: a conversation, and a classifier reads texts; pass {setting('corpus.text')}")
+    has_id = has_field(row, fields.id) or fields.id != "id"
     return Document(
-        id=_name(row, fields["id"], where),
-        source=_name(row, fields["source"], where),
-        text=_text(row, fields["text"], where),
+        id=name_of(row, fields.id, where, is_id=True) if has_id else _content_id(text, chat),
+        source=name_of(row, fields.source, where) if fields.owner is None else fields.owner,
+        text=text,
         where=where,
-        label=_name(row, fields["label"], where) if "label" in fields else None,
-        fields={name: _value(row, name, where) for name in kept},
+        label=name_of(row, fields.label, where) if fields.labelled else None,
+        fields={name: value_of(row, name, where) for name in fields.kept},
+        n_prompt=n_prompt,
+        chat=chat,
+        by_content=not has_id,
     )
 
 
+def _content_id(text: str, chat: Chat | None) -> str:
+    said = text if chat is None else json.dumps([chat.messages, chat.tools], sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
 def query(row: Mapping[str, Any], where: str) -> Query:
-    """A checked query with `id`, `prompt` and optionally `completion`.
+    """A checked query with `id`, and `prompt` and optionally `completion`, or `messages`.
 
     Raises:
         InputError: a field is missing, empty or of a wrong type, or unknown.
     """
-    unknown = sorted(set(row) - {"id", "prompt", "completion"})
+    of_chat = "messages" in row
+    known = {"id", "messages", TOOLS, OPTIONS} if of_chat else {"id", "prompt", "completion"}
+    unknown = sorted(set(row) - known)
     if unknown:
-        raise InputError(
-            f"{where}, field {short(unknown[0])}: unknown; a query has id, prompt and optionally completion"
-        )
-    completion = None if row.get("completion") is None else _text(row, "completion", where, blank=True)
-    name = _name(row, "id", where)
+        expected = "messages" if of_chat else "prompt and optionally completion, or messages"
+        raise InputError(f"{where}, field {short(unknown[0])}: unknown; a query has id, {expected}")
+    name = name_of(row, "id", where, is_id=True)
     if name == ALL_QUERIES:
         raise InputError(f"{where}, field 'id': {ALL_QUERIES!r} stands for all queries together; use another")
-    return Query(id=name, prompt=_text(row, "prompt", where), completion=completion, where=where)
+    if of_chat:
+        return Query(name, "", None, where, _chat(row, _messages(row, "messages", where), 0, where))
+    completion = None if row.get("completion") is None else text_of(row, "completion", where, blank=True)
+    return Query(id=name, prompt=text_of(row, "prompt", where), completion=completion, where=where)
 
 
-def refuse_half(names: Collection[str], text: str, where: str) -> None:
-    """Refuse to take one half of a prompt and its completion for the text: a model was trained on both together.
+def _chat(row: Mapping[str, Any], messages: list[dict[str, Any]], n_prompt: int, where: str) -> Chat:
+    tools, options = row.get(TOOLS), row.get(OPTIONS) or {}
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            raise InputError(f"{where}, field {TOOLS!r}: broken JSON") from None
+    if tools is not None and not isinstance(tools, list):
+        raise InputError(f"{where}, field {TOOLS!r}: expected a list of tools, got {type(tools).__name__}")
+    if not isinstance(options, dict):
+        raise InputError(f"{where}, field {OPTIONS!r}: expected an object, got {type(options).__name__}")
+    said = messages if not n_prompt else messages[n_prompt:]
+    if not any(message["role"] == ASSISTANT for message in said) and n_prompt:
+        raise InputError(f"{where}: the completion has no turn of the {ASSISTANT}")
+    return Chat(messages, n_prompt, tools or None, options)
 
-    Args:
-        names: of all fields.
-        text: the one that holds the text.
-        where: file and line.
 
-    Raises:
-        InputError: the other half is there, too.
-    """
-    for pair in HALVES:
-        if text in pair and pair[0] in names and pair[1] in names:
-            raise InputError(
-                f"{where}, field {text!r}: {pair[0]} and {pair[1]} are halves of one text, and a corpus of such pairs "
-                f"is not read yet; join them into one field and name that by {setting('corpus.text')}"
-            )
+def _messages(row: Mapping[str, Any], field: str, where: str) -> list[dict[str, Any]]:
+    """Turns, without the names that a table gives to what only other turns have."""
+    value = field_of(row, field, where)
+    if not isinstance(value, list) or not value:
+        what = "an empty list" if value == [] else type(value).__name__
+        raise InputError(f"{where}, field {field!r}: expected a list of messages, got {what}")
+    if len(value) > MAX_TURNS:
+        raise InputError(f"{where}, field {field!r}: {len(value):,} messages, at most {MAX_TURNS:,} are read")
+    turns = []
+    n_bytes = 0
+    for number, turn in enumerate(value, 1):
+        place = f"{where}, field {field!r}, message {number}"
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            hint = " (of `from` and `value`: write them as `role` and `content`)" if _is_shared(turn) else ""
+            raise InputError(f"{place}: expected an object with `role` and `content`{hint}")
+        content = turn.get("content")
+        parts = content if isinstance(content, list) else [content]
+        for part in parts:
+            text = part.get("text") if isinstance(part, dict) else part
+            if isinstance(part, dict) and (part.get("type") != "text" or not isinstance(text, str)):
+                raise InputError(f"{place}: has a part that is no text, and only text is read")
+            if text is not None:
+                n_bytes += len(text_of({"content": text}, "content", place, blank=True, empty=True).encode())
+        refuse_long(n_bytes, place)
+        turns.append({name: part for name, part in turn.items() if part is not None})
+    return turns
+
+
+def _is_shared(turn: Any) -> bool:
+    return isinstance(turn, dict) and "from" in turn and "value" in turn
 
 
 def unique(items: Iterable[Item]) -> Iterator[Item]:
@@ -133,31 +183,51 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
     """
     seen: dict[str, tuple[str, str]] = {}
     for item in items:
-        key = _key(seen, item.id, "id", item.where)
-        if key in seen:
-            raise InputError(f"{item.where}, field 'id': {short(item.id)} was already used at {seen[key][1]}")
-        seen[key] = item.id, item.where
+        _refuse_seen(seen, item)
         yield item
 
 
-def told_apart(documents: Iterable[Document], kept: Sequence[str]) -> Iterator[Document]:
-    """The same documents, refused where two sources, or two values of a field to group by, look the same.
+def _refuse_seen(seen: dict[str, tuple[str, str]], item: Document | Query) -> None:
+    key = _key(seen, item.id, "id", item.where)
+    if key in seen:
+        raise InputError(f"{item.where}, field 'id': {short(item.id)} was already used at {seen[key][1]}")
+    seen[key] = item.id, item.where
 
-    They would be two in every value and share, and one to whoever is paid by them; which of the two spellings is meant,
-    or whether both are, only who owns the corpus can say.
 
-    Raises:
-        InputError: names both, and where they are.
+def checked(documents: Iterable[Document], kept: Sequence[str], rejected: Rejected) -> Iterator[Document]:
+    """The same documents, without those whose id came before, or where two names look the same.
+
+    Two sources, or two values of a field to group by, that look the same would be two in every value and share, and one
+    to whoever is paid by them; which of the two spellings is meant, or whether both are, only who owns the corpus can
+    say. Documents without an id, and with the same text, are numbered: they are copies.
+
+    Args:
+        documents: as read.
+        kept: further fields.
+        rejected: takes what is wrong.
     """
-    seen: dict[str, dict[str, tuple[str, str]]] = {name: {} for name in ("source", *kept)}
+    ids: dict[str, tuple[str, str]] = {}
+    names: dict[str, dict[str, tuple[str, str]]] = {name: {} for name in ("source", *kept)}
+    copies: Counter[str] = Counter()
     for each in documents:
-        key = _key(seen["source"], each.source, "source", each.where)
-        seen["source"].setdefault(key, (each.source, each.where))
-        for name in kept:
-            value = each.fields[name]
-            if isinstance(value, str):
-                seen[name].setdefault(_key(seen[name], value, name, each.where), (value, each.where))
-        yield each
+        document = each
+        if each.by_content:
+            copies[each.id] += 1
+            document = each if copies[each.id] == 1 else replace(each, id=f"{each.id}-{copies[each.id]}")
+        is_good = False
+        with rejected.told():
+            _refuse_likeness(names, document, kept)
+            _refuse_seen(ids, document)
+            is_good = True
+        if is_good:
+            yield document
+
+
+def _refuse_likeness(seen: dict[str, dict[str, tuple[str, str]]], document: Document, kept: Sequence[str]) -> None:
+    for name in ("source", *kept):
+        value = document.source if name == "source" else document.fields[name]
+        if isinstance(value, str):
+            seen[name].setdefault(_key(seen[name], value, name, document.where), (value, document.where))
 
 
 def _key(seen: Mapping[str, tuple[str, str]], name: str, field: str, where: str) -> str:
@@ -175,74 +245,3 @@ def _key(seen: Mapping[str, tuple[str, str]], name: str, field: str, where: str)
 def _spelt(name: str) -> str:
     """With every character that might be another as its number."""
     return ascii(name if len(name) <= 80 else name[:77] + "...")
-
-
-def _field(row: Mapping[str, Any], field: str, where: str) -> Any:
-    if field not in row:
-        known = ", ".join(sorted(str(name) for name in row)) or "none"
-        raise InputError(f"{where}, field {field!r}: missing (fields there: {short(known)})")
-    if row[field] is None:
-        raise InputError(f"{where}, field {field!r}: null")
-    return row[field]
-
-
-def _text(row: Mapping[str, Any], field: str, where: str, *, blank: bool = False) -> str:
-    value = _field(row, field, where)
-    if not isinstance(value, str):
-        turns = isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)
-        remedy = " of objects, as conversations are; write its turns as one text, as the model saw it" if turns else ""
-        raise InputError(f"{where}, field {field!r}: expected text, got {type(value).__name__}{remedy}")
-    if not value or not (blank or value.strip()):
-        raise InputError(f"{where}, field {field!r}: {'nothing but white space' if value else 'empty'}")
-    try:
-        if len(value.encode()) > MAX_TEXT_BYTES:
-            refuse_long(len(value.encode()), f"{where}, field {field!r}")
-    except UnicodeEncodeError:
-        raise InputError(f"{where}, field {field!r}: holds half of a surrogate pair, which is not valid text") from None
-    return value
-
-
-def refuse_long(n_bytes: int, where: str) -> None:
-    """Refuse a text that is longer than a tokenizer has memory for.
-
-    Args:
-        n_bytes: of the text.
-        where: for messages.
-
-    Raises:
-        InputError: it is.
-    """
-    if n_bytes > MAX_TEXT_BYTES:
-        raise InputError(
-            f"{where}: longer than {MAX_TEXT_BYTES:,} bytes, each of which takes a tokenizer 300 bytes of memory; "
-            "cut it into documents, one a file or a line of JSONL"
-        )
-
-
-def _name(row: Mapping[str, Any], field: str, where: str) -> str:
-    value = _field(row, field, where)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    name = _text(row, field, where)
-    if len(name) > MAX_ID_CHARACTERS:
-        raise InputError(f"{where}, field {field!r}: {len(name)} characters long, at most {MAX_ID_CHARACTERS} allowed")
-    return name
-
-
-def _value(row: Mapping[str, Any], field: str, where: str) -> FieldValue:
-    value = _field(row, field, where)
-    if isinstance(value, str):
-        return _name(row, field, where)
-    if not isinstance(value, bool | int | float):
-        kind = type(value).__name__
-        raise InputError(f"{where}, field {field!r}: expected text, a number or true or false, got {kind}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{where}, field {field!r}: {value} is not a finite number")
-    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise InputError(f"{where}, field {field!r}: an integer beyond 64 bits, use text")
-    return value
-
-
-def short(text: str) -> str:
-    """Text of a message, quoted and cut."""
-    return repr(text if len(text) <= 80 else text[:77] + "…")

@@ -9,22 +9,25 @@ from typing import Any
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.plain_files import below, open_plain, trusted_folder
-from dataworth.tasks.corpus.containers import HEAD_BYTES, ROWS, refuse_container, refuse_content, suffix
-from dataworth.tasks.corpus.documents import MAX_TEXT_BYTES, Document, document, refuse_long
+from dataworth.tasks.corpus.containers import HEAD_BYTES, ROWS, TEXTS, refuse_container, refuse_content, suffix
+from dataworth.tasks.corpus.documents import Document, document
+from dataworth.tasks.corpus.fields import Fields
 from dataworth.tasks.corpus.parquet import parquet_rows
-from dataworth.tasks.corpus.rows import Row, csv_rows, decoded, jsonl, unreadable
+from dataworth.tasks.corpus.rejected import Rejected
+from dataworth.tasks.corpus.rows import Row, csv_rows, decoded, json_rows, jsonl, unreadable
+from dataworth.tasks.corpus.values import MAX_TEXT_BYTES, refuse_long
 from dataworth.tasks.visible import visible
 
-__all__ = ["holds_rows", "rows", "rows_of_folder", "texts_of_folder"]
+__all__ = ["holds_rows", "rows", "rows_of_folder", "text_of_file", "texts_of_folder"]
 
 
-def rows(path: Path, wanted: Sequence[str], text: str, within: Path | None = None) -> Iterator[Row]:
+def rows(path: Path, fields: Fields, rejected: Rejected, within: Path | None = None) -> Iterator[Row]:
     """Rows of a file.
 
     Args:
         path: of the file.
-        wanted: names of the fields that are read; rows may have others.
-        text: the one of them that holds the text.
+        fields: that are read; rows may have others.
+        rejected: takes rows that are none.
         within: the folder it was found in, which it may not lead out of; None: of a file that a person named.
 
     Raises:
@@ -33,14 +36,17 @@ def rows(path: Path, wanted: Sequence[str], text: str, within: Path | None = Non
     where = visible(str(path))
     kind = suffix(path)
     if kind in (".jsonl", ".ndjson"):
-        return jsonl(path, within)
+        return jsonl(path, rejected, within)
+    if kind == ".json":
+        return json_rows(path, rejected, within)
     if kind == ".csv":
-        return csv_rows(path, within)
+        return csv_rows(path, rejected, within)
     if kind == ".parquet":
-        return parquet_rows(path, wanted, text, within)
+        return parquet_rows(path, fields, within)
     refuse_container(path, where)
     raise InputError(
-        f"{where}: unknown kind of file; expected {', '.join(ROWS)}, a folder of such files or of text, or hf:NAME"
+        f"{where}: unknown kind of file; expected {', '.join((*ROWS, *TEXTS))}, a folder of such files or of text, or "
+        "hf:NAME"
     )
 
 
@@ -63,23 +69,37 @@ def holds_rows(root: Path) -> bool:
     return True in first
 
 
-def rows_of_folder(root: Path, wanted: Sequence[str], text: str) -> Iterator[Row]:
+def rows_of_folder(root: Path, fields: Fields, rejected: Rejected) -> Iterator[Row]:
     """Rows of every file of a folder, files by name, then subfolders by name; see `rows`."""
     within = trusted_folder(root)
     for path in _files(root):
-        yield from rows(path, wanted, text, within)
+        yield from rows(path, fields, rejected, within)
 
 
-def texts_of_folder(root: Path, field: str) -> Iterator[Document]:
+def texts_of_folder(root: Path, fields: Fields, rejected: Rejected) -> Iterator[Document]:
     """A file is a document, its path the id; the first folder on the way to it is its source, else the root's name.
 
     Args:
         root: the folder.
-        field: name that a row's text would have, by which rows are told from text.
+        fields: names that rows would have, by which they are told from text; and the source, where one is given.
+        rejected: takes files that are no text.
     """
     within = trusted_folder(root)
     for path in _files(root):
-        yield _text_file(root, path, field, within)
+        read = None
+        with rejected.told():
+            read = _text_file(root, path, fields, within)
+        if read is not None:
+            yield read
+
+
+def text_of_file(path: Path, fields: Fields) -> Document:
+    """A file of text, named by itself: its name is the id, that of its folder its source, unless one is given.
+
+    Raises:
+        InputError: it holds rows, or no text.
+    """
+    return _text_file(path.absolute().parent, path.absolute(), fields, None)
 
 
 def _is_of_rows(path: Path) -> bool:
@@ -126,22 +146,22 @@ def _linked(path: Path, within: Path) -> int:
         raise unreadable(path, error) from None
 
 
-def _text_file(root: Path, path: Path, field: str, within: Path) -> Document:
+def _text_file(root: Path, path: Path, fields: Fields, within: Path | None) -> Document:
     where = visible(str(path))
     relative = path.relative_to(root)
-    source = relative.parts[0] if len(relative.parts) > 1 else root.resolve().name
+    folder = relative.parts[0] if len(relative.parts) > 1 else root.resolve().name
     try:
         identifier = relative.as_posix().encode().decode()
     except UnicodeEncodeError:
         raise InputError(f"{where}: the name of the file is not valid UTF-8") from None
     lines = _content(path, where, within).removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True)
-    _refuse_row(lines, field, where)
+    _refuse_row(lines, fields.text, where)
     text = "".join(decoded(line, f"{where}, line {number}") for number, line in enumerate(lines, 1))
-    row = {"id": identifier, "source": source, "text": text}
-    return document(row, {"id": "id", "source": "source", "text": "text"}, where)
+    row = {"id": identifier, "source": fields.owner or folder, "text": text}
+    return document(row, Fields(form="text"), where)
 
 
-def _content(path: Path, where: str, within: Path) -> bytes:
+def _content(path: Path, where: str, within: Path | None) -> bytes:
     try:
         with open_plain(path, where, within) as file:
             head = file.read(HEAD_BYTES)

@@ -1,39 +1,52 @@
 """Documents and queries from JSONL, Parquet, CSV, folders of those or of text, and data sets, one at a time."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.plain_files import open_plain
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
-from dataworth.tasks.corpus.containers import ROWS, refuse_container, suffix
+from dataworth.tasks.corpus.containers import TEXTS, refuse_container, suffix
 from dataworth.tasks.corpus.data_sets import hugging_face
-from dataworth.tasks.corpus.documents import Document, Query, document, query, told_apart, unique
-from dataworth.tasks.corpus.folders import holds_rows, rows, rows_of_folder, texts_of_folder
-from dataworth.tasks.corpus.rows import Row, jsonl, unreadable
+from dataworth.tasks.corpus.documents import Document, Query, checked, document, query, unique
+from dataworth.tasks.corpus.fields import Fields
+from dataworth.tasks.corpus.folders import holds_rows, rows, rows_of_folder, text_of_file, texts_of_folder
+from dataworth.tasks.corpus.places import place_of
+from dataworth.tasks.corpus.rejected import Rejected
+from dataworth.tasks.corpus.rows import Row, json_rows, jsonl, unreadable
 from dataworth.tasks.visible import visible
 
 __all__ = ["read_documents", "read_queries"]
 
 
-def read_documents(config: CorpusConfig, *, labelled: bool = False) -> Iterator[Document]:
-    """All documents of a corpus, in the order of its files.
+def read_documents(
+    config: CorpusConfig, rejected: Rejected | None = None, *, labelled: bool = False
+) -> Iterator[Document]:
+    """All documents of a corpus, in the order of its files; once it is known that the run ends, none.
 
     Args:
         config: files and fields.
+        rejected: takes rows that cannot be read; None: one as `config` says.
         labelled: every document must have a class.
 
     Raises:
         InputError: whatever is wrong, naming file, line and field; also when there is no document at all.
     """
-    fields = {"id": config.id, "source": config.source, "text": config.text}
-    if labelled:
-        fields["label"] = config.label
-    read = (each for name in config.files for each in _documents(name, fields, config.fields))
-    return _at_least_one(told_apart(unique(read), config.fields), "document", ", ".join(config.files))
+    rejected = rejected or Rejected(config.on_bad_row)
+    fields = replace(config.names, labelled=labelled)
+    places = [place_of(entry) for entry in config.files]
+    read = (
+        each
+        for place in places
+        for name in place.files
+        for each in _documents(name, replace(fields, owner=place.owner), rejected)
+    )
+    documents = rejected.before_the_end(checked(read, config.fields, rejected))
+    return _at_least_one(documents, "document", ", ".join(config.files), rejected)
 
 
 def read_queries(config: QueriesConfig) -> Iterator[Query]:
@@ -44,17 +57,18 @@ def read_queries(config: QueriesConfig) -> Iterator[Query]:
     """
     path = _file(config.file)
     kind = suffix(path)
-    if kind != ".json":  # which is often JSONL, and else is refused at its first line
-        refuse_container(path, visible(config.file))
-    if kind in ROWS and kind not in (".jsonl", ".ndjson"):
+    refuse_container(path, visible(config.file))
+    if kind in (".csv", ".parquet"):
         raise InputError(f"{visible(config.file)}: queries are read from JSONL (.jsonl, .ndjson), not from {kind}")
-    return _at_least_one(unique(_queries(path)), "query", config.file)
+    return _at_least_one(unique(_queries(path)), "query", config.file, Rejected())
 
 
 def _queries(path: Path) -> Iterator[Query]:
     with _in_memory(str(path)):
-        for row, where in jsonl(path):
+        rejected = Rejected()
+        for row, where in (json_rows if suffix(path) == ".json" else jsonl)(path, rejected):
             yield query(row, where)
+        rejected.stop()
 
 
 @contextmanager
@@ -66,34 +80,49 @@ def _in_memory(name: str) -> Iterator[None]:
         raise InputError(f"{visible(name)}: a document does not fit into memory; cut it into several") from None
 
 
-def _at_least_one(items: Iterator[Any], what: str, where: str) -> Iterator[Any]:
+def _at_least_one(items: Iterator[Any], what: str, where: str, rejected: Rejected) -> Iterator[Any]:
     count = 0
     for count, item in enumerate(items, 1):  # noqa: B007  the count is read after the loop
         yield item
+    rejected.stop()
     if count == 0:
-        raise InputError(f"{visible(where)}: holds no {what}")
+        also = f", but for {len(rejected.sentences):,} that cannot be read" if rejected.sentences else ""
+        raise InputError(f"{visible(where)}: holds no {what}{also}")
 
 
-def _documents(name: str, fields: Mapping[str, str], kept: Sequence[str]) -> Iterator[Document]:
-    wanted = list(dict.fromkeys([*fields.values(), *kept]))
+def _documents(name: str, fields: Fields, rejected: Rejected) -> Iterator[Document]:
     all_rows: Iterator[Row]
     if name.startswith("hf:"):
         all_rows = hugging_face(name)
     elif not os.path.isdir(name):
-        all_rows = rows(_file(name), wanted, fields["text"])
+        path = _file(name)
+        if suffix(path) in TEXTS:
+            _refuse_text(fields, name, "a file")
+            with _in_memory(name), rejected.told():
+                yield text_of_file(path, fields)
+            return
+        all_rows = rows(path, fields, rejected)
     elif holds_rows(Path(name)):
-        all_rows = rows_of_folder(Path(name), wanted, fields["text"])
+        all_rows = rows_of_folder(Path(name), fields, rejected)
     else:
-        if "label" in fields:
-            raise InputError(f"{visible(name)}: a folder of text says no classes; give a classifier's corpus as JSONL")
-        if kept:
-            raise InputError(f"{visible(name)}: a folder of text has no field {kept[0]!r}; give the corpus as JSONL")
+        _refuse_text(fields, name, "a folder")
         with _in_memory(name):
-            yield from texts_of_folder(Path(name), fields["text"])
+            yield from texts_of_folder(Path(name), fields, rejected)
         return
     with _in_memory(name):
         for row, where in all_rows:
-            yield document(row, fields, where, kept)
+            read = None
+            with rejected.told():
+                read = document(row, fields, where)
+            if read is not None:
+                yield read
+
+
+def _refuse_text(fields: Fields, name: str, what: str) -> None:
+    if fields.labelled:
+        raise InputError(f"{visible(name)}: {what} of text says no classes; give a classifier's corpus as JSONL")
+    if fields.kept:
+        raise InputError(f"{visible(name)}: {what} of text has no field {fields.kept[0]!r}; give the corpus as JSONL")
 
 
 def _file(name: str) -> Path:

@@ -11,10 +11,11 @@ from typing import Any, BinaryIO
 from dataworth.storage.errors import InputError
 from dataworth.storage.plain_files import open_plain
 from dataworth.tasks.corpus.containers import HEAD_BYTES, refuse_content
-from dataworth.tasks.corpus.documents import short
-from dataworth.tasks.visible import visible
+from dataworth.tasks.corpus.packed import packing_of, unpacked
+from dataworth.tasks.corpus.rejected import Rejected
+from dataworth.tasks.visible import reason, short, visible
 
-__all__ = ["Row", "csv_rows", "decoded", "jsonl", "reason", "refuse_columns", "unreadable"]
+__all__ = ["Row", "csv_rows", "decoded", "json_rows", "jsonl", "refuse_columns", "unreadable"]
 
 Row = tuple[dict[str, Any], str]
 
@@ -49,14 +50,11 @@ def decoded(line: bytes, where: str) -> str:
         raise InputError(f"{where}: not valid UTF-8 (byte {error.start + 1} of the line)") from None
 
 
-def reason(error: Exception) -> str:
-    """First line of what a library says."""
-    lines = str(error).strip().splitlines()
-    return visible(lines[0]) if lines else type(error).__name__
+def _lines(path: Path, within: Path | None, longest: int, rejected: Rejected) -> Iterator[tuple[str, str]]:
+    """Lines, with their ends, and where each is; a byte order mark at the start is left out.
 
-
-def _lines(path: Path, within: Path | None, longest: int) -> Iterator[tuple[str, str]]:
-    """Lines, with their ends, and where each is; a byte order mark at the start is left out."""
+    Lines that are no text are rejected.
+    """
     name = visible(str(path))
     with _opened(path, name, within) as file:
         refuse_content(file.peek(HEAD_BYTES)[:HEAD_BYTES], name)  # type: ignore[attr-defined]
@@ -64,14 +62,19 @@ def _lines(path: Path, within: Path | None, longest: int) -> Iterator[tuple[str,
             where = f"{name}, line {number}"
             if len(line) > longest:
                 raise InputError(f"{where}: longer than {longest:,} bytes; a row is a line, and a text is a document")
-            yield decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where), where
+            text = None
+            with rejected.told():
+                text = decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where)
+            if text is not None:
+                yield text, where
 
 
 def _opened(path: Path, name: str, within: Path | None) -> BinaryIO:
     try:
-        return open_plain(path, name, within)
+        file, packing = open_plain(path, name, within), packing_of(path)
     except OSError as error:
         raise unreadable(path, error) from None
+    return file if packing is None else unpacked(file, packing, name)
 
 
 def _refuse_many_values(line: str, where: str) -> None:
@@ -89,31 +92,70 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def jsonl(path: Path, within: Path | None = None) -> Iterator[Row]:
+def jsonl(path: Path, rejected: Rejected, within: Path | None = None) -> Iterator[Row]:
     """Rows of a file of one JSON object a line.
 
     Args:
         path: of the file.
+        rejected: takes lines that are none.
         within: the folder it was found in, which it may not lead out of (see `open_plain`).
 
     Raises:
-        InputError: a line is none.
+        InputError: it is no file of lines.
     """
-    for text, where in _lines(path, within, MAX_LINE_BYTES):
+    for text, where in _lines(path, within, MAX_LINE_BYTES, rejected):
         if not text or text.isspace():
             continue
-        if len(text) > LONG_LINE_CHARACTERS:
-            _refuse_many_values(text, where)
-        try:
-            row = json.loads(text, object_pairs_hook=_object)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: broken JSON ({reason(error)})") from None
-        if not isinstance(row, dict):
+        row = None
+        with rejected.told():
+            row = _parsed(text, where)
+        if row is not None:
+            yield row, where
+
+
+def json_rows(path: Path, rejected: Rejected, within: Path | None = None) -> Iterator[Row]:
+    """Rows of a file that is a list of JSON objects, read as a whole; else one object a line (see `jsonl`).
+
+    Raises:
+        InputError: it is longer than any line may be, or as `jsonl`.
+    """
+    name = visible(str(path))
+    with _opened(path, name, within) as file:
+        head = file.peek(HEAD_BYTES)[:HEAD_BYTES]  # type: ignore[attr-defined]
+        refuse_content(head, name)
+        if not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            yield from jsonl(path, rejected, within)
+            return
+        content = file.read(MAX_LINE_BYTES + 1)
+    if len(content) > MAX_LINE_BYTES:
+        raise InputError(f"{name}: a list of more than {MAX_LINE_BYTES:,} bytes; write it as .jsonl, a row a line")
+    rows = _value(decoded(content.removeprefix(b"\xef\xbb\xbf"), name), name)
+    for number, row in enumerate(rows, 1):
+        where = f"{name}, row {number}"
+        if isinstance(row, dict):
+            yield row, where
+            continue
+        with rejected.told():
             raise InputError(f"{where}: expected a JSON object, got {type(row).__name__}")
-        yield row, where
 
 
-def csv_rows(path: Path, within: Path | None = None) -> Iterator[Row]:
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    row = _value(text, where)
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+def _value(text: str, where: str) -> Any:
+    if len(text) > LONG_LINE_CHARACTERS:
+        _refuse_many_values(text, where)
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: broken JSON ({reason(error)})") from None
+
+
+def csv_rows(path: Path, rejected: Rejected, within: Path | None = None) -> Iterator[Row]:
     """Rows of a table whose first line names the columns; see `jsonl`."""
     csv.field_size_limit(MAX_ROW_BYTES)
     name = visible(str(path))
@@ -121,7 +163,7 @@ def csv_rows(path: Path, within: Path | None = None) -> Iterator[Row]:
 
     def lines() -> Iterator[str]:
         nonlocal n_bytes
-        for line, where in _lines(path, within, MAX_ROW_BYTES):
+        for line, where in _lines(path, within, MAX_ROW_BYTES, rejected):
             n_bytes += len(line)
             if n_bytes > MAX_ROW_BYTES:
                 raise InputError(f"{where}: the row is longer than {MAX_ROW_BYTES:,} bytes; a text is a document")
@@ -134,11 +176,15 @@ def csv_rows(path: Path, within: Path | None = None) -> Iterator[Row]:
         for row in reader:
             n_bytes = 0
             where = f"{name}, line {reader.line_num}"
-            if None in row:
-                raise InputError(f"{where}: has more cells than the header has names")
-            if None in row.values():
-                raise InputError(f"{where}: has fewer cells than the header has names")
-            yield row, where
+            is_whole = False
+            with rejected.told():
+                if None in row:
+                    raise InputError(f"{where}: has more cells than the header has names")
+                if None in row.values():
+                    raise InputError(f"{where}: has fewer cells than the header has names")
+                is_whole = True
+            if is_whole:
+                yield row, where
     except csv.Error as error:
         raise InputError(f"{name}, line {reader.line_num}: broken CSV ({error})") from None
 

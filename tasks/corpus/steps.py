@@ -1,22 +1,30 @@
 """Steps that turn documents and queries into a corpus store."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from dataworth.storage.corpus import CorpusStore, TokenisedDocument
 from dataworth.storage.errors import InputError
 from dataworth.storage.locations import StoreFolders
+from dataworth.storage.plain_files import open_plain
 from dataworth.storage.ref import StoreRef
+from dataworth.storage.spelling import setting
 from dataworth.storage.withdrawals import Withdrawals
+from dataworth.tasks.corpus.chats import ASSISTANT, asked_tokens
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.documents import Document, Query
 from dataworth.tasks.corpus.readers import read_documents, read_queries
+from dataworth.tasks.corpus.rejected import Rejected
+from dataworth.tasks.corpus.taught import Taught
 from dataworth.tasks.corpus.windows import (
+    NOTHING_TAUGHT,
     answered_query,
+    asked_chat,
     class_number,
     classified_text,
     prompt_tokens,
@@ -28,7 +36,9 @@ from dataworth.tasks.model.generation import end_tokens, greedy_tokens
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.progress import run_logger
 
-__all__ = ["prepare_corpus", "prepare_queries"]
+__all__ = ["prepare_corpus", "prepare_queries", "taught_by"]
+
+MAX_TEMPLATE_BYTES = 2**20
 
 
 def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> StoreRef:
@@ -39,10 +49,12 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
     """
     loaded = load(model)
     length = corpus.window(loaded.max_positions)
+    taught = taught_by(corpus)
+    rejected = Rejected(corpus.on_bad_row)
 
     def tokenised(document: Document) -> TokenisedDocument:
         if loaded.labels is None:
-            return tokenised_document(loaded.tokenizer, document, length)
+            return tokenised_document(loaded.tokenizer, document, length, taught)
         label = class_number(document.label or "", loaded.labels, f"{document.where}, field {corpus.label!r}")
         text = classified_text(loaded.tokenizer, document.id, document.source, document.text, label, length)
         return replace(text, fields=document.fields)
@@ -55,16 +67,29 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
             return False
         return True
 
+    def read() -> Iterator[TokenisedDocument]:
+        for document in filter(kept, read_documents(corpus, rejected, labelled=loaded.labels is not None)):
+            made = None
+            with rejected.told():
+                made = checked.one(tokenised(document))
+            if made is not None:
+                yield made
+        rejected.stop()
+
     checked = _Checked(loaded, "documents")
-    documents = checked.all(map(tokenised, filter(kept, read_documents(corpus, labelled=loaded.labels is not None))))
     attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": length}
-    ref = CorpusStore.write(StoreFolders(store).corpora, documents, attributes, corpus.fields)
+    ref = CorpusStore.write(StoreFolders(store).corpora, read(), attributes, corpus.fields, rejected.sentences)
     written = CorpusStore.open(ref)
+    if rejected.sentences:
+        run_logger().warning("%s rows cannot be read and are left out", f"{len(rejected.sentences):,}")
     if left_out:
         run_logger().warning("%s documents were withdrawn and are left out", len(left_out))
     if written.n_examples == 0:
         reason = " was not withdrawn and" if left_out else ""
-        raise InputError(f"{', '.join(corpus.files)}: no document{reason} has the two tokens an example needs")
+        lacking = "the two tokens an example needs"
+        if NOTHING_TAUGHT in checked.remarks:
+            lacking = f"a token that is taught among its first {length}; pass a larger {setting('corpus.max_length')}"
+        raise InputError(f"{', '.join(corpus.files)}: no document{reason} has {lacking}")
     run_logger().info(
         "%s documents, %s windows, %s tokens",
         f"{written.n_documents:,}",
@@ -89,11 +114,21 @@ def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> S
     def tokenised() -> Iterator[TokenisedDocument]:
         asked = 0
         for query in read_queries(queries):
-            asked += query.completion is None
-            if asked == 1 and query.completion is None and getattr(loaded.tokenizer, "chat_template", None):
+            asked += query.completion is None and query.chat is None
+            if (
+                asked == 1
+                and query.completion is None
+                and query.chat is None
+                and getattr(loaded.tokenizer, "chat_template", None)
+            ):
                 run_logger().warning("the model has a chat template; prompts are completed as they are, without it")
             if loaded.labels is not None:
+                if query.chat is not None:
+                    raise InputError(f"{query.where}: a conversation, and a classifier reads texts; give a prompt")
                 yield _classified_query(loaded, query)
+                continue
+            if query.chat is not None and query.chat.messages[-1]["role"] == ASSISTANT:
+                yield asked_chat(loaded.tokenizer, query.id, query.chat, query.where, loaded.max_positions)
                 continue
             if query.completion is None:
                 yield _answered(loaded, query, queries.max_new_tokens)
@@ -104,10 +139,33 @@ def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> S
 
     checked = _Checked(loaded, "queries")
     attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": None}
-    ref = CorpusStore.write(StoreFolders(store).corpora, checked.all(tokenised()), attributes)
+    ref = CorpusStore.write(StoreFolders(store).corpora, map(checked.one, tokenised()), attributes)
     run_logger().info("%s queries", CorpusStore.open(ref).n_documents)
     checked.log()
     return ref
+
+
+def taught_by(corpus: CorpusConfig) -> Taught:
+    """How a training read the corpus, as its parameters say.
+
+    Raises:
+        InputError: the file of the chat template cannot be read.
+    """
+    return Taught(corpus.loss, _template(corpus.chat_template), corpus.eos)
+
+
+def _template(file: str | None) -> str | None:
+    if file is None:
+        return None
+    name = f"{setting('corpus.chat_template')} {file}"
+    try:
+        with open_plain(Path(file), name) as opened:
+            content = opened.read(MAX_TEMPLATE_BYTES + 1)
+        if len(content) > MAX_TEMPLATE_BYTES:
+            raise InputError(f"{name}: longer than {MAX_TEMPLATE_BYTES:,} bytes, as no template is")
+        return content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 class _Checked:
@@ -122,23 +180,27 @@ class _Checked:
         self._loaded, self._what = loaded, what
         self._remarks: Counter[str] = Counter()
 
-    def all(self, documents: Iterable[TokenisedDocument]) -> Iterator[TokenisedDocument]:
-        """The same documents.
+    def one(self, document: TokenisedDocument) -> TokenisedDocument:
+        """The same document.
 
         Raises:
             InputError: a token is beyond the model's embedding.
         """
         n_embedded = self._loaded.n_embedded
-        for document in documents:
-            if n_embedded is not None and len(document.tokens) and int(document.tokens.max()) >= n_embedded:
-                token = int(document.tokens.max())
-                raise InputError(
-                    f"{document.document_id!r} of the {self._what} needs token {token} "
-                    f"({self._loaded.tokenizer.convert_ids_to_tokens(token)!r}), but the model embeds only ids up to "
-                    f"{n_embedded - 1}: the tokenizer is not this model's, or its embedding was never resized"
-                )
-            self._remarks.update(document.remarks)
-            yield document
+        if n_embedded is not None and len(document.tokens) and int(document.tokens.max()) >= n_embedded:
+            token = int(document.tokens.max())
+            raise InputError(
+                f"{document.document_id!r} of the {self._what} needs token {token} "
+                f"({self._loaded.tokenizer.convert_ids_to_tokens(token)!r}), but the model embeds only ids up to "
+                f"{n_embedded - 1}: the tokenizer is not this model's, or its embedding was never resized"
+            )
+        self._remarks.update(document.remarks)
+        return document
+
+    @property
+    def remarks(self) -> Collection[str]:
+        """What was to be said of any."""
+        return self._remarks.keys()
 
     def log(self) -> None:
         """Say how many of them each remark is of."""
@@ -162,8 +224,11 @@ def _classified_query(loaded: LoadedModel, query: Query) -> TokenisedDocument:
 @torch.no_grad()
 def _answered(loaded: LoadedModel, query: Query, max_new_tokens: int) -> TokenisedDocument:
     """A prompt with what the model says after it: greedy, until its end token or `max_new_tokens`."""
-    prompt = prompt_tokens(loaded.tokenizer, query.prompt)
     where = f"{query.where}, query {query.id!r}"
+    if query.chat is None:
+        asked, prompt = query.prompt, prompt_tokens(loaded.tokenizer, query.prompt)
+    else:
+        asked, prompt = asked_tokens(loaded.tokenizer, query.chat, None, where)
     room = max_new_tokens if loaded.max_positions is None else min(max_new_tokens, loaded.max_positions - len(prompt))
     if not prompt or room < 1:
         raise InputError(f"{where}: a prompt of {len(prompt)} tokens leaves the model no room to complete it")
@@ -175,4 +240,4 @@ def _answered(loaded: LoadedModel, query: Query, max_new_tokens: int) -> Tokenis
     decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     before, whole = decode(prompt), decode([*prompt, *said])
     text = whole[len(before) :] if whole.startswith(before) else decode(said)
-    return answered_query(query.id, query.prompt, text, [*prompt, *said], len(prompt), query.where, None)
+    return answered_query(query.id, asked, text, [*prompt, *said], len(prompt), query.where, None)

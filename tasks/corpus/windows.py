@@ -9,13 +9,18 @@ import numpy as np
 from dataworth.storage.corpus import TokenisedDocument
 from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
-from dataworth.tasks.corpus.documents import Document, short
+from dataworth.tasks.corpus.chats import Chat, rendered
+from dataworth.tasks.corpus.documents import Document
+from dataworth.tasks.corpus.taught import Taught
 from dataworth.tasks.model.tokens import Encoded, encoded
+from dataworth.tasks.visible import short
 
 __all__ = [
     "CUT",
+    "NOTHING_TAUGHT",
     "REPEATED",
     "answered_query",
+    "asked_chat",
     "class_number",
     "classified_text",
     "prompt_tokens",
@@ -26,6 +31,7 @@ __all__ = [
 
 
 REPEATED = "begin or end with what the tokenizer adds to every text: it is not added a second time"
+NOTHING_TAUGHT = "have no token that is taught: they get no score"
 CUT = "have more tokens than the model reads, or than {}: what is beyond is left out"
 
 
@@ -46,14 +52,28 @@ def _characters(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return (min(start for start, _ in covered), max(end for _, end in covered)) if covered else (0, 0)
 
 
-def tokenised_document(tokenizer: Any, document: Document, max_length: int) -> TokenisedDocument:
-    """A document cut into windows of at most `max_length` tokens.
+def tokenised_document(
+    tokenizer: Any, document: Document, max_length: int, taught: Taught | None = None
+) -> TokenisedDocument:
+    """A document cut into windows of at most `max_length` tokens; of a conversation or a pair there is one, cut off.
 
     Args:
         tokenizer: a transformers tokenizer; its own default special tokens are added, none of them twice.
         document: the text.
         max_length: tokens of a window.
+        taught: how a training read it; None: as the defaults of `Taught` say.
+
+    Raises:
+        InputError: a conversation that cannot be written as the model reads it.
     """
+    taught = taught or Taught()
+    if document.chat is not None:
+        chat = rendered(tokenizer, document.chat, taught.template, taught.loss, document.where)
+        return _one_window(document, chat.text, chat.ids, chat.offsets, chat.taught, max_length)
+    if document.n_prompt is not None:
+        return _pair(tokenizer, document, document.n_prompt, max_length, taught)
+    if taught.eos:
+        document = replace(document, text=_ended(tokenizer, document.text))
     text = encoded(tokenizer, document.text, where=document.where)
     bounds = window_bounds(len(text.ids), max_length)
     kept = sum(length for _, length in bounds)
@@ -68,6 +88,74 @@ def tokenised_document(tokenizer: Any, document: Document, max_length: int) -> T
         fields=document.fields,
         remarks=_remarks(text),
     )
+
+
+def _pair(tokenizer: Any, document: Document, n_prompt: int, max_length: int, taught: Taught) -> TokenisedDocument:
+    """Taught from the first token on that the prompt alone does not have, as in TRL."""
+    text = document.text if taught.eos is False else _ended(tokenizer, document.text)
+    read = encoded(tokenizer, text, where=document.where)
+    alone = encoded(tokenizer, document.text[:n_prompt], where=document.where)
+    begun = next((n for n, (a, b) in enumerate(zip(alone.ids, read.ids, strict=False)) if a != b), len(alone.ids))
+    first = 0 if taught.loss == "all" else begun
+    is_taught = np.arange(len(read.ids)) >= first
+    made = _one_window(document, text, read.ids, read.offsets, is_taught, max_length)
+    return replace(made, remarks=(*made.remarks, *_remarks(read)))
+
+
+def _ended(tokenizer: Any, text: str) -> str:
+    """With the end token, unless it is there."""
+    end = tokenizer.eos_token
+    return text if not end or text.endswith(end) else text + end
+
+
+def _one_window(
+    document: Document,
+    text: str,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    taught: np.ndarray,
+    max_length: int,
+) -> TokenisedDocument:
+    """One window, cut off at its end; without a token that is taught, none."""
+    kept, own = np.asarray(ids[:max_length], np.int32), np.asarray(taught[:max_length], bool)
+    remarks = (CUT.format(setting("corpus.max_length")),) if len(ids) > max_length else ()
+    targets = np.flatnonzero(own[1:]) + 1
+    if not len(targets):
+        kept, own, remarks = kept[:0], own[:0], (*remarks, NOTHING_TAUGHT)
+    n_masked = int(np.flatnonzero(own)[0]) if own.any() else 0
+    untaught = ~own & (np.arange(len(own)) >= n_masked)
+    return TokenisedDocument(
+        document_id=document.id,
+        source=document.source,
+        text=text,
+        tokens=kept,
+        windows=((0, len(kept), n_masked, *_characters(offsets[: len(kept)])),) if len(kept) else (),
+        fields=document.fields,
+        remarks=remarks,
+        untaught=untaught if untaught.any() else None,
+    )
+
+
+def asked_chat(tokenizer: Any, name: str, chat: Chat, where: str, max_length: int | None) -> TokenisedDocument:
+    """A conversation whose last turn, the assistant's, is explained.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        name: id of the query.
+        chat: the conversation.
+        where: file and line, for messages.
+        max_length: most tokens the model reads; None if it states none.
+
+    Raises:
+        InputError: as `dataworth.tasks.corpus.chats.rendered`, or the query is longer than the model reads.
+    """
+    read = rendered(tokenizer, chat, None, "last", where)
+    targets = np.flatnonzero(read.taught)
+    if not len(targets) or targets[0] == 0:
+        raise InputError(f"{where}: query {short(name)} has no token to explain")
+    first, end = int(targets[0]), int(targets[-1]) + 1  # what the template writes after the turn explains nothing
+    begun = read.offsets[first][0]
+    return answered_query(name, read.text[:begun], read.text[begun:], read.ids[:end], first, where, max_length)
 
 
 def _remarks(text: Encoded) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ import pandas as pd
 import yaml
 
 from dataworth.storage.coalitions import CoalitionStore
+from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.durable import move_into_place
 from dataworth.storage.manifest import staging_folder
-from dataworth.storage.schema import ALL_QUERIES, VALUES
+from dataworth.storage.schema import ALL_QUERIES, REJECTED_FILE, VALUES
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.counterfactual.certificate import Certificate
 from dataworth.tasks.progress import run_logger
@@ -28,7 +29,7 @@ __all__ = ["calibrated", "publish_audit", "publish_valuation"]
 
 PLACES = ("place_best", "place_worst")
 REPLACED_FOLDERS = ("scores.zarr", "figures")
-REPLACED_FILES = ("layers.parquet", "overlap.parquet", "document_values.parquet", "machine.csv")
+REPLACED_FILES = ("layers.parquet", "overlap.parquet", "document_values.parquet", "machine.csv", REJECTED_FILE)
 
 
 def publish_valuation(results: str, parts: ValuationParts, confidence: float) -> None:
@@ -57,6 +58,9 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
             of_documents.to_pandas().to_parquet(staging / "document_values.parquet", index=False)
         if overlap is not None:
             overlap.to_pandas().to_parquet(staging / "overlap.parquet", index=False)
+        rejected = CorpusStore.open(parts.corpus).rejected()
+        if rejected:
+            pd.DataFrame({"reason": rejected}).to_parquet(staging / REJECTED_FILE, index=False)
         _draw(staging / "figures", values, scores, None if overlap is None else overlap.to_pandas())
         if gathered.certificate is not None:
             (staging / "figures" / "certificate.png").write_bytes(certificate_figure(gathered.certificate))

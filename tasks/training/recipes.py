@@ -55,7 +55,7 @@ def recipe_of(loaded: LoadedModel, corpus: CorpusStore, training: TrainingConfig
     """
     if loaded.sharded:
         raise InputError(f"{setting('model.shard')}: a model spread over several processes cannot be trained again yet")
-    lengths, targets = corpus.windows["n_tokens"], window_targets(corpus.windows)
+    lengths, targets = corpus.windows["n_tokens"], window_targets(corpus)
     batches = [np.array(batch) for batch in shuffled_batches(lengths.tolist(), training)]
     steps = [
         Step(

@@ -67,7 +67,7 @@ def ledger_of(
             for step, batch in enumerate(batches):
                 model.train()
                 numbers, owners = windows[batch], players[batch]
-                n_targets = max(1, int(window_targets(corpus.windows)[numbers].sum()))
+                n_targets = max(1, int(window_targets(corpus)[numbers].sum()))
                 optimizer.zero_grad(set_to_none=True)
                 for player in np.unique(owners):
                     own = numbers[owners == player]

@@ -51,6 +51,8 @@ MODULES = (
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "max_position_embeddings": 48}
 MAX_LENGTH = 16
+# Of a chat; what the assistant says is found by its turns.
+TEMPLATE = "{% for message in messages %}{{ message['role'][0] + ' says ' + message['content'] }}{% endfor %}"
 # Of the input "trained", from the input "base" on.
 TRAINING = {"epochs": 2, "batch_tokens": 32, "learning_rate": 0.05, "weight_decay": 0.1}
 # Of the largest number of a column: how far float32 sums over other batches may lie from each other.
@@ -112,6 +114,9 @@ class Inputs:
             for n, text in enumerate([*TEXTS[:7], " ".join(TEXTS[5:8])])
         ]
         self._write("corpus.jsonl", rows)
+        self._write("chats.jsonl", [_chat(row, TEXTS[number]) for number, row in enumerate(rows)])
+        (self._kept / "template.jinja").write_text(TEMPLATE)
+        (self._kept / "other.jinja").write_text(TEMPLATE.replace("says", "said"))
         self._write("fewer.jsonl", rows[:6])
         settings = SmallModel(positions=MAX_LENGTH, **TRAINING)
         texts = [row["text"] for row in rows]
@@ -179,6 +184,20 @@ class Inputs:
         covariances = fit_covariances(store, model, corpus, CurvatureConfig(seed=number), 64)
         bases = make_bases(store, model, ProjectionConfig(kind="pca", rank=2), covariances)
         shutil.copytree(bases.location, self._kept / ("bases" if number == 0 else "other bases"))
+
+
+def _chat(row: dict[str, Any], text: str) -> dict[str, Any]:
+    """The same document as a conversation and as a pair, and others of the same form."""
+    turns = [{"role": "user", "content": text[:9]}, {"role": "assistant", "content": text[9:24]}] * 2
+    return {
+        **{name: row[name] for name in ("id", "source", "publisher")},
+        "messages": turns,
+        "turns": turns[:3],
+        "prompt": text[:12],
+        "completion": text[12:30],
+        "asked": text[:6],
+        "said": text[20:40],
+    }
 
 
 def _save_language_model(folder: Path, tokenizer: Any, seed: int) -> None:

@@ -41,6 +41,7 @@ COMMON: dict[str, Any] = {
     "gradients": {"dtype": "float32", "batch_tokens": 64},
     "sources": {"game": "additive"},
 }
+CHATS = {**CORPUS, "files": ["in:chats.jsonl"], "chat_template": "in:template.jinja", "max_length": 48}
 WITH_BASE = {"model": {"name": "in:model", "base": "in:base"}}
 CLASSES = {"corpus": {**CORPUS, "max_length": 32}, "queries": {"file": "in:classes.jsonl"}}
 GAME: dict[str, Any] = {"fallback": False, "document_groups": 2}
@@ -53,6 +54,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "additive": {"scoring": KEPT, "sources": {"game": "additive", "by": ["source", "publisher>source"]}},
     "pca, ekfac": {"projection": {"kind": "pca", "rank": 2}, "curvature": {"kind": "ekfac", "draws": 1}},
     "identity, kfac": {"projection": {"kind": "identity"}, "curvature": {"kind": "kfac", "draws": 1}},
+    "chats": {"corpus": {**CHATS, "form": "messages"}},
+    "pairs": {"corpus": {**CHATS, "form": "pairs"}},
     "low rank": {
         "projection": {"kind": "identity"},
         "curvature": {"draws": 1, "low_rank": 2, "damping": LOW},
@@ -130,6 +133,13 @@ VALUE: dict[str, tuple[str, Any]] = {
     "corpus.label": ("classifier", "class"),
     "corpus.fields": ("pca, ekfac", ["publisher", "owner"]),
     "corpus.max_length": ("interaction", 8),
+    "corpus.messages": ("chats", "turns"),
+    "corpus.loss": ("chats", "last"),
+    "corpus.chat_template": ("chats", "in:other.jinja"),
+    "corpus.form": ("chats", "pairs"),
+    "corpus.prompt": ("pairs", "asked"),
+    "corpus.completion": ("pairs", "said"),
+    "corpus.eos": ("pairs", False),
     "queries.file": ("linear", "in:one query.jsonl"),
     "queries.max_new_tokens": ("prompts", 3),
     "projection.kind": ("path", "mask"),
@@ -181,6 +191,7 @@ VALUE: dict[str, tuple[str, Any]] = {
 }
 ELSEWHERE = "where something is or is shown, not what it is"
 WHERE_COMPUTED = "where it is computed: the same up to the last digits"
+IN_CONTENTS = "part of the contents, as in `value`"
 # What can be set and decides no kept result.
 VALUE_NOTHING = {
     "model.device": WHERE_COMPUTED,
@@ -189,6 +200,7 @@ VALUE_NOTHING = {
     "store": ELSEWHERE,
     "results": ELSEWHERE,
     "overlap": "what a run does beside another one",
+    "corpus.on_bad_row": "what follows on rows that cannot be read; those that can be are the corpus",
     "events.share_moved": "of events, which are not kept",
     "sources.payout.rule": "payouts are made of the values each time they are published",
     "sources.payout.floor": "payouts are made of the values each time they are published",
@@ -246,7 +258,10 @@ AUDIT_NOTHING = {
     "audit.problem": "one of another name has a fingerprint of its own, which whoever writes it answers for",
     "model.adapters": "adapters have no base to train from again",
     "corpus.id": "documents are numbered",
-    "corpus.label": "of classifiers; part of the contents, as in `value`",
+    **{f"corpus.{name}": IN_CONTENTS for name in ("messages", "prompt", "completion", "form")},
+    **{f"corpus.{name}": IN_CONTENTS for name in ("loss", "chat_template", "eos")},
+    "corpus.on_bad_row": VALUE_NOTHING["corpus.on_bad_row"],
+    "corpus.label": f"of classifiers; {IN_CONTENTS}",
     "corpus.fields": "an audit groups by nothing but the source",
     "queries.max_new_tokens": "decides the queries, which are read anew each time",
     "projection.bases": "methods of an audit make their own",

@@ -46,7 +46,7 @@ def query_losses(queries: CorpusStore, gradients: GradientStore) -> dict[str, Qu
     """
     windows, first = queries.windows, queries.first_windows
     of_class = windows["label"] != NO_CLASS
-    targets = window_targets(windows)
+    targets = window_targets(queries)
     ids, columns = queries.column("document_id").to_pylist(), gradients.column_of("loss", queries.contents)
     ranges = [slice(start, end) for start, end in pairwise(first.tolist())]
     return {

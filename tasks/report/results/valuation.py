@@ -13,6 +13,7 @@ from dataworth.storage.coalitions import CoalitionStore
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.gradients import GradientStore
 from dataworth.storage.ref import StoreRef
+from dataworth.storage.schema import REJECTED_FILE
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.coalitions.config import PayoutConfig
 from dataworth.tasks.coalitions.payout.published import published
@@ -104,10 +105,12 @@ def valuation_summary(parts: ValuationParts) -> Summary:
     corpus = CorpusStore.open(parts.corpus)
     settings = flat(parts.parameters)
     stores = [each.gradients for each in parts.checkpoints] or [parts.gradients]
+    left_out = f"{corpus.n_rejected:,}, which cannot be read: {REJECTED_FILE}"
     facts = {
         "model": ", ".join(f"{name} ({weights})" for name, weights in _models(parts)),
         "corpus": f"{corpus.n_documents:,} documents, {corpus.n_examples:,} windows, {corpus.n_tokens:,} tokens "
         f"({parts.corpus.fingerprint})",
+        **({"rows left out": left_out} if corpus.n_rejected else {}),
         "store": ", ".join(each.location for each in stores),
         **({"Prefect flow run": parts.prefect_run} if parts.prefect_run else {}),
         **{key: value for key, value in settings.items() if not key.startswith(("model.name", "store"))},

@@ -18,6 +18,7 @@ import pytest
 from dataworth.storage.errors import InputError
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.containers import CONTAINERS
+from dataworth.tasks.corpus.packed import PACKINGS
 from dataworth.tasks.corpus.readers import read_documents, read_queries
 
 ROOT = Path(__file__).parents[3]
@@ -117,7 +118,8 @@ def test_containers_are_refused_by_what_they_are(tmp_path, suffix):
     root = tmp_path / "corpus"
     root.mkdir()
     (root / "a.txt").write_text("words")
-    for name in (f"train-0{suffix}", f"train-0.jsonl{suffix.upper()}"):
+    packed = f"train-0.{'tar' if suffix in PACKINGS else 'jsonl'}{suffix.upper()}"  # packed rows are read
+    for name in (f"train-0{suffix}", packed):
         (root / name).write_text("words")
         what, remedy = CONTAINERS[suffix]
         assert refusal(root) == refusal(root / name) == f"{root / name}: is {what}, which is not read; {remedy}"
@@ -231,7 +233,7 @@ def test_a_shard_is_not_held_in_memory(tmp_path, kind):
 
 def test_a_line_or_text_that_never_ends_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("dataworth.tasks.corpus.rows.MAX_LINE_BYTES", 1000)
-    monkeypatch.setattr("dataworth.tasks.corpus.documents.MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr("dataworth.tasks.corpus.values.MAX_TEXT_BYTES", 1000)
     (tmp_path / "c.jsonl").write_text(lines("a") + json.dumps({"id": "b", "source": "s", "text": "x" * 1000}))
     assert "c.jsonl, line 2: longer than 1,000 bytes" in refusal(tmp_path / "c.jsonl")
     (tmp_path / "c.csv").write_text('id,source,text\na,s,"' + "x\n" * 1000)

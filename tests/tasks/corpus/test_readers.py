@@ -1,19 +1,29 @@
 """Reading documents and queries, and one clear line for everything that can be wrong with them."""
 
+import bz2
+import gzip
+import hashlib
 import json
+from datetime import date
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from dataworth.storage.errors import InputError
+from dataworth.tasks.corpus import packed as packed_files
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.readers import read_documents, read_queries
+from dataworth.tasks.corpus.rejected import Rejected
 
 GOOD = [{"id": "a", "source": "s", "text": "one"}, {"id": 7, "source": "t", "text": "two"}]
 
 
-def read(path, **fields):
-    return [(d.id, d.source, d.text) for d in read_documents(CorpusConfig(files=[str(path)], **fields))]
+def read(*paths, on_bad_row="stop", **fields):
+    rejected = Rejected(on_bad_row)
+    config = CorpusConfig(files=[str(path) for path in paths], **fields)
+    found = [(d.id, d.source, d.text) for d in read_documents(config, rejected)]
+    return found if on_bad_row == "stop" else (found, rejected.sentences)
 
 
 def jsonl(path, *rows):
@@ -106,9 +116,10 @@ def test_bad_utf8(tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match=r"gone\.jsonl: no such file"):
         read(tmp_path / "gone.jsonl")
-    (tmp_path / "c.txt").write_text("x")
-    with pytest.raises(InputError, match=r"c\.txt: unknown kind of file; expected \.jsonl, \.ndjson, \.csv, \.parquet"):
-        read(tmp_path / "c.txt")
+    (tmp_path / "c.tex").write_text("x")
+    expected = r"c\.tex: unknown kind of file; expected \.jsonl, \.ndjson, \.json, \.csv, \.parquet, \.txt, \.md"
+    with pytest.raises(InputError, match=expected):
+        read(tmp_path / "c.tex")
     (tmp_path / "c.parquet").write_text("not parquet")
     with pytest.raises(InputError, match=r"c\.parquet: not a readable Parquet file"):
         read(tmp_path / "c.parquet")
@@ -144,7 +155,10 @@ def test_half_of_a_prompt_and_its_completion_is_no_text(tmp_path, pair):
             with pytest.raises(InputError, match=f"c?.*field '{text}': {pair[0]} and {pair[1]} are halves of one text"):
                 read(name, text=text)
     whole = jsonl(tmp_path / "d.jsonl", {**row, "text": "one one"})
-    assert read(whole) == [("a", "s", "one one")]
+    if pair == ("prompt", "completion"):
+        with pytest.raises(InputError, match="has text and prompt and completion; say which the model was trained on"):
+            read(whole)
+    assert read(whole, form="text") == [("a", "s", "one one")]
 
 
 def test_a_conversation_is_no_text(tmp_path):
@@ -220,9 +234,7 @@ def test_bad_queries(tmp_path, row, message):
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl.gz"])
 def test_queries_are_read_from_lines_of_json(tmp_path, kind):
     (tmp_path / f"q.{kind}").write_bytes(b"id,prompt\nq,x\n")
-    with pytest.raises(
-        InputError, match="queries are read from JSONL|packed by gzip, which is not read; unpack it first"
-    ):
+    with pytest.raises(InputError, match=r"queries are read from JSONL|not a readable \.gz file"):
         queries(tmp_path / f"q.{kind}")
     (tmp_path / "q.json").write_text('{"id": "q", "prompt": "x"}')
     assert queries(tmp_path / "q.json") == [("q", "x", None)]
@@ -259,3 +271,95 @@ def test_a_folder_has_no_further_fields(tmp_path):
     for name in ("source", " ", "a>b"):
         with pytest.raises(ValueError, match="a further field has a name without '>'"):
             CorpusConfig(files=["x"], fields=[name])
+
+
+def packed(kind, content):
+    if kind == "gz":
+        return gzip.compress(content[:40]) + gzip.compress(content[40:])  # two members, as `cat` makes
+    return bz2.compress(content) if kind == "bz2" else pa.Codec("zstd").compress(content, asbytes=True)
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "zst"])
+def test_packed_rows(tmp_path, kind):
+    content = "".join(f"{json.dumps(row)}\n" for row in GOOD).encode()
+    path = tmp_path / f"c.jsonl.{kind}"
+    path.write_bytes(packed(kind, content))
+    assert read(path) == read(tmp_path) == EXPECTED
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(InputError, match=rf"c\.jsonl\.{kind}: not a readable \.{kind} file"):
+        read(path)
+    path.write_bytes(b"text")
+    with pytest.raises(InputError, match=rf"c\.jsonl\.{kind}: not a readable \.{kind} file"):
+        read(path)
+
+
+def test_a_packed_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed_files, "FREE_BYTES", 1000)
+    path = tmp_path / "c.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n" * 10_000_000))
+    with pytest.raises(InputError, match=r"c\.jsonl\.gz: unpacks to more than 1,000 times its bytes"):
+        read(path)
+
+
+def test_a_list_of_json(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(GOOD, indent=1))
+    assert read(path) == read(tmp_path) == EXPECTED
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in GOOD))
+    assert read(path) == EXPECTED
+    path.write_text(json.dumps([GOOD[0], 3]))
+    with pytest.raises(InputError, match=r"c\.json, row 2: expected a JSON object, got int"):
+        read(path)
+
+
+def test_patterns_and_sources_by_file(tmp_path):
+    for name, rows in (("1.jsonl", GOOD[:1]), ("2.jsonl", GOOD[1:])):
+        jsonl(tmp_path / name, *rows)
+    (tmp_path / "letter.txt").write_text("dear")
+    assert read(tmp_path / "*.jsonl") == EXPECTED
+    of_owner = [("a", "news", "one"), ("7", "news", "two"), ("letter.txt", "mail", "dear")]
+    assert read(f"news={tmp_path}/?.jsonl", f"mail={tmp_path}/letter.txt") == of_owner
+    assert read(tmp_path / "letter.txt") == [("letter.txt", tmp_path.name, "dear")]
+    with pytest.raises(InputError, match="no file has such a name"):
+        read(tmp_path / "*.csv")
+    (tmp_path / "a=b.jsonl").write_text(json.dumps(GOOD[0]))
+    assert read(tmp_path / "a=b.jsonl") == EXPECTED[:1]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_nested_fields_and_documents_without_an_id(tmp_path, kind):
+    rows = [{"text": text, "meta": {"source": {"name": "s"}, "n": 1}} for text in ("one", "two", "one")]
+    path = tmp_path / f"c.{kind}"
+    pd.DataFrame(rows).to_parquet(path) if kind == "parquet" else jsonl(path, *rows)
+    found = read(path, source="meta.source.name")
+    first, second = hashlib.sha256(b"one").hexdigest()[:16], hashlib.sha256(b"two").hexdigest()[:16]
+    assert found == [(first, "s", "one"), (second, "s", "two"), (f"{first}-2", "s", "one")]
+    with pytest.raises(InputError, match="field 'meta.source.of': missing"):
+        read(path, source="meta.source.of")
+    with pytest.raises(InputError, match="field 'name': missing"):
+        read(path, source="meta.source.name", id="name")
+
+
+def test_ids_of_any_kind(tmp_path):
+    rows = [{"id": date(2026, 1, day), "source": "s", "text": "x"} for day in (1, 2)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "c.parquet")
+    assert [name for name, _, _ in read(tmp_path / "c.parquet")] == ["2026-01-01", "2026-01-02"]
+    assert read(jsonl(tmp_path / "c.jsonl", {"id": 1.5, "source": "s", "text": "x"})) == [("1.5", "s", "x")]
+
+
+def test_bad_rows_are_named_together_or_left_out(tmp_path):
+    bad = [{"id": f"b{n}", "source": "s", "text": ""} for n in range(12)]
+    path = jsonl(tmp_path / "c.jsonl", GOOD[0], bad[0], "{", GOOD[0], GOOD[1], *bad[1:])
+    with pytest.raises(InputError) as caught:
+        read(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "the first 10 rows that cannot be read:"
+    assert len(lines) == 11
+    assert lines[1] == f"  {path}, line 2, field 'text': empty"
+    assert lines[2].startswith(f"  {path}, line 3: broken JSON")
+    assert "'a' was already used" in lines[3]
+    found, sentences = read(path, on_bad_row="skip")
+    assert found == EXPECTED
+    assert len(sentences) == 14
+    with pytest.raises(InputError, match="holds no document, but for 12 that cannot be read"):
+        read(jsonl(tmp_path / "d.jsonl", *bad), on_bad_row="skip")

@@ -1,0 +1,60 @@
+"""The entries of `--corpus`: a file, folder, pattern or data set, and the source that a person gave its documents."""
+
+import glob
+import os.path
+from dataclasses import dataclass
+
+from dataworth.storage.errors import InputError
+
+__all__ = ["Place", "place_of"]
+
+HUB = "hf:"
+WILD = "*?["
+
+
+@dataclass(frozen=True)
+class Place:
+    """One entry.
+
+    Args:
+        name: of the file, folder or data set, or a pattern.
+        owner: the source of all its documents; None: they say it themselves.
+    """
+
+    name: str
+    owner: str | None = None
+
+    @property
+    def is_of_hub(self) -> bool:
+        """Is it a data set of the `datasets` library?"""
+        return self.name.startswith(HUB)
+
+    @property
+    def folder(self) -> str:
+        """The folder in which a pattern looks for files; of anything else its name."""
+        if self.is_of_hub or os.path.lexists(self.name):
+            return self.name
+        before = next((n for n, sign in enumerate(self.name) if sign in WILD), None)
+        return self.name if before is None else os.path.dirname(self.name[:before]) or "."
+
+    @property
+    def files(self) -> list[str]:
+        """The files of a pattern by name; of anything else its name.
+
+        Raises:
+            InputError: none has such a name.
+        """
+        if self.is_of_hub or os.path.lexists(self.name) or not any(sign in self.name for sign in WILD):
+            return [self.name]
+        found = sorted(glob.glob(self.name, recursive=True))
+        if not found:
+            raise InputError(f"{self.name}: no file has such a name")
+        return found
+
+
+def place_of(entry: str) -> Place:
+    """An entry as it was given: NAME, or OWNER=NAME where no file is called so."""
+    if entry.startswith(HUB) or os.path.lexists(entry):
+        return Place(entry)
+    owner, equals, name = entry.partition("=")
+    return Place(name, owner.strip()) if equals and owner.strip() and "/" not in owner and name else Place(entry)
