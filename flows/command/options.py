@@ -1,5 +1,6 @@
 """Command-line options generated from the configuration models, and configuration files."""
 
+import os
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -171,7 +172,16 @@ def _file_content(name: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise InputError(f"{name}: expected names and values, got {type(content).__name__}")
-    return content
+    return {key: _at_home(value) for key, value in content.items()}
+
+
+def _at_home(value: Any) -> Any:
+    """With the home folder for `~`, as a shell has it."""
+    if isinstance(value, dict):
+        return {key: _at_home(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def configuration(kind: type[Config], given: Mapping[str, Any]) -> Config:

@@ -8,7 +8,7 @@ from dataworth.tasks.corpus.packed import packing_of
 __all__ = ["HEAD_BYTES", "ROWS", "TEXTS", "refuse_container", "refuse_content", "suffix"]
 
 # Files of rows, each a document.
-ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
 # Those of them that may be packed, and files of text, each a document, where a file is named by itself.
 LINES = (".jsonl", ".ndjson", ".json", ".csv")
 TEXTS = (".txt", ".md")
@@ -32,7 +32,7 @@ CONTAINERS = {
     ".ipynb": ("a notebook", f"{AS_ROWS} (or name it .txt)"),
     **dict.fromkeys((".tsv", ".tab"), ("a table whose cells are kept apart by tabs", "write it as .csv or .parquet")),
     **dict.fromkeys((".xls", ".xlsx", ".ods"), ("a spreadsheet", "write it as .csv or .parquet")),
-    **dict.fromkeys((".arrow", ".feather", ".ipc"), ("an Arrow file", AS_ROWS)),
+    **dict.fromkeys((".feather", ".ipc"), ("an Arrow file", AS_ROWS)),
     **dict.fromkeys((".avro", ".orc", ".tfrecord", ".warc", ".lance"), ("a container of records", AS_ROWS)),
     **dict.fromkeys((".db", ".sqlite", ".sqlite3", ".duckdb"), ("a database", AS_ROWS)),
     **dict.fromkeys((".npy", ".npz", ".h5", ".hdf5"), ("arrays of numbers", AS_ROWS)),

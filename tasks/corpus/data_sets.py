@@ -27,18 +27,18 @@ MAX_MEMORY = 2**34
 
 
 def hugging_face(name: str) -> Iterator[Row]:
-    """`hf:NAME[:SPLIT]`; NAME is a data set of the hub or a local folder of data files, SPLIT defaults to train.
+    """`hf:NAME[[:CONFIG]:SPLIT]`; NAME is a data set of the hub or a local folder of data files, SPLIT is train.
 
     Raises:
         InputError: it cannot be loaded, or is of files elsewhere.
     """
     where = visible(name)
-    dataset, _, split = name.removeprefix("hf:").partition(":")
-    split = split or "train"
-    if not dataset:
-        raise InputError(f"{where}: expected hf:NAME or hf:NAME:SPLIT")
+    dataset, *parts = name.removeprefix("hf:").split(":")
+    if not dataset or len(parts) > 2:
+        raise InputError(f"{where}: expected hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
+    config, split = (parts[0] if len(parts) == 2 else None), (parts[-1] if parts else "train")
     try:
-        for number, row in enumerate(_loaded(dataset, split, where), 1):
+        for number, row in enumerate(_loaded(dataset, config or None, split or "train", where), 1):
             yield dict(row), f"{where}, row {number}"
     except (InputError, MemoryError):
         raise
@@ -46,16 +46,16 @@ def hugging_face(name: str) -> Iterator[Row]:
         raise InputError(f"{where}: the data set cannot be loaded ({reason(error)})") from error
 
 
-def _loaded(dataset: str, split: str, where: str) -> Any:
+def _loaded(dataset: str, config: str | None, split: str, where: str) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
     for card in _cards(dataset):
         _refuse_elsewhere(card, where)
-    builder = datasets.load_dataset_builder(dataset)
+    builder = datasets.load_dataset_builder(dataset, config)
     n_largest = _refuse_files_elsewhere(builder, dataset, where)
     if not os.path.exists(builder.cache_dir):
-        _unpack(dataset, n_largest, where)
+        _unpack(dataset, config, n_largest, where)
     builder.download_and_prepare()  # what is there is only looked at
     return builder.as_dataset(split=split)
 
@@ -136,10 +136,11 @@ def _refuse_files_elsewhere(builder: Any, dataset: str, where: str) -> int:
     return n_largest
 
 
-def _unpack(dataset: str, n_largest: int, where: str) -> None:
+def _unpack(dataset: str, config: str | None, n_largest: int, where: str) -> None:
     """Let a process with limits write the data set into the library's cache."""
     limits = {"RLIMIT_FSIZE": FREE_BYTES + MAX_UNPACKED * n_largest} if n_largest else {}
-    command = limited_command(PROGRAM, [dataset], half_of_memory(MAX_MEMORY), mapped=True, limits=limits)
+    given = [dataset] if config is None else [dataset, config]
+    command = limited_command(PROGRAM, given, half_of_memory(MAX_MEMORY), mapped=True, limits=limits)
     ended = run_limited(command, None)
     if ended.code != 0:
         what = "a file unpacks to far more than is on disk" if "File too large" in ended.err else None

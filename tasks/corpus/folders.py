@@ -9,6 +9,7 @@ from typing import Any
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.plain_files import below, open_plain, trusted_folder
+from dataworth.tasks.corpus.arrow import arrow_rows
 from dataworth.tasks.corpus.containers import HEAD_BYTES, ROWS, TEXTS, refuse_container, refuse_content, suffix
 from dataworth.tasks.corpus.documents import Document, document
 from dataworth.tasks.corpus.fields import Fields
@@ -43,6 +44,8 @@ def rows(path: Path, fields: Fields, rejected: Rejected, within: Path | None = N
         return csv_rows(path, rejected, within)
     if kind == ".parquet":
         return parquet_rows(path, fields, within)
+    if kind == ".arrow":
+        return arrow_rows(path, fields, within)
     refuse_container(path, where)
     raise InputError(
         f"{where}: unknown kind of file; expected {', '.join((*ROWS, *TEXTS))}, a folder of such files or of text, or "

@@ -9,6 +9,7 @@ from typing import Any
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.plain_files import open_plain
+from dataworth.tasks.corpus.arrow import is_saved, saved_rows
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.containers import TEXTS, refuse_container, suffix
 from dataworth.tasks.corpus.data_sets import hugging_face
@@ -102,6 +103,8 @@ def _documents(name: str, fields: Fields, rejected: Rejected) -> Iterator[Docume
                 yield text_of_file(path, fields)
             return
         all_rows = rows(path, fields, rejected)
+    elif is_saved(Path(name)):
+        all_rows = saved_rows(Path(name), fields)
     elif holds_rows(Path(name)):
         all_rows = rows_of_folder(Path(name), fields, rejected)
     else:

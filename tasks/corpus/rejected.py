@@ -12,6 +12,14 @@ OnBadRow = Literal["stop", "skip"]
 Item = TypeVar("Item")
 # Bad rows that are named, and good ones that are looked at for others.
 NAMED, LOOKED_THROUGH = 10, 100_000
+# Characters of each but the first.
+SHORT = 60
+
+
+def _short(sentence: str, file: str) -> str:
+    """Without the file that was named already, and cut."""
+    said = sentence.removeprefix(f"{file}, ")
+    return said if len(said) <= SHORT else f"{said[:SHORT]}…"
 
 
 class Rejected:
@@ -67,7 +75,9 @@ class Rejected:
         """
         if not self.ends:
             return
-        if len(self.sentences) == 1:
-            raise InputError(self.sentences[0])
-        first = f"the first {NAMED} rows" if len(self.sentences) == NAMED else f"{len(self.sentences)} rows"
-        raise InputError("\n  ".join([f"{first} that cannot be read:", *self.sentences]))
+        first, *others = self.sentences
+        if not others:
+            raise InputError(first)
+        said = [_short(each, first.partition(", ")[0]) for each in others]
+        count = f"the first {NAMED}" if len(self.sentences) == NAMED else len(self.sentences)
+        raise InputError(f"{first} ({count} rows cannot be read: also {'; '.join(said)})")

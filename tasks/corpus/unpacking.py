@@ -5,11 +5,11 @@ import sys
 import datasets
 
 
-def main(dataset: str) -> None:
+def main(dataset: str, config: str | None = None) -> None:
     """Prepare all splits; what goes wrong is the last line on standard error."""
     datasets.disable_progress_bars()
     try:
-        datasets.load_dataset_builder(dataset).download_and_prepare()
+        datasets.load_dataset_builder(dataset, config).download_and_prepare()
     except Exception as error:  # the files decide which of all errors are met
         causes = [error, error.__cause__, error.__context__]
         said = [f"{type(each).__name__}: {each}".strip().splitlines()[0] for each in causes if each is not None]
@@ -17,4 +17,4 @@ def main(dataset: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

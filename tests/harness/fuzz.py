@@ -21,7 +21,7 @@ __all__ = ["KINDS", "fuzz", "outcome"]
 KINDS = ("corpus", "queries", "classes")
 
 WHOLE = re.compile(
-    r"holds no|no such file|cannot be read|unknown kind of file|not a readable Parquet file|not a plain file|"
+    r"holds no|no such file|cannot be read|unknown kind of file|not a readable (Parquet|\.gz) file|not a plain file|"
     r"expected a plain file|links to|"
     r"not valid UTF-8|has the two tokens|its content is|which is not read|queries are read from JSONL"
 )

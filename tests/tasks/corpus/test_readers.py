@@ -9,6 +9,7 @@ from datetime import date
 import pandas as pd
 import pyarrow as pa
 import pytest
+from datasets import Dataset, DatasetDict
 
 from dataworth.storage.errors import InputError
 from dataworth.tasks.corpus import packed as packed_files
@@ -352,14 +353,55 @@ def test_bad_rows_are_named_together_or_left_out(tmp_path):
     path = jsonl(tmp_path / "c.jsonl", GOOD[0], bad[0], "{", GOOD[0], GOOD[1], *bad[1:])
     with pytest.raises(InputError) as caught:
         read(path)
-    lines = str(caught.value).splitlines()
-    assert lines[0] == "the first 10 rows that cannot be read:"
-    assert len(lines) == 11
-    assert lines[1] == f"  {path}, line 2, field 'text': empty"
-    assert lines[2].startswith(f"  {path}, line 3: broken JSON")
-    assert "'a' was already used" in lines[3]
+    first, *others = str(caught.value).split("; ")
+    assert first == (
+        f"{path}, line 2, field 'text': empty (the first 10 rows cannot be read: also line 3: broken JSON (Expecting "
+        "property name enclosed in dou…"
+    )
+    assert others[0].startswith("line 4, field 'id': 'a' was already used at")
+    assert others[1:] == [*(f"line {n}, field 'text': empty" for n in range(6, 12)), "line 12, field 'text': empty)"]
     found, sentences = read(path, on_bad_row="skip")
     assert found == EXPECTED
     assert len(sentences) == 14
     with pytest.raises(InputError, match="holds no document, but for 12 that cannot be read"):
         read(jsonl(tmp_path / "d.jsonl", *bad), on_bad_row="skip")
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_arrow(tmp_path, kind):
+    table = pa.Table.from_pylist([{**row, "id": str(row["id"])} for row in GOOD])
+    new = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
+    with new(tmp_path / "c.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert read(tmp_path / "c.arrow") == read(tmp_path) == EXPECTED
+    (tmp_path / "c.arrow").write_bytes((tmp_path / "c.arrow").read_bytes()[:-300])
+    with pytest.raises(InputError, match=r"c\.arrow: not a readable Arrow file"):
+        read(tmp_path / "c.arrow")
+
+
+def test_a_folder_of_save_to_disk(tmp_path):
+    rows = [{**row, "id": str(row["id"])} for row in GOOD]
+    data = Dataset.from_list(rows)
+    data.save_to_disk(tmp_path / "one")
+    DatasetDict(train=data, test=data).save_to_disk(tmp_path / "splits")
+    assert read(tmp_path / "one") == read(tmp_path / "splits") == read(tmp_path / "splits" / "test") == EXPECTED
+    data.select([1]).save_to_disk(tmp_path / "chosen")
+    assert read(tmp_path / "chosen") == EXPECTED[1:]
+    state = tmp_path / "one" / "state.json"
+    state.write_text(state.read_text().replace("data-0", "../splits/test/data-0"))
+    with pytest.raises(InputError, match="is outside of the folder"):
+        read(tmp_path / "one")
+    DatasetDict(test=data).save_to_disk(tmp_path / "other")
+    with pytest.raises(InputError, match="has no split 'train'; give the folder of one: test"):
+        read(tmp_path / "other")
+
+
+def test_a_configuration_of_a_data_set(tmp_path):
+    (tmp_path / "data" / "two").mkdir(parents=True)
+    jsonl(tmp_path / "data" / "two" / "a.jsonl", {**GOOD[0]}, {**GOOD[1], "id": "7"})
+    jsonl(tmp_path / "data" / "b.jsonl", {**GOOD[0], "id": "b"})
+    files = {"one": "b.jsonl", "second": "two/a.jsonl"}
+    card = "".join(f"- config_name: {name}\n  data_files: {file}\n" for name, file in files.items())
+    (tmp_path / "data" / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    assert read(f"hf:{tmp_path / 'data'}:second:train") == EXPECTED
+    assert [name for name, _, _ in read(f"hf:{tmp_path / 'data'}:one:train")] == ["b"]
