@@ -23,10 +23,10 @@ class CorpusConfig(Configuration):
     files: Annotated[list[str], Names.DOCUMENTS] = Field(
         min_length=1,
         description="JSONL, JSON, Parquet, CSV or Arrow files (also .jsonl.gz, .bz2, .zst), patterns (news/*.jsonl), "
-        "folders of such files or of save_to_disk, texts (.txt, .md), folders of text (a file is a document, a subfolder a "
-        "source), or hf:NAME[[:CONFIG]:SPLIT]; NAME=FILE gives all of its documents the source NAME. In a folder .jsonl, .ndjson, .json, "
-        ".csv and .parquet are rows, all else is text, such as .txt, .md, .html or source code; other packed files and "
-        "binary ones are refused.",
+        "folders of such files or of save_to_disk, texts (.txt, .md), folders of text (a file is a document, a "
+        "subfolder a source), or hf:NAME[[:CONFIG]:SPLIT]; NAME=FILE gives all of its documents the source NAME. In a "
+        "folder .jsonl, .ndjson, .json, .csv, .parquet and .arrow are rows, all else is text, such as .txt, .md, .html "
+        "or source code; other packed files and binary ones are refused.",
     )
     id: str = Field(
         "id",
