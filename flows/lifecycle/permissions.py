@@ -87,14 +87,15 @@ def _refusal(field: str, value: str, permitted: Sequence[str] | None, variable: 
     return InputError(f"{field} {visible(without_password(value))}: not permitted here; {variable} permits {said}")
 
 
-def _check_file(field: str, value: str) -> None:
+def _check_file(field: str, value: str, *, with_links: bool = True) -> None:
+    """A file or folder is within the roots, and what links in it lead to."""
     inputs = _listed(INPUTS)
     if inputs is None:
         return
     roots = [_root(entry) for entry in [*inputs, *(_listed(RESULTS) or [])] if not entry.startswith(HUB)]
     if not _is_within(location_of(value), roots):
         raise _refusal(field, value, inputs, INPUTS)
-    for link in _links(value):
+    for link in _links(value) if with_links else ():
         if not _is_within(link, roots):
             raise _refusal(f"{field} {visible(value)}, in which the link", str(link), inputs, INPUTS)
 
@@ -104,7 +105,8 @@ def _check_documents(field: str, value: str) -> None:
     if place.is_of_hub:
         _check_hub(field, place.name.removeprefix(HUB).partition(":")[0], value)
         return
-    _check_file(field, place.folder)  # first: whether a pattern fits a file elsewhere is nobody's to know
+    # First: whether a pattern fits a file elsewhere is nobody's to know.
+    _check_file(field, place.folder, with_links=False)
     for name in place.files:
         _check_file(field, name)
 

@@ -5,6 +5,7 @@ import os.path
 from dataclasses import dataclass
 
 from dataworth.storage.errors import InputError
+from dataworth.tasks.visible import visible
 
 __all__ = ["Place", "place_of"]
 
@@ -48,7 +49,7 @@ class Place:
             return [self.name]
         found = sorted(glob.glob(self.name, recursive=True))
         if not found:
-            raise InputError(f"{self.name}: no file has such a name")
+            raise InputError(f"{visible(self.name)}: no file has such a name")
         return found
 
 

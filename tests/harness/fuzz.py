@@ -23,7 +23,7 @@ KINDS = ("corpus", "queries", "classes")
 WHOLE = re.compile(
     r"holds no|no such file|cannot be read|unknown kind of file|not a readable (Parquet|\.gz) file|not a plain file|"
     r"expected a plain file|links to|"
-    r"not valid UTF-8|has the two tokens|its content is|which is not read|queries are read from JSONL"
+    r"not valid UTF-8|has the two tokens|says no classes|its content is|which is not read|queries are read from JSONL"
 )
 PLACE = re.compile(r"(line|row) \d+|field '")
 

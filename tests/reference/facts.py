@@ -144,6 +144,8 @@ def filler(names: Sequence[str], count: int, characters: int = CHARACTERS) -> li
     """
     pieces: list[str] = []
     for package in sorted(distributions(), key=lambda each: str(each.name).lower()):
+        if len(pieces) >= count:
+            return pieces
         for file in package.files or ():
             if file.name.partition(".")[0] not in names or len(pieces) >= count:
                 continue

@@ -19,6 +19,7 @@ from dataworth.tasks.configuration import Configuration, Names
 # Fields of text that name nothing outside the run: of rows and columns, patterns, words shown, kinds of device.
 NAMES_NOTHING = {
     *("CorpusConfig.id", "CorpusConfig.source", "CorpusConfig.text", "CorpusConfig.label", "CorpusConfig.fields"),
+    *("CorpusConfig.messages", "CorpusConfig.prompt", "CorpusConfig.completion"),
     *("ModelsConfig.device", "ModelsConfig.include", "ModelsConfig.exclude"),
     *("ProjectionConfig.ranks", "SourcesConfig.by", "AuditConfig.methods", "AuditConfig.removal_methods"),
     *("ScoringConfig.layers", "ScoringConfig.sources", "ScoringConfig.without_sources"),
@@ -45,7 +46,10 @@ def whole(root: Path) -> dict[str, dict]:
     inputs, results = str(root / "inputs"), str(root / "results")
     shared = {
         "model": {"name": [f"{inputs}/model", "permitted/model"], "base": f"{inputs}/base"},
-        "corpus": {"files": [f"{inputs}/a.jsonl", "hf:permitted/documents:train"]},
+        "corpus": {
+            "files": [f"{inputs}/a.jsonl", "hf:permitted/documents:train"],
+            "chat_template": f"{inputs}/chat.jinja",
+        },
         "queries": {"file": f"{inputs}/queries.jsonl"},
         "projection": {"bases": f"{inputs}/bases"},
         "store": f"{results}/store",
@@ -150,13 +154,23 @@ def test_no_way_leads_out_of_the_inputs(root, monkeypatch):
     (inputs / "out").symlink_to(root / "elsewhere")
     (inputs / "in").symlink_to(inputs)
     (inputs / "folder" / "deep").mkdir(parents=True)
+    (inputs / "b1.jsonl").touch()
+    (root / "elsewhere" / "secret").touch()
     (inputs / "folder" / "deep" / "link.jsonl").symlink_to("/etc/passwd")
     monkeypatch.chdir(inputs)
     for value in (
         *("/etc/passwd", "/", f"{inputs}/../elsewhere/x", f"{inputs}-beside/x", "../elsewhere/x", "out/x"),
         *(f"{inputs}/out", f"{inputs}/out/x", f"{inputs}/in/../../elsewhere", "s3://bucket/input", "s3://other/in/x"),
         *("hf:other/documents", "hf:/etc", "hf:../elsewhere", f"hf:{root}/elsewhere:train"),
-        *(f"hf:{inputs}", "hf:permitted/../x"),
+        *(f"hf:{inputs}", "hf:permitted/../x", "news=hf:other/documents", "news=/etc/passwd", f"news={inputs}/out/x"),
+        *(
+            "/etc/pass*",
+            f"{inputs}/out/*",
+            f"{inputs}/*/../../elsewhere/*",
+            f"news={inputs}/../elsewhere/*",
+            "/e*/passwd",
+        ),
+        f"{inputs}/[io]*/../../../etc/passwd",
     ):
         said = refused(root, "corpus.files", value)
         assert said is not None, value
@@ -169,6 +183,7 @@ def test_no_way_leads_out_of_the_inputs(root, monkeypatch):
     for value in (
         *(f"{inputs}/x", "x", "in/x", f"{inputs}/in/in/x", f"{inputs}/folder/../x", f"{root}/results/x"),
         *("s3://bucket/in", "s3://bucket/in/x", "s3://bucket/out/x", "hf:permitted/documents"),
+        *(f"news={inputs}/x", "news=hf:permitted/documents:one:train", "b*.jsonl", f"news={inputs}/b?.jsonl"),
     ):
         assert refused(root, "corpus.files", value) is None, value
 
