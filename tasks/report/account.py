@@ -11,6 +11,8 @@ __all__ = ["OLD", "Account", "account_of"]
 
 # Of valuations of before there was a unit.
 OLD = "unknown"
+# Nats a token that no training leaves to be lost: a blind guess among 160,000 words.
+BLIND = 12.0
 # Who tells shares of what training took off; of the other games they are predicted.
 TELLERS = {
     "ledger": "the ledger of one training has it",
@@ -30,6 +32,7 @@ class Account:
         model: nats of all queries under the model; None where it is not known.
         total: nats that training took off them; None where no base is known.
         values: sum of all values, nats.
+        smallest, largest: of all sources' values, nats.
         in_nats: values are in nats; else in scores without a unit, as those of cosines are.
         scores_in_nats: the same of the documents' scores.
         verdict: of the certificate; empty where there is none.
@@ -45,6 +48,8 @@ class Account:
     model: float | None = None
     total: float | None = None
     values: float = 0.0
+    smallest: float = 0.0
+    largest: float = 0.0
     in_nats: bool = True
     scores_in_nats: bool = True
     verdict: str = ""
@@ -134,7 +139,7 @@ class Account:
             )
             if self.total is not None and self.total > 0:
                 said += f" They add up to {percent(self.values / self.total)} of it."
-            return said
+            return said + self._impossible
         if self.shared is None:
             return "Training took nothing off the queries, so that there is nothing to share: values are nats a query."
         teller = TELLERS.get(self.game, "the game predicts it")
@@ -144,6 +149,23 @@ class Account:
         if self.counterfactual == "epochs" and self.game != "ledger":
             said += ". Without a source the others would have been read as often as now, in fewer steps"
         return f"{said}."
+
+    @property
+    def _impossible(self) -> str:
+        """Where a value is more than a loss can change, a sentence that says so."""
+        if self.model is None or not self.n_targets or self.of_class:
+            return ""
+        room = BLIND * self.n_targets - self.model
+        if self.largest > room > 0:
+            beyond, most = self.largest, f"who guesses blindly loses only {number(room / self.n_queries)} more"
+        elif -self.smallest > self.model:
+            beyond, most = -self.smallest, f"no more than {number(self.model / self.n_queries)} are lost in all"
+        else:
+            return ""
+        return (
+            f" Their size cannot be right ({number(beyond / self.n_queries)} nats a query of one source, and {most}): "
+            f"take the order of the sources alone, or measure some removals ({setting('certify')} 20)."
+        )
 
     @property
     def _uncertified(self) -> str:
@@ -176,6 +198,8 @@ def account_of(
         model=sum(loss.total for loss in losses.values()) if known else None,
         total=first.get("total"),
         values=float(sum(row["value"] for row in sources)),
+        smallest=float(min((row["value"] for row in sources), default=0.0)),
+        largest=float(max((row["value"] for row in sources), default=0.0)),
         in_nats=scores_in_nats or first.get("game") != "additive",
         scores_in_nats=scores_in_nats,
         game=str(first.get("game", "")),
