@@ -34,6 +34,7 @@ from dataworth.storage.ref import StoreRef
 from dataworth.storage.spelling import as_field, spelled
 from dataworth.storage.zarr_arrays import array_at
 from dataworth.tasks.model.alike import refuse_other_tokenizers
+from dataworth.tasks.model.config import folders_of
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.report.account import Account
 from dataworth.tasks.report.results.folder import read_account
@@ -277,9 +278,9 @@ def _given(place: _Place, model: Any, tokenizer: Any, documents: Any, options: M
 def _checkpoints(place: _Place, model: Any, tokenizer: Any) -> list[str]:
     """Names or folders of checkpoints; a model in memory is written to one."""
     if isinstance(model, str | Path):
-        return [str(model)]
+        return folders_of(str(model))
     if isinstance(model, list | tuple):
-        return [str(name) for name in model]
+        return [folder for name in model for folder in folders_of(str(name))]
     if not hasattr(model, "save_pretrained"):
         raise InputError(
             f"model: {type(model).__name__}; expected a transformers model, or a checkpoint's name or folder"

@@ -19,9 +19,9 @@ def refuse_other_tokenizers(checkpoints: Sequence[ModelConfig]) -> None:
     if len(checkpoints) < 2:
         return
     first, *others = checkpoints
-    tokenizer, classes = vocabulary(first.name)
+    tokenizer, classes = vocabulary(first)
     for other in others:
-        own_tokenizer, own_classes = vocabulary(other.name)
+        own_tokenizer, own_classes = vocabulary(other)
         what = "another tokenizer" if own_tokenizer != tokenizer else "other classes" if own_classes != classes else ""
         if what:
             raise InputError(

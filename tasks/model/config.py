@@ -1,6 +1,8 @@
 """Parameters of loading a checkpoint, and of a run's checkpoints."""
 
+import glob
 import os.path
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -8,10 +10,11 @@ from pydantic import Field, field_validator, model_validator
 from dataworth.tasks.configuration import Configuration, Names
 from dataworth.tasks.model.adapter_folders import is_adapter, put_on
 
-__all__ = ["ModelConfig", "ModelsConfig"]
+__all__ = ["ModelConfig", "ModelsConfig", "folders_of"]
 
 
 Name = Annotated[str, Field(min_length=1)]
+NUMBER = re.compile(r"\d+$")
 
 
 class _Loading(Configuration):
@@ -23,6 +26,11 @@ class _Loading(Configuration):
         min_length=1,
         description="The checkpoint that training began from, where it is known: what the model would still be without "
         "any source. Games over sources are much better with it. LoRA adapters name theirs themselves.",
+    )
+    tokenizer: Annotated[str | None, Names.MODEL] = Field(
+        None,
+        min_length=1,
+        description="The checkpoint whose tokenizer it is, a name or a folder, where the checkpoint itself has none.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the model; auto: float32 on CPU, the checkpoint's own on a GPU."
@@ -58,7 +66,8 @@ class ModelsConfig(_Loading):
     name: Annotated[list[Name], Names.MODEL] = Field(
         min_length=1,
         description="Hugging Face name or a local checkpoint folder (safetensors only); of several checkpoints or "
-        "seeds of one model, which share its tokenizer, scores and values are averaged.",
+        "seeds of one model, which share its tokenizer, scores and values are averaged. On a command line, "
+        "run/checkpoint-* is all such folders, by their numbers.",
     )
 
     @model_validator(mode="before")
@@ -106,6 +115,22 @@ class ModelsConfig(_Loading):
         if len(self.name) != 1:
             raise ValueError(f"expected one checkpoint, got {len(self.name)}")
         return self.checkpoints[0]
+
+
+def folders_of(name: str) -> list[str]:
+    """The folders of a pattern, those that end in a number by that; of anything else, or where there are none, itself.
+
+    For who is at home here: whether there are folders is not for everybody who may fill in a form.
+    """
+    if os.path.lexists(name) or not any(sign in name for sign in "*?["):
+        return [name]
+    found = [each for each in glob.glob(name) if os.path.isdir(each)]
+    return sorted(found, key=_by_number) or [name]
+
+
+def _by_number(name: str) -> tuple[str, int, str]:
+    digits = NUMBER.search(name)
+    return (name, -1, "") if digits is None else (name[: digits.start()], int(digits[0]), name)
 
 
 def _named_base(name: str) -> str | None:

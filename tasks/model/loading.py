@@ -32,7 +32,7 @@ from dataworth.tasks.model.halves import Halves, halves, whole
 from dataworth.tasks.model.layers import TrackedLayer, tracked_layers
 from dataworth.tasks.model.reading import Reading
 from dataworth.tasks.model.sharding import shard
-from dataworth.tasks.model.trials import forerunner, tried
+from dataworth.tasks.model.trials import TOKENIZER_FILES, forerunner, tried
 from dataworth.tasks.model.weights import refuse_large_settings, refuse_many_layers, refuse_missing, refuse_pickled
 
 __all__ = [
@@ -112,6 +112,8 @@ def load(config: ModelConfig, towards_base: float = 0.0) -> LoadedModel:
             safetensors, unknown device; no base, or one of another shape.
     """
     files = _files_state(config.name)
+    if config.tokenizer is not None:
+        files += _files_state(config.tokenizer)
     if towards_base == 0.0:
         # The base changes nothing of the checkpoint itself: what was made of it is found again with and without one.
         return _loaded(config.model_copy(update={"base": None}).model_dump_json(), files, 0.0)
@@ -120,15 +122,15 @@ def load(config: ModelConfig, towards_base: float = 0.0) -> LoadedModel:
     return _loaded(config.model_dump_json(), files + _files_state(config.base), towards_base)
 
 
-def vocabulary(name: str) -> tuple[str, tuple[str, ...] | None]:
+def vocabulary(config: ModelConfig) -> tuple[str, tuple[str, ...] | None]:
     """Fingerprint of a checkpoint's tokenizer, and the classes of a classifier; no weights are read.
 
     Raises:
         InputError: no such checkpoint.
     """
-    with _loading(name):
-        labels = _labels(AutoConfig.from_pretrained(_base_name(name), trust_remote_code=False))
-    return tokenizer_fingerprint(_tokenizer(name)), labels
+    with _loading(config.name):
+        labels = _labels(AutoConfig.from_pretrained(_base_name(config.name), trust_remote_code=False))
+    return tokenizer_fingerprint(_tokenizer(config.tokenizer or config.name)), labels
 
 
 def base_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]:
@@ -213,6 +215,8 @@ def _tokenizer(name: str) -> Any:
         base = _base_name(name)
         of_its_own = base == name or (Path(name) / "tokenizer_config.json").is_file()
         place = name if of_its_own else base
+        if Path(place).is_dir() and not any(file for pattern in TOKENIZER_FILES for file in Path(place).glob(pattern)):
+            raise ValueError(f"it has no tokenizer; pass {setting('model.tokenizer')}, the checkpoint whose it is")
         trial = tried(place)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         if trial.unusual is not None:
@@ -258,7 +262,7 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_
     config = ModelConfig.model_validate_json(config_json)
     device = _device(config.device)
     model, architecture = _pretrained(config, device)
-    tokenizer = _tokenizer(config.name)
+    tokenizer = _tokenizer(config.tokenizer or config.name)
     labels = _labels(architecture)
     model.requires_grad_(False).eval()
     if towards_base:

@@ -30,7 +30,7 @@ from dataworth.storage.limited import (
 from dataworth.storage.locations import home
 from dataworth.tasks.model.tokenizer_trial import ORDINARY
 
-__all__ = ["Forerunner", "forerunner", "tried"]
+__all__ = ["TOKENIZER_FILES", "Forerunner", "forerunner", "tried"]
 
 PROGRAM = Path(__file__).with_name("tokenizer_trial.py")
 # Bytes and seconds of a trial; the largest vocabularies in use need 1 GB and, on a busy machine, 10 s.
@@ -42,7 +42,9 @@ SECONDS_OF_TEXT, BYTES_A_SECOND = 60.0, 50_000
 ENVIRONMENT = {"RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
-PATTERNS = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "config.json")
+# Any of a tokenizer.
+TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken")
+PATTERNS = (*TOKENIZER_FILES, "config.json")
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ class Inputs:
         self.folder, self._kept = folder / "in use", folder / "as it was"
         self._kept.mkdir(parents=True)
         tokenizer = train_tokenizer(TEXTS, 290)
+        train_tokenizer(TEXTS[5:], 270).save_pretrained(self._kept / "tokenizer")
         for number, name in enumerate(("model", "other", "base")):
             _save_language_model(self._kept / name, tokenizer, number)
         _save_classifier(self._kept / "classifier", tokenizer, 3)

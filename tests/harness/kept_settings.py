@@ -122,6 +122,7 @@ MAX_COLUMNS = {"low rank": 70}
 VALUE: dict[str, tuple[str, Any]] = {
     "model.name": ("additive", ["in:other"]),
     "model.base": ("evaluated", "in:other"),
+    "model.tokenizer": ("additive", "in:tokenizer"),
     "model.dtype": ("additive", "bfloat16"),
     "model.adapters": ("adapter", "none"),
     "model.include": ("linear", ["*q_proj", "*v_proj"]),
@@ -227,6 +228,7 @@ AUDIT: dict[str, tuple[str, Any]] = {
     "audit.tune": ("audit, tuned", False),
     "model.name": ("audit", ["in:model", "in:other"]),
     "model.base": ("audit", "in:other"),
+    "model.tokenizer": ("audit", "in:tokenizer"),
     "model.dtype": ("audit", "bfloat16"),
     "model.include": ("audit, tuned", ["*q_proj", "*v_proj"]),
     "model.exclude": ("audit", ["*q_proj"]),

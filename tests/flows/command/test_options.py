@@ -33,6 +33,30 @@ def test_options_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
         assert config.corpus.files == ["a", "b"]
 
 
+def test_a_pattern_of_checkpoints_is_its_folders_by_their_numbers(tmp_path):
+    for name in ("checkpoint-1000", "checkpoint-200", "checkpoint-best", "other"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-1").touch()
+    (tmp_path / "c.yaml").write_text(f"model: {{name: {tmp_path}/run/checkpoint-*}}\n")
+    expected = [f"{tmp_path}/run/checkpoint-{name}" for name in ("200", "1000", "best")]
+    without = {name: value for name, value in NEEDED.items() if name != "model__name"}
+    for given in (
+        {**NEEDED, "model__name": (f"{tmp_path}/run/checkpoint-*",)},
+        {**without, "config_file": tmp_path / "c.yaml"},
+    ):
+        assert configuration(ValueConfig, given).model.name == expected
+    nothing = (f"{tmp_path}/run/of-*",)
+    assert configuration(ValueConfig, {**NEEDED, "model__name": nothing}).model.name == list(nothing)
+
+
+def test_a_file_has_the_home_folder_as_a_shell_has_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "c.yaml").write_text("store: ~/store\ncorpus: {files: [~/c.jsonl, '~']}\n")
+    given = {name: value for name, value in NEEDED.items() if name != "corpus__files"}
+    config = configuration(ValueConfig, {**given, "config_file": tmp_path / "c.yaml"})
+    assert (config.store, config.corpus.files) == ("/home/me/store", ["/home/me/c.jsonl", "~"])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

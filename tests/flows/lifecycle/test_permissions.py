@@ -45,7 +45,7 @@ def whole(root: Path) -> dict[str, dict]:
     """Configurations in which every field that names something names what is permitted."""
     inputs, results = str(root / "inputs"), str(root / "results")
     shared = {
-        "model": {"name": [f"{inputs}/model", "permitted/model"], "base": f"{inputs}/base"},
+        "model": {"name": [f"{inputs}/model", "permitted/model"], "base": f"{inputs}/base", "tokenizer": f"{inputs}/t"},
         "corpus": {
             "files": [f"{inputs}/a.jsonl", "hf:permitted/documents:train"],
             "chat_template": f"{inputs}/chat.jinja",

@@ -84,3 +84,16 @@ def test_checkpoints_that_are_refused(checkpoints, tmp_path):
         load(ModelConfig(name=str(coded)))
     with pytest.raises(InputError, match=r"--model\.device warp: not usable"):
         load(ModelConfig(name=str(checkpoints["llama"]), device="warp"))
+
+
+def test_a_checkpoint_without_a_tokenizer_takes_that_of_another(checkpoints, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoints["llama"], bare)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (bare / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"it has no tokenizer; pass --model\.tokenizer, the checkpoint whose it is"):
+        load(ModelConfig(name=str(bare)))
+    whole = load(ModelConfig(name=str(checkpoints["llama"])))
+    loaded = load(ModelConfig(name=str(bare), tokenizer=str(checkpoints["llama"])))
+    assert loaded.tokenizer_fingerprint == whole.tokenizer_fingerprint
+    assert loaded.fingerprint == whole.fingerprint

@@ -77,7 +77,7 @@ def test_what_explodes_on_any_text_is_refused_before_it_is_loaded(checkpoint, pa
     edit(checkpoint, **parts)
     assert f"cannot be loaded (its tokenizer: {said}" in refusal(checkpoint)
     with pytest.raises(InputError, match="its tokenizer: "):
-        vocabulary(str(checkpoint))
+        vocabulary(ModelConfig(name=str(checkpoint)))
 
 
 def test_what_takes_too_long_is_refused(checkpoint, monkeypatch):
