@@ -21,8 +21,10 @@ from dataworth.command.terminal import (
     named_broken_pipe,
     passages,
     say,
+    say_what_is_done,
     sentences_for_known_errors,
     table,
+    verbose,
 )
 from dataworth.config import (
     AuditRunConfig,
@@ -67,7 +69,8 @@ def _command(
             else:
                 raise InputError(f"several processes work on `index` and `fit`; start `{name}` by itself after them")
 
-        command = ConfiguredCommand(name, params=options(kind), callback=callback, help=text, no_args_is_help=False)
+        params = [*options(kind), verbose()]
+        command = ConfiguredCommand(name, params=params, callback=callback, help=text, no_args_is_help=False)
         cli.add_command(command)
         return command
 
@@ -347,6 +350,7 @@ def main() -> None:
     """Entry point: exit code 0 done, 1 failed, 2 bad input or options, 130 interrupted."""
     escape_what_is_not_shown()
     sentences_for_known_errors()
+    say_what_is_done()
     # A polite end is the same whoever asks for it: servers and workers that were started are ended, too.
     tell_interrupts()
     sys.exit(_exit_code())

@@ -9,17 +9,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import click
+
 from dataworth.storage.errors import DataworthError
 from dataworth.tasks.report.numbers import number
 from dataworth.tasks.visible import visible, without_password
+
+# Where Prefect looks for the class of its handler, and which it is.
+HANDLER, CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS", "dataworth.command.console.Console"
 
 __all__ = [
     "escape_what_is_not_shown",
     "mlflow_place",
     "passages",
     "say",
+    "say_what_is_done",
     "sentences_for_known_errors",
     "table",
+    "verbose",
 ]
 
 
@@ -65,6 +72,22 @@ def escape_what_is_not_shown() -> None:
 def mlflow_place(url: str | None, run_id: str | None) -> str:
     """Where a valuation's MLflow run is."""
     return url or (f"{run_id} (dataworth ui shows it)" if run_id else "not logged; `dataworth publish` does it later")
+
+
+def say_what_is_done() -> None:
+    """Let Prefect, once it is imported, write on the terminal what runs say, and not what it notes of their tasks."""
+    os.environ.setdefault(HANDLER, CONSOLE)
+
+
+def verbose() -> click.Option:
+    """An option that lets Prefect write every line of its log."""
+
+    def write_all(_: click.Context, __: click.Parameter, is_wanted: bool) -> None:
+        if is_wanted and os.environ.get(HANDLER) == CONSOLE:
+            del os.environ[HANDLER]
+
+    text = "Write every line of Prefect's log, states of tasks included."
+    return click.Option(["--verbose"], is_flag=True, expose_value=False, is_eager=True, callback=write_all, help=text)
 
 
 class _NoTraceback(logging.Filter):
