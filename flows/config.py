@@ -15,6 +15,7 @@ from dataworth.tasks.corpus.groups import SOURCE, grouping_fields
 from dataworth.tasks.counterfactual.config import AuditConfig
 from dataworth.tasks.curvature.config import CurvatureConfig
 from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.model.adapter_folders import is_adapter
 from dataworth.tasks.model.config import ModelsConfig
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.report.config import TrackingConfig
@@ -103,6 +104,22 @@ class ValueConfig(CorpusRunConfig):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The Dask cluster.")
     events: EventsConfig = Field(default_factory=EventsConfig, description="Events for automations.")
 
+    @property
+    def has_points(self) -> bool:
+        """Are gradients taken at the base as well as of the model? Where adapters begin, half of them have none."""
+        return self.model.point in ("auto", "both") and self._may_have_points
+
+    @property
+    def _may_have_points(self) -> bool:
+        return (
+            self.model.base is not None
+            and len(self.model.name) == 1
+            and not is_adapter(self.model.name[0])
+            and self.method == "influence"
+            and self.sources.game == "additive"
+            and self.sources.projection_seeds == 1
+        )
+
     @model_validator(mode="after")
     def _playable(self) -> "ValueConfig":
         entry = GAMES.get(self.sources.game)
@@ -120,6 +137,13 @@ class ValueConfig(CorpusRunConfig):
         if self.sources.document_values and self.sources.projection_seeds > 1:
             raise ValueError("--sources.document_values: are of one projection: leave --sources.projection_seeds out")
         game = self.sources.game
+        if self.model.point == "base":
+            raise ValueError("--model.point base: is of index and fit; a valuation takes the model, too: pass both")
+        if self.model.point == "both" and not self._may_have_points:
+            raise ValueError(
+                "--model.point both: is of one checkpoint, no adapters, with --model.base, under one projection, its "
+                "documents scored by gradients and the scores summed: pass --game additive"
+            )
         self._correctable()
         self._certifiable()
         self._replayable()

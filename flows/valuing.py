@@ -10,6 +10,7 @@ from dataworth.config import CorpusRunConfig, ValueConfig, run_title
 from dataworth.preparing import Prepared, Steps, prepared_stores, store_folder
 from dataworth.storage.errors import InputError
 from dataworth.storage.ref import StoreRef
+from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.registry import GAMES
 from dataworth.tasks.counterfactual.problem import CheckpointProblem
@@ -99,8 +100,13 @@ def valued_checkpoint(
     made: _Made = steps.in_turn(_narrowed(config), lambda: _made(config, store, queries, seconds, steps))
     with seconds.step("queries"):
         query_gradients = _query_gradients(config, store, made, steps)
-    with seconds.step("score"):
-        all_scores = _all_scores(config, store, made, query_gradients, steps)
+    begun = _at_base(config)
+    if begun is None:
+        with seconds.step("score"):
+            all_scores = _all_scores(config, store, made, query_gradients, steps)
+    else:
+        all_scores = _of_both(config, begun, store, made, query_gradients, seconds, steps)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"point": "both"})})
     with seconds.step("value"):
         values = _all_values(config, store, made, query_gradients, all_scores, steps)
         if config.sources.projection_seeds > 1:
@@ -116,6 +122,64 @@ def valued_checkpoint(
         scores=all_scores,
         values=values,
     )
+
+
+def _at_base(config: ValueConfig) -> ValueConfig | None:
+    """The same where training began, if scores are to be taken there, too; None: of the model alone."""
+    if not config.has_points:
+        return None
+    begun = config.model_copy(update={"model": config.model.model_copy(update={"point": "base"})})
+    reason = ""
+    try:
+        if load(begun.model.only).fingerprint == load(config.model.only).fingerprint:
+            reason = f"{setting('model.base')}: has the weights of the model: leave {setting('model.point')} out"
+    except InputError as error:
+        reason = str(error)
+    if reason and config.model.point == "both":
+        raise InputError(reason)
+    if reason:
+        run_logger().warning("gradients are taken of the model alone: %s", reason)
+    return None if reason else begun
+
+
+def _of_both(
+    config: ValueConfig,
+    begun: ValueConfig,
+    store: str,
+    made: _Made,
+    query_gradients: StoreRef,
+    seconds: Timings,
+    steps: Steps,
+) -> list[StoreRef]:
+    """Scores of the model and of its base, three to one, for each grouping of the sources.
+
+    Chosen on one problem and tried on three others: infra/docs/truth.md, "The base as a second point".
+    """
+    every = config.scoring.model_copy(update={"save_matrix": True})
+    at_base = steps.in_turn(_narrowed(begun), lambda: _made(begun, store, made.queries, seconds, steps))
+    with seconds.step("queries"):
+        of_base = _query_gradients(begun, store, at_base, steps)
+    passes = []
+    with seconds.step("score"):
+        for one, own, asked in ((config, made, query_gradients), (begun, at_base, of_base)):
+            stores = (own.prepared.corpus, own.gradients, own.queries, asked, own.curvature)
+            scores = _scores(one, store, stores, every, config.sources.by[0], steps)
+            passes.append(Pass(gradients=own.gradients, query_gradients=asked, curvature=own.curvature, scores=scores))
+    of_model, at_the_base = passes
+    damping, corpus = config.curvature.damping, made.prepared.corpus
+    with seconds.step("average"):
+        return [
+            steps.average_scores(
+                store,
+                corpus,
+                made.queries,
+                [of_model, of_model, of_model, at_the_base],  # whose mean is taken
+                damping,
+                config.scoring if number == 0 else sums_only(config.scoring),
+                grouping,
+            )
+            for number, grouping in enumerate(config.sources.by)
+        ]
 
 
 def _made(config: ValueConfig, store: str, queries: StoreRef | None, seconds: Timings, steps: Steps) -> _Made:

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from functools import wraps
 from logging import LoggerAdapter
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
@@ -57,8 +58,21 @@ def as_task(
     again: dict[str, Any] = (
         {"retries": RETRIES, "retry_delay_seconds": RETRY_DELAYS, "retry_condition_fn": may_help} if retried else {}
     )
-    work = on_a_device(step) if on_device else step
+    work = _announced(on_a_device(step) if on_device else step)
     return Task(work, name=name, task_run_name=run_name, timeout_seconds=timeout_seconds, **again)
+
+
+def _announced(step: Callable[P, R]) -> Callable[P, R]:
+    """The same, its run's name first in the log."""
+
+    @wraps(step)
+    def run(*args: P.args, **how: P.kwargs) -> R:
+        context = TaskRunContext.get()
+        if context is not None:
+            get_run_logger().info("%s", context.task_run.name)
+        return step(*args, **how)
+
+    return run
 
 
 def may_help(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

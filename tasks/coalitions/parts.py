@@ -1,6 +1,8 @@
 """What a game over sources is made of."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 from dataworth.storage.ref import StoreRef
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
@@ -40,3 +42,7 @@ class GameParts(BaseModel):
     gradients: StoreRef
     curvature: CurvatureConfig
     training: TrainingConfig | None = None
+
+    @field_serializer("model", when_used="json")
+    def _identity(self, model: ModelConfig) -> dict[str, Any]:
+        return model.identity

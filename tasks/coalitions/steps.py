@@ -212,6 +212,10 @@ def _measured(valuation: Valuation, parts: GameParts | None, sources: SourcesCon
     total = np.append(taken, taken.sum())
     entry = GAMES[valuation.game]
     kind: Kind = "marginal"
+    if parts.model.point == "both" and valuation.game == FALLBACK and not sources.trainings:
+        whole = float(valuation.values[-1].sum())
+        if whole > 0 and total[-1] > 0:
+            kind, valuation = "share", valuation.scaled(float(total[-1]) / whole)
     if entry.shares_total and (sources.semivalue == "shapley" or not entry.is_semivalue):  # others do not add up to it
         kind = "certified" if entry.is_truth and valuation.facts.get("reliable") else "share"
     facts: dict[str, Any] = {"total": float(total[-1]), "counterfactual": COUNTERFACTUAL}

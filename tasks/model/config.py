@@ -32,6 +32,12 @@ class _Loading(Configuration):
         min_length=1,
         description="The checkpoint whose tokenizer it is, a name or a folder, where the checkpoint itself has none.",
     )
+    point: Literal["auto", "end", "base", "both"] = Field(
+        "auto",
+        description="Where gradients are taken: end, of the model; base, of what training began from (index and fit); "
+        "both: scores are three quarters the model's and one the base's, and sums of sources parts of what training "
+        "took off the loss. auto: both where --model.base is given and scores are summed, else end.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the model; auto: float32 on CPU, the checkpoint's own on a GPU."
     )
@@ -58,6 +64,13 @@ class ModelConfig(_Loading):
     name: Annotated[str, Names.MODEL] = Field(
         min_length=1, description="Hugging Face name or a local checkpoint folder (safetensors only)."
     )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What results were always kept under, and of what can be chosen since then, what was."""
+        kept: dict[str, Any] = self.model_dump(mode="json", exclude={"tokenizer", "point"})
+        chosen = {} if self.tokenizer is None else {"tokenizer": self.tokenizer}
+        return kept | chosen | ({"point": self.point} if self.point in ("base", "both") else {})
 
 
 class ModelsConfig(_Loading):

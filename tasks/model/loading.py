@@ -104,7 +104,7 @@ def load(config: ModelConfig, towards_base: float = 0.0) -> LoadedModel:
     """Load a checkpoint, once for the same parameters and the same files in one process.
 
     Args:
-        config: the checkpoint.
+        config: the checkpoint; where its `point` is the base, that.
         towards_base: 0 the checkpoint itself, 1 the one its training began from, between them their weights' mean.
 
     Raises:
@@ -114,6 +114,9 @@ def load(config: ModelConfig, towards_base: float = 0.0) -> LoadedModel:
     files = _files_state(config.name)
     if config.tokenizer is not None:
         files += _files_state(config.tokenizer)
+    if config.point == "base":
+        towards_base = 1.0
+    config = config.model_copy(update={"point": "auto"})
     if towards_base == 0.0:
         # The base changes nothing of the checkpoint itself: what was made of it is found again with and without one.
         return _loaded(config.model_copy(update={"base": None}).model_dump_json(), files, 0.0)

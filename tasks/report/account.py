@@ -17,6 +17,7 @@ BLIND = 12.0
 TELLERS = {
     "ledger": "the ledger of one training has it",
     "merged": "models merged from trainings on one source each have it",
+    "additive": "the gradients of base and model divide it, scaled to it",
 }
 
 
@@ -145,8 +146,9 @@ class Account:
         teller = TELLERS.get(self.game, "the game predicts it")
         told = "trainings measured it" if self.kind == "certified" else f"{teller}{self._uncertified}"
         said = f"Values are parts of that, in nats a query, as {told}"
-        said += f". They account for {percent(self.values / self.shared)} of it"
-        if self.counterfactual == "epochs" and self.game != "ledger":
+        if self.game != "additive":
+            said += f". They account for {percent(self.values / self.shared)} of it"
+        if self.counterfactual == "epochs" and self.game not in ("ledger", "additive"):
             said += ". Without a source the others would have been read as often as now, in fewer steps"
         return f"{said}."
 

@@ -26,9 +26,10 @@ from tests.reference.tuned_facts import MASKS, SETTINGS, SOURCES, TunedFacts, na
 __all__ = ["rows"]
 
 SEEDS = range(2)
-# Options of what a checkpoint alone tells.
+# Options of what a checkpoint tells, alone or with its base (of the whole model: adapters name theirs).
 ESTIMATES: dict[str, dict[str, Any]] = {
     "default": {},
+    "default, with the base": {},
     "EK-FAC, rank 16": {"curvature": {"kind": "ekfac"}},
     "PCA rank 64, EK-FAC": {"projection": {"kind": "pca", "rank": 64}, "curvature": {"kind": "ekfac"}},
 }
@@ -159,9 +160,11 @@ def _bm25(problem: TunedFacts) -> np.ndarray:
 
 def _valuations(problem: TunedFacts) -> dict[str, Any]:
     model, shared = str(problem.checkpoint()), {"scoring": {"save_matrix": True}, "corpus": {"max_length": 128}}
+    files = str(problem.corpus_file), str(problem.queries_file)
+    with_base = {"model": {"base": problem.base.name}, "sources": {"game": "additive"}}
     return {
         name: dataworth.value(
-            model, None, str(problem.corpus_file), str(problem.queries_file), store=problem.store, **shared, **options
+            model, None, *files, store=problem.store, **shared, **options, **(with_base if "base" in name else {})
         )
         for name, options in ESTIMATES.items()
     }

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import spearmanr
 
+import dataworth
 from dataworth.storage.locations import home
 from dataworth.tasks.attribution.baselines import bm25_scores, source_sums
 from dataworth.tasks.coalitions.estimation.semivalues import exact_semivalues, size_weights
@@ -64,7 +65,9 @@ def rows() -> Iterator[dict[str, Any]]:
             games = [_games(made, Cell(setting, "epochs", seed)) for seed in SEEDS]
             estimated = [{key: play() for key, play in each.named().items() if key != "by size"} for each in games]
             for seed, each, found in zip(SEEDS, games, estimated, strict=True):
-                found["ledger"] = _ledger(each, Cell(setting, "epochs", seed), made)
+                cell = Cell(setting, "epochs", seed)
+                found["ledger"] = _ledger(each, cell, made)
+                found |= _default(made, cell)
             for counterfactual in (each for own, each in tables if own == setting):
                 table = f"{setting}, {counterfactual}"
                 losses = kept.losses[table]
@@ -84,6 +87,25 @@ def _games(made: Problem, cell: Cell) -> LanguageGames:
     model = made.checkpoint(cell)
     store = made.folder / "stores" / model.name
     return LanguageGames(model, made.corpus_file, made.queries_file, SOURCES, store, BASE.positions, RANK)
+
+
+def _default(made: Problem, cell: Cell) -> dict[str, np.ndarray]:
+    """(q, s) of the settings that nobody chose, of the model alone and with its base."""
+    model = made.checkpoint(cell)
+    ids = [row["id"] for row in made.corpus.queries]
+    found = {}
+    for name, base in (("default", {}), ("default, with the base", {"base": str(model / "base")})):
+        valuation = dataworth.value(
+            *(str(model), None, str(made.corpus_file), str(made.queries_file)),
+            store=made.folder / "stores" / f"default {model.name}",
+            model=base,
+            corpus={"max_length": BASE.positions},
+            sources={"game": "additive"},
+        )
+        table = valuation.sources
+        table = table[table["query_id"] != "*"].pivot(index="query_id", columns="source", values="value")
+        found[name] = table.loc[ids, list(SOURCES)].to_numpy()
+    return found
 
 
 def _ledger(games: LanguageGames, cell: Cell, made: Problem) -> Float[np.ndarray, "q s"]:

@@ -54,6 +54,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "additive": {"scoring": KEPT, "sources": {"game": "additive", "by": ["source", "publisher>source"]}},
     "pca, ekfac": {"projection": {"kind": "pca", "rank": 2}, "curvature": {"kind": "ekfac", "draws": 1}},
     "identity, kfac": {"projection": {"kind": "identity"}, "curvature": {"kind": "kfac", "draws": 1}},
+    "points": {**WITH_BASE, "sources": {"game": "additive"}},
     "chats": {"corpus": {**CHATS, "form": "messages"}},
     "pairs": {"corpus": {**CHATS, "form": "pairs"}},
     "low rank": {
@@ -123,6 +124,7 @@ VALUE: dict[str, tuple[str, Any]] = {
     "model.name": ("additive", ["in:other"]),
     "model.base": ("evaluated", "in:other"),
     "model.tokenizer": ("additive", "in:tokenizer"),
+    "model.point": ("points", "end"),
     "model.dtype": ("additive", "bfloat16"),
     "model.adapters": ("adapter", "none"),
     "model.include": ("linear", ["*q_proj", "*v_proj"]),
@@ -229,6 +231,7 @@ AUDIT: dict[str, tuple[str, Any]] = {
     "model.name": ("audit", ["in:model", "in:other"]),
     "model.base": ("audit", "in:other"),
     "model.tokenizer": ("audit", "in:tokenizer"),
+    "model.point": ("audit", "base"),
     "model.dtype": ("audit", "bfloat16"),
     "model.include": ("audit, tuned", ["*q_proj", "*v_proj"]),
     "model.exclude": ("audit", ["*q_proj"]),

@@ -46,7 +46,7 @@ def stored_vectors(
         KIND: ALGORITHM,
         "sums": [source.fingerprint for source in in_order(game.sums, names)],
         "bases": game.bases.fingerprint,
-        "model": game.model.model_dump(mode="json"),
+        "model": game.model.identity,
         "base": game.base,
         "damping": game.damping.model_dump(mode="json"),
         **sources.model_dump(include=chosen),
