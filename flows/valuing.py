@@ -26,6 +26,10 @@ from dataworth.tasks.scoring.ready import Pass
 
 __all__ = ["Checkpoint", "Timings", "refuse_unlike", "sums_only", "valued", "valued_checkpoint"]
 
+# Of scores in nats at the two points: chosen on one problem and tried on three others (infra/docs/truth.md, "The base
+# as a second point").
+OF_MODEL, OF_BASE = 0.75, 0.25
+
 
 class Timings(dict[str, float]):
     """Seconds of each step, over all checkpoints, when it first started, and what the machine did meanwhile."""
@@ -151,21 +155,25 @@ def _of_both(
     seconds: Timings,
     steps: Steps,
 ) -> list[StoreRef]:
-    """Scores of the model and of its base, three to one, for each grouping of the sources.
-
-    Chosen on one problem and tried on three others: infra/docs/truth.md, "The base as a second point".
-    """
+    """Scores of the model and of its base, in a weighted mean, for each grouping of the sources."""
     every = config.scoring.model_copy(update={"save_matrix": True})
     at_base = steps.in_turn(_narrowed(begun), lambda: _made(begun, store, made.queries, seconds, steps))
     with seconds.step("queries"):
         of_base = _query_gradients(begun, store, at_base, steps)
     passes = []
     with seconds.step("score"):
-        for one, own, asked in ((config, made, query_gradients), (begun, at_base, of_base)):
+        for one, own, asked, weight in ((config, made, query_gradients, OF_MODEL), (begun, at_base, of_base, OF_BASE)):
             stores = (own.prepared.corpus, own.gradients, own.queries, asked, own.curvature)
             scores = _scores(one, store, stores, every, config.sources.by[0], steps)
-            passes.append(Pass(gradients=own.gradients, query_gradients=asked, curvature=own.curvature, scores=scores))
-    of_model, at_the_base = passes
+            passes.append(
+                Pass(
+                    gradients=own.gradients,
+                    query_gradients=asked,
+                    curvature=own.curvature,
+                    scores=scores,
+                    weight=weight,
+                )
+            )
     damping, corpus = config.curvature.damping, made.prepared.corpus
     with seconds.step("average"):
         return [
@@ -173,7 +181,7 @@ def _of_both(
                 store,
                 corpus,
                 made.queries,
-                [of_model, of_model, of_model, at_the_base],  # whose mean is taken
+                passes,
                 damping,
                 config.scoring if number == 0 else sums_only(config.scoring),
                 grouping,

@@ -25,7 +25,9 @@ class Matrix(Protocol):
         """Scores of some documents."""
 
 
-def mean_blocks(matrices: Sequence[Matrix]) -> Iterator[tuple[Float[np.ndarray, "q n"], list[str]]]:
+def mean_blocks(
+    matrices: Sequence[Matrix], weights: Sequence[float] | None = None
+) -> Iterator[tuple[Float[np.ndarray, "q n"], list[str]]]:
     """The mean of some matrices and its documents, chunk by chunk of the first: float64, of one chunk at a time.
 
     The columns of the others may be in another order, as their gradients may have been stored in another one. Where
@@ -33,17 +35,18 @@ def mean_blocks(matrices: Sequence[Matrix]) -> Iterator[tuple[Float[np.ndarray, 
 
     Args:
         matrices: at least one; the same queries, in the same order, and the same documents.
+        weights: of each; None: all the same.
 
     Raises:
         ValueError: they are not of the same documents.
     """
     ids = list(matrices[0].document_ids)
     orders = [_order(ids, list(each.document_ids)) for each in matrices]
-    step = matrices[0].columns_per_chunk
+    step, weights = matrices[0].columns_per_chunk, weights or [1.0] * len(matrices)
     for start in range(0, len(ids), step):
-        parts = zip(matrices, orders, strict=True)
-        total = sum(each.columns(order[start : start + step]).astype(np.float64) for each, order in parts)
-        yield np.asarray(total / len(matrices)), ids[start : start + step]
+        parts = zip(weights, matrices, orders, strict=True)
+        total = sum(w * each.columns(order[start : start + step]).astype(np.float64) for w, each, order in parts)
+        yield np.asarray(total / sum(weights)), ids[start : start + step]
 
 
 def _order(wanted: list[str], there: list[str]) -> np.ndarray:

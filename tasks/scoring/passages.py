@@ -52,6 +52,7 @@ def passages(
     query_ids: Sequence[str],
     *,
     by_layer: bool,
+    weights: Sequence[float] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """Rows of PASSAGES of dataworth.storage.schema, and of LAYER_SCORES where they are asked for.
 
@@ -65,14 +66,15 @@ def passages(
             names.
         query_ids: of the tally's rows.
         by_layer: also each layer's part.
+        weights: of the passes in a mean; None: all the same.
     """
     kept = list(_kept(tally))
     measured = [_measured(kept, each, each.rows_of_kept(tally), by_layer=by_layer) for each in passes]
-    relative = np.mean([each.relative for each in measured], axis=0)
+    relative = np.average([each.relative for each in measured], axis=0, weights=weights)
     table = _passage_rows(kept, corpus, players, measured[0].windows, relative, query_ids)
     if not by_layer:
         return table, None
-    layers = np.mean([each.layers for each in measured], axis=0)
+    layers = np.average([each.layers for each in measured], axis=0, weights=weights)
     common = [{key: row[key] for key in ("query_id", "rank", "document_id")} for row in table]
     parts = [
         {**row, "layer": name, "score": float(score)}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
@@ -32,6 +32,7 @@ class Pass(BaseModel):
         gradients, query_gradients: of documents and queries.
         curvature: None for `none`.
         scores: of the pass, with the matrix of all of them.
+        weight: in a mean of several.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +41,7 @@ class Pass(BaseModel):
     query_gradients: StoreRef
     curvature: StoreRef | None
     scores: StoreRef
+    weight: float = Field(1.0, gt=0)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def average_scores(
     Args:
         store: root of the stores.
         corpus, queries: of all passes.
-        passes: one a checkpoint, each with the matrix of all its scores.
+        passes: one a checkpoint, each with the matrix of all its scores, and its weight.
         damping_config: of all passes.
         scoring: of all passes, and what is kept of the mean.
         grouping: of the documents, whatever that of the passes was.
@@ -122,6 +122,7 @@ def average_scores(
         "corpus": corpus.fingerprint,
         "queries": queries.fingerprint,
         "passes": [each.scores.fingerprint for each in passes],
+        **({"weights": [each.weight for each in passes]} if len({each.weight for each in passes}) > 1 else {}),
         **scoring.model_dump(),
         **({} if grouping == SOURCE else {"grouping": grouping}),
     }
@@ -140,7 +141,11 @@ def average_scores(
         with ScoreStore.writing(root, name) as target:
             tally = _mean_tally(documents, scored, passes, scoring, query_ids, target.matrix_path)
             opened = map(ready, passes)
-            table, by_layer = passages(tally, documents, scored, opened, query_ids, by_layer=scoring.by_layer)
+            table, by_layer = passages(
+                *(tally, documents, scored, opened, query_ids),
+                by_layer=scoring.by_layer,
+                weights=[each.weight for each in passes],
+            )
             target.write(table, source_sums(tally, scored, query_ids), parts, by_layer)
 
     return kept(store, "scores", parts, "mean scores", build)
@@ -290,7 +295,7 @@ def _mean_tally(
         _combination(corpus, players, scoring, query_ids, matrix_path) as combination,
         progress("mean scores", int(_scored(corpus, players).sum()), "document") as bar,
     ):
-        for block, names in mean_blocks(matrices):
+        for block, names in mean_blocks(matrices, [each.weight for each in passes]):
             combination.add_whole(block, np.fromiter((numbers[name] for name in names), np.int64, len(names)))
             bar.advance(len(names))
     return combination.tally

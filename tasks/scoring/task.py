@@ -6,5 +6,5 @@ from dataworth.tasks.wrapping import as_task
 __all__ = ["average_scores", "replayed_scores", "score_corpus"]
 
 score_corpus = as_task(steps.score_corpus, name="score-corpus", run_name="score every document for every query")
-average_scores = as_task(steps.average_scores, name="average-scores", run_name="mean scores over the checkpoints")
+average_scores = as_task(steps.average_scores, name="average-scores", run_name="the mean of the scores")
 replayed_scores = as_task(steps.replayed_scores, name="replayed-scores", run_name="scores by the training itself")

@@ -238,6 +238,10 @@ def test_the_mean_is_streamed(n, n_matrices):
     if n:
         found = np.concatenate([block for block, _ in blocks], axis=1)
         np.testing.assert_allclose(found, whole.astype(np.float64).mean(axis=0)[:, orders[0]], rtol=1e-12)
+        weights = generator.uniform(0.1, 3.0, n_matrices).tolist()
+        found = np.concatenate([block for block, _ in mean_blocks(held, weights)], axis=1)
+        expected = np.average(whole.astype(np.float64), axis=0, weights=weights)[:, orders[0]]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_matrices_of_other_documents_have_no_mean():
