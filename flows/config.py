@@ -118,6 +118,9 @@ class ValueConfig(CorpusRunConfig):
             and self.method == "influence"
             and self.sources.game == "additive"
             and self.sources.projection_seeds == 1
+            and not self._narrowed
+            and self.scoring.kind == "dot"
+            and not self.certify  # which tries the scores of the model
         )
 
     @model_validator(mode="after")
@@ -141,8 +144,9 @@ class ValueConfig(CorpusRunConfig):
             raise ValueError("--model.point base: is of index and fit; a valuation takes the model, too: pass both")
         if self.model.point == "both" and not self._may_have_points:
             raise ValueError(
-                "--model.point both: is of one checkpoint, no adapters, with --model.base, under one projection, its "
-                "documents scored by gradients and the scores summed: pass --game additive"
+                "--model.point both: is of one checkpoint, no adapters, with --model.base, under one projection, all "
+                "of its documents and layers scored by gradients, as dot, not certified, and the scores summed: pass "
+                "--game additive"
             )
         self._correctable()
         self._certifiable()

@@ -62,7 +62,7 @@ def _of_checkpoints(
     title: str,
 ) -> CheckpointProblem:
     documents = prepare_corpus(store, checkpoints[0], corpus)
-    asked = prepare_queries(store, checkpoints[0], queries)
+    asked = prepare_queries(store, checkpoints[0], queries, corpus.chat_template)
     return CheckpointProblem(checkpoints, documents, asked, training, title)
 
 

@@ -194,7 +194,9 @@ def _made(config: ValueConfig, store: str, queries: StoreRef | None, seconds: Ti
     narrowed = _narrowed(config)
     with seconds.step("prepare"):
         prepared = prepared_stores(config, steps)
-        queries = queries or steps.prepare_queries(store, config.model.only, config.queries)
+        queries = queries or steps.prepare_queries(
+            store, config.model.only, config.queries, config.corpus.chat_template
+        )
     with seconds.step("fit"):
         fitted = steps.fit(narrowed, prepared)
     with seconds.step("index"):

@@ -19,7 +19,7 @@ from dataworth.storage.local import LocalLocation
 from dataworth.storage.locations import location_of
 from dataworth.storage.place import Location
 from dataworth.tasks.configuration import Configuration, Names
-from dataworth.tasks.corpus.places import place_of
+from dataworth.tasks.corpus.places import Place, place_of
 from dataworth.tasks.visible import visible, without_password
 
 __all__ = ["ADDRESSES", "INPUTS", "PROBLEMS", "RESULTS", "check_permitted", "named_by"]
@@ -107,8 +107,24 @@ def _check_documents(field: str, value: str) -> None:
         return
     # First: whether a pattern fits a file elsewhere is nobody's to know.
     _check_file(field, place.folder, with_links=False)
-    for name in place.files:
-        _check_file(field, name)
+    if not place.is_pattern:
+        _check_file(field, place.name)
+    elif _listed(INPUTS) is not None:
+        _check_pattern(field, place)
+
+
+def _check_pattern(field: str, place: Place) -> None:
+    """Said alike of what fits no file and of what fits one elsewhere."""
+    try:
+        if ".." in Path(place.name).parts:
+            raise InputError("leads upwards")
+        for name in place.files:
+            _check_file(field, name)
+    except InputError:
+        permitted = without_password(", ".join(_listed(INPUTS) or []))
+        raise InputError(
+            f"{field} {visible(place.name)}: fits no file that is permitted here; {INPUTS} permits {permitted}"
+        ) from None
 
 
 def _check_model(field: str, value: str) -> None:

@@ -214,12 +214,13 @@ def _measured(valuation: Valuation, parts: GameParts | None, sources: SourcesCon
     kind: Kind = "marginal"
     if parts.model.point == "both" and valuation.game == FALLBACK and not sources.trainings:
         whole = float(valuation.values[-1].sum())
-        if whole > 0 and total[-1] > 0:
+        # Of values that cancel each other, what is left over would be scaled.
+        if total[-1] > 0 and whole > np.abs(valuation.values[-1]).sum() / 2:
             kind, valuation = "share", valuation.scaled(float(total[-1]) / whole)
     if entry.shares_total and (sources.semivalue == "shapley" or not entry.is_semivalue):  # others do not add up to it
         kind = "certified" if entry.is_truth and valuation.facts.get("reliable") else "share"
     facts: dict[str, Any] = {"total": float(total[-1]), "counterfactual": COUNTERFACTUAL}
-    if total[-1] > 0:
+    if total[-1] > 0 and "scaled by" not in valuation.facts:
         facts["accounted for"] = float(valuation.values[-1].sum() / total[-1])
     return replace(valuation, kind=kind, total=total).with_facts(**facts)
 

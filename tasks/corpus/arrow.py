@@ -19,6 +19,7 @@ STATE, SPLITS = "state.json", "dataset_dict.json"
 MAX_STATE_BYTES = 2**24
 DEFAULT_SPLIT = "train"
 MAGIC = b"ARROW1\x00\x00"
+MAX_BATCH_BYTES = 2**32
 
 
 def arrow_rows(path: Path, fields: Fields, within: Path | None = None) -> Iterator[Row]:
@@ -98,18 +99,57 @@ def _unreadable(name: str, error: Exception) -> InputError:
 
 
 def _rows(file: Any, name: str, fields: Fields) -> Iterator[Row]:
+    """Message by message: nothing is unpacked, so that a batch takes no more memory than its bytes on disk."""
     import pyarrow as pa
 
-    is_file = file.peek(len(MAGIC)).startswith(MAGIC)
-    reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
-    _, columns = columns_read(reader.schema, fields, name)
-    batches = (reader.get_batch(n) for n in range(reader.num_record_batches)) if is_file else iter(reader)
-    flat = [column for column in columns if not pa.types.is_nested(reader.schema.field(column).type)]
-    number = 0
-    for batch in batches:
+    if file.peek(len(MAGIC)).startswith(MAGIC):
+        file.read(len(MAGIC))  # the file is a stream between this and its footer
+    reader = pa.ipc.MessageReader.open_stream(file)
+    schema, number = None, 0
+    columns: list[str] = []
+    while True:
+        try:
+            message = reader.read_next_message()
+        except StopIteration:
+            break
+        if message.type == "schema":
+            schema = pa.ipc.read_schema(message)
+            _, columns = columns_read(schema, fields, name)
+            if any(pa.types.is_dictionary(schema.field(column).type) for column in columns):
+                raise InputError(f"{name}: columns of dictionaries are not read; write it as .parquet")
+            continue
+        if message.type != "record batch" or schema is None:  # a dictionary, of a column that is not read
+            continue
+        if _is_packed(message.metadata.to_pybytes()):
+            raise InputError(f"{name}: its batches are packed; write it as .parquet, or without compression")
+        if message.body.size > MAX_BATCH_BYTES:
+            raise InputError(f"{name}: a batch of {message.body.size:,} bytes; write it in smaller ones")
+        batch = pa.ipc.read_record_batch(message, schema).select(columns)
         batch.validate(full=True)
+        flat = [column for column in columns if not pa.types.is_nested(schema.field(column).type)]
         for first in range(0, len(batch), ROWS_PER_BATCH):
             part = batch.slice(first, ROWS_PER_BATCH)
             refuse_long_texts(part.select(flat), name)
             yield from batch_rows(part, columns, number, name)
             number += len(part)
+    if schema is None:
+        raise InputError(f"{name}: not a readable Arrow file (it has no schema)")
+
+
+def _is_packed(metadata: bytes) -> bool:
+    """Whether the header of a record batch names a compression: the fourth field of the third of a Message.
+
+    Source: Arrow's Message.fbs; tables of FlatBuffers begin with the distance to what says where their fields are.
+    """
+
+    def integer(place: int, size: int, *, signed: bool = False) -> int:
+        return int.from_bytes(metadata[place : place + size], "little", signed=signed)
+
+    def field(table: int, number: int) -> int | None:
+        places = table - integer(table, 4, signed=True)
+        entry = 4 + 2 * number
+        offset = integer(places + entry, 2) if entry < integer(places, 2) else 0
+        return table + offset if offset else None
+
+    header = field(integer(0, 4), 2)
+    return header is None or field(header + integer(header, 4), 3) is not None

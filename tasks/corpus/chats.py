@@ -7,6 +7,7 @@ What is taught is what TRL's SFTTrainer teaches: of `messages` the assistant's t
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from jaxtyping import Bool
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
+from dataworth.tasks.corpus.rejected import SettingError
 from dataworth.tasks.corpus.taught import Loss
 from dataworth.tasks.model.tokens import panics_told
-from dataworth.tasks.visible import reason
+from dataworth.tasks.visible import reason, short
 
 __all__ = ["ASSISTANT", "Chat", "Rendered", "asked_tokens", "rendered"]
 
@@ -105,12 +107,15 @@ class _Template:
 
     def __init__(self, tokenizer: Any, chat: Chat, template: str | None, where: str) -> None:
         if not tokenizer.is_fast:
-            raise InputError(f"{where}: a conversation needs a fast tokenizer, which the model has not")
+            raise SettingError(f"{where}: a conversation needs a fast tokenizer, which the model has not")
         self._tokenizer, self._chat, self._where = tokenizer, chat, where
+        taken = sorted(set(chat.options) & (set(signature(tokenizer.apply_chat_template).parameters) - {"kwargs"}))
+        if taken:
+            raise InputError(f"{where}: the variable {short(taken[0])} would say how tokens are made; leave it out")
         try:
             self._template = tokenizer.get_chat_template(template, chat.tools)
         except ValueError:
-            raise InputError(
+            raise SettingError(
                 f"{where}: a conversation, and the model has no chat template that writes it; pass "
                 f"{setting('corpus.chat_template')} FILE"
             ) from None
@@ -153,8 +158,8 @@ class _Template:
             if message["role"] != ASSISTANT:
                 continue
             until = self(number + 1)
-            before = self(number, answered=True) if number else until.partition(str(message["content"]).strip())[0]
-            if not until.startswith(before) or not text.startswith(until):
+            before = self(number, answered=True) if number else self._first(until)
+            if before is None or not until.startswith(before) or not text.startswith(until):
                 raise InputError(
                     f"{self._where}: the chat template writes turns otherwise where others follow, so that it is not "
                     f"known which tokens are the assistant's; pass {setting('corpus.chat_template')} FILE, one with "
@@ -162,6 +167,12 @@ class _Template:
                 )
             spans.append((len(before), len(until)))
         return spans
+
+    def _first(self, until: str) -> str | None:
+        """What stands before the words of a first turn that is the assistant's; None where that is not known."""
+        content = self._chat.messages[0].get("content")
+        said = content.strip() if isinstance(content, str) else ""
+        return until.partition(said)[0] if said and until.count(said) == 1 else None
 
     def _applied(self, n_messages: int, *, answered: bool, **how: Any) -> Any:
         given = [dict(message) for message in self._chat.messages[:n_messages]]

@@ -5,7 +5,7 @@ from typing import Any
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
-from dataworth.tasks.corpus.fields import Fields, missing
+from dataworth.tasks.corpus.fields import OPTIONS, TOOLS, Fields, missing
 from dataworth.tasks.corpus.rows import MAX_VALUES, Row, refuse_columns
 from dataworth.tasks.corpus.values import MAX_TEXT_BYTES
 from dataworth.tasks.visible import visible
@@ -32,7 +32,7 @@ def columns_read(schema: Any, fields: Fields, where: str) -> tuple[list[str], li
     """
     refuse_columns(where, schema.names, ())
     wanted = fields.read_of(schema.names, where)
-    turns = turn_columns(fields)
+    turns = turn_columns(fields) | {TOOLS, OPTIONS}
     for field in wanted:
         _refuse_type(_type_of(schema, field, where), f"{where}, field {field!r}", of_turns=field in turns)
     return wanted, list(dict.fromkeys(field if field in schema.names else field.partition(".")[0] for field in wanted))
@@ -98,7 +98,7 @@ def _type_of(schema: Any, field: str, where: str) -> Any:
 
 
 def _refuse_many(batch: Any, columns: Sequence[str], where: str) -> None:
-    """Refuse lists of more values than memory should hold, before they are objects of Python."""
+    """Refuse more values, or longer texts together, than memory should hold, before they are objects of Python."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -121,7 +121,7 @@ def _refuse_many(batch: Any, columns: Sequence[str], where: str) -> None:
 
     for name in columns:
         column = batch.column(name)
-        n_values, total = size(column) if pa.types.is_nested(column.type) else (0, 0)
+        n_values, total = size(column)
         if n_values > MAX_VALUES or total > BATCH_BYTES:
             raise InputError(
                 f"{where} or one of the next {len(batch) - 1}, field {name!r}: {n_values:,} values of {total:,} bytes, "
@@ -137,13 +137,33 @@ def _refuse_type(kind: Any, where: str, *, of_turns: bool) -> None:
         kind = kind.storage_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type):
-        if of_turns:
+    if of_turns and pa.types.is_nested(kind):
+        if _is_plain(kind):
             return
+        raise InputError(
+            f"{where}: of nested values only lists and objects of texts and numbers are read, got {_cut(kind)}"
+        )
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type):
         raise InputError(
             f"{where}: expected text, got list of objects, as conversations are; pass "
             f"{setting('corpus.messages')} with its name"
         )
     wide = pa.types.is_fixed_size_binary(kind) and kind.bit_width > MAX_WIDTH_BITS
-    if wide or pa.types.is_nested(kind) or pa.types.is_run_end_encoded(kind):
-        raise InputError(f"{where}: expected text, got {visible(str(kind))[:80]}")
+    if wide or pa.types.is_nested(kind) or not _is_plain(kind):
+        raise InputError(f"{where}: expected text, got {_cut(kind)}")
+
+
+def _cut(kind: Any) -> str:
+    return visible(str(kind))[:80]
+
+
+def _is_plain(kind: Any) -> bool:
+    """Texts and values of fixed width, and lists and objects of them: whose size is known before they are unpacked."""
+    import pyarrow as pa
+
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_plain(kind.value_type)
+    if pa.types.is_struct(kind):
+        return all(_is_plain(kind.field(number).type) for number in range(kind.num_fields))
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    return text or pa.types.is_primitive(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_decimal(kind)

@@ -72,7 +72,8 @@ def document(row: Mapping[str, Any], fields: Fields, where: str) -> Document:
     Raises:
         InputError: a field is missing, null, empty or of a wrong type, or half of a text.
     """
-    form = fields.form_of([name for name, value in row.items() if value is not None], where)
+    given = [name for name, value in row.items() if value is not None]
+    form = fields.form_of(given if fields.is_any(given) else row, where)
     text, n_prompt, chat = "", None, None
     if form == "messages":
         chat = _chat(row, _messages(row, fields.messages, where), 0, where)
@@ -127,7 +128,7 @@ def query(row: Mapping[str, Any], where: str) -> Query:
 
 
 def _chat(row: Mapping[str, Any], messages: list[dict[str, Any]], n_prompt: int, where: str) -> Chat:
-    tools, options = row.get(TOOLS), row.get(OPTIONS) or {}
+    tools, options = _without_nulls(row.get(TOOLS)), _without_nulls(row.get(OPTIONS)) or {}
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
@@ -167,8 +168,15 @@ def _messages(row: Mapping[str, Any], field: str, where: str) -> list[dict[str, 
             if text is not None:
                 n_bytes += len(text_of({"content": text}, "content", place, blank=True, empty=True).encode())
         refuse_long(n_bytes, place)
-        turns.append({name: part for name, part in turn.items() if part is not None})
+        turns.append(_without_nulls(turn))
     return turns
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without what is null in its objects, as rows of a table have it where other rows have something."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _is_shared(turn: Any) -> bool:

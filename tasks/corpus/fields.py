@@ -45,6 +45,11 @@ class Fields:
     form: Form = "auto"
     owner: str | None = None
 
+    def is_any(self, names: Collection[str]) -> bool:
+        """Is there what a document is made of?"""
+        of_pair = has_field(names, self.prompt) and has_field(names, self.completion)
+        return of_pair or has_field(names, self.text) or has_field(names, self.messages)
+
     def form_of(self, names: Collection[str], where: str) -> Form:
         """What a document is made of where there are fields of these names.
 

@@ -14,7 +14,7 @@ from dataworth.tasks.corpus.columns import (
     refuse_long_texts,
     turn_columns,
 )
-from dataworth.tasks.corpus.fields import Fields
+from dataworth.tasks.corpus.fields import OPTIONS, TOOLS, Fields
 from dataworth.tasks.corpus.pages import largest_page, refuse_footer
 from dataworth.tasks.corpus.rows import Row, unreadable
 from dataworth.tasks.corpus.values import MAX_TEXT_BYTES
@@ -68,7 +68,7 @@ def _rows(path: Path, file: BinaryIO, name: str, fields: Fields) -> Iterator[Row
         wanted, columns = columns_read(parquet.schema_arrow, fields, name)
         paths = [parquet.schema.column(n).path for n in range(len(parquet.schema.names))]
     # Of turns, texts stay numbers of a dictionary until their length is known.
-    turns = turn_columns(fields) & set(wanted)
+    turns = (turn_columns(fields) | {TOOLS, OPTIONS}) & set(wanted)
     of_turns = [each for each in paths if "." in each and each.partition(".")[0] in turns]
     with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=of_turns, **streamed) as parquet:
         number = n_unpacked = 0

@@ -33,29 +33,38 @@ class Place:
     @property
     def folder(self) -> str:
         """The folder in which a pattern looks for files; of anything else its name."""
-        if self.is_of_hub or os.path.lexists(self.name):
+        if not self.is_pattern:
             return self.name
-        before = next((n for n, sign in enumerate(self.name) if sign in WILD), None)
-        return self.name if before is None else os.path.dirname(self.name[:before]) or "."
+        before = next(n for n, sign in enumerate(self.name) if sign in WILD)
+        return os.path.dirname(self.name[:before]) or "."
+
+    @property
+    def is_pattern(self) -> bool:
+        """Is it of several files?"""
+        return not self.is_of_hub and not os.path.lexists(self.name) and any(sign in self.name for sign in WILD)
 
     @property
     def files(self) -> list[str]:
-        """The files of a pattern by name; of anything else its name.
+        """The files of a pattern by name, its folders where it fits no file; of anything else its name.
 
         Raises:
             InputError: none has such a name.
         """
-        if self.is_of_hub or os.path.lexists(self.name) or not any(sign in self.name for sign in WILD):
+        if not self.is_pattern:
             return [self.name]
         found = sorted(glob.glob(self.name, recursive=True))
         if not found:
             raise InputError(f"{visible(self.name)}: no file has such a name")
-        return found
+        return [name for name in found if not os.path.isdir(name)] or found
 
 
 def place_of(entry: str) -> Place:
     """An entry as it was given: NAME, or OWNER=NAME where no file is called so."""
     if entry.startswith(HUB) or os.path.lexists(entry):
         return Place(entry)
+    whole = Place(entry)
     owner, equals, name = entry.partition("=")
-    return Place(name, owner.strip()) if equals and owner.strip() and "/" not in owner and name else Place(entry)
+    if not (equals and owner.strip() and "/" not in owner and name):
+        return whole
+    # Folders are called key=value, too.
+    return whole if whole.is_pattern and glob.glob(entry) else Place(name, owner.strip())

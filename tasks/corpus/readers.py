@@ -1,7 +1,7 @@
 """Documents and queries from JSONL, Parquet, CSV, folders of those or of text, and data sets, one at a time."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,12 +40,9 @@ def read_documents(
     rejected = rejected or Rejected(config.on_bad_row)
     fields = replace(config.names, labelled=labelled)
     places = [place_of(entry) for entry in config.files]
-    read = (
-        each
-        for place in places
-        for name in place.files
-        for each in _documents(name, replace(fields, owner=place.owner), rejected)
-    )
+    files = [(name, place.owner) for place in places for name in place.files]
+    _refuse_twice([name for name, _ in files])
+    read = (each for name, owner in files for each in _documents(name, replace(fields, owner=owner), rejected))
     documents = rejected.before_the_end(checked(read, config.fields, rejected))
     return _at_least_one(documents, "document", ", ".join(config.files), rejected)
 
@@ -119,6 +116,22 @@ def _documents(name: str, fields: Fields, rejected: Rejected) -> Iterator[Docume
                 read = document(row, fields, where)
             if read is not None:
                 yield read
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    """Refuse a file that would be read twice, by two names or in a folder that is given, too."""
+    taken: set[str] = set()
+    # What is no path is said by who opens it.
+    names = [name for name in names if not name.startswith("hf:") and "\0" not in name]
+    for name in names:
+        real = os.path.realpath(name)
+        if real in taken:
+            raise InputError(f"{visible(name)}: is given twice")
+        taken.add(real)
+    for name in names:
+        above = next((str(each) for each in Path(os.path.realpath(name)).parents if str(each) in taken), None)
+        if above is not None:
+            raise InputError(f"{visible(name)}: is given twice, by itself and in the folder {visible(above)}")
 
 
 def _refuse_text(fields: Fields, name: str, what: str) -> None:

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 from dataworth.storage.errors import InputError
 
-__all__ = ["OnBadRow", "Rejected"]
+__all__ = ["OnBadRow", "Rejected", "SettingError"]
 
 OnBadRow = Literal["stop", "skip"]
 Item = TypeVar("Item")
@@ -20,6 +20,10 @@ def _short(sentence: str, file: str) -> str:
     """Without the file that was named already, and cut."""
     said = sentence.removeprefix(f"{file}, ")
     return said if len(said) <= SHORT else f"{said[:SHORT]}…"
+
+
+class SettingError(InputError):
+    """Wrong for every row: no row can be left out for it."""
 
 
 class Rejected:
@@ -47,6 +51,8 @@ class Rejected:
         """
         try:
             yield
+        except SettingError:
+            raise
         except InputError as error:
             self.sentences.append(str(error))
             if self._stops and len(self.sentences) == NAMED:

@@ -21,6 +21,8 @@ Row = tuple[dict[str, Any], str]
 
 # Of a line, which is held in memory as a whole: the longest text, each byte of it written as \u0001 is.
 MAX_LINE_BYTES = 2**28
+# Of a list of JSON, which is held as objects, of up to 40 times its bytes.
+MAX_LIST_BYTES = 2**26
 # Of a row of CSV with its line ends: the longest text, each byte of it a quote, which is written twice.
 MAX_ROW_BYTES = 2**26
 # A line beyond this many is looked through before it is parsed: in memory a value takes up to 40 times the bytes that
@@ -50,11 +52,8 @@ def decoded(line: bytes, where: str) -> str:
         raise InputError(f"{where}: not valid UTF-8 (byte {error.start + 1} of the line)") from None
 
 
-def _lines(path: Path, within: Path | None, longest: int, rejected: Rejected) -> Iterator[tuple[str, str]]:
-    """Lines, with their ends, and where each is; a byte order mark at the start is left out.
-
-    Lines that are no text are rejected.
-    """
+def _lines(path: Path, within: Path | None, longest: int) -> Iterator[tuple[bytes, str]]:
+    """Lines, with their ends, and where each is; a byte order mark at the start is left out."""
     name = visible(str(path))
     with _opened(path, name, within) as file:
         refuse_content(file.peek(HEAD_BYTES)[:HEAD_BYTES], name)  # type: ignore[attr-defined]
@@ -62,11 +61,7 @@ def _lines(path: Path, within: Path | None, longest: int, rejected: Rejected) ->
             where = f"{name}, line {number}"
             if len(line) > longest:
                 raise InputError(f"{where}: longer than {longest:,} bytes; a row is a line, and a text is a document")
-            text = None
-            with rejected.told():
-                text = decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where)
-            if text is not None:
-                yield text, where
+            yield line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where
 
 
 def _opened(path: Path, name: str, within: Path | None) -> BinaryIO:
@@ -103,12 +98,12 @@ def jsonl(path: Path, rejected: Rejected, within: Path | None = None) -> Iterato
     Raises:
         InputError: it is no file of lines.
     """
-    for text, where in _lines(path, within, MAX_LINE_BYTES, rejected):
-        if not text or text.isspace():
+    for line, where in _lines(path, within, MAX_LINE_BYTES):
+        if not line or line.isspace():
             continue
         row = None
         with rejected.told():
-            row = _parsed(text, where)
+            row = _parsed(decoded(line, where), where)
         if row is not None:
             yield row, where
 
@@ -126,10 +121,13 @@ def json_rows(path: Path, rejected: Rejected, within: Path | None = None) -> Ite
         if not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
             yield from jsonl(path, rejected, within)
             return
-        content = file.read(MAX_LINE_BYTES + 1)
-    if len(content) > MAX_LINE_BYTES:
-        raise InputError(f"{name}: a list of more than {MAX_LINE_BYTES:,} bytes; write it as .jsonl, a row a line")
-    rows = _value(decoded(content.removeprefix(b"\xef\xbb\xbf"), name), name)
+        content = file.read(MAX_LIST_BYTES + 1)
+    if len(content) > MAX_LIST_BYTES:
+        raise InputError(f"{name}: a list of more than {MAX_LIST_BYTES:,} bytes; write it as .jsonl, a row a line")
+    try:
+        rows = json.loads(decoded(content.removeprefix(b"\xef\xbb\xbf"), name), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: broken JSON ({reason(error)})") from None
     for number, row in enumerate(rows, 1):
         where = f"{name}, row {number}"
         if isinstance(row, dict):
@@ -160,24 +158,39 @@ def csv_rows(path: Path, rejected: Rejected, within: Path | None = None) -> Iter
     csv.field_size_limit(MAX_ROW_BYTES)
     name = visible(str(path))
     n_bytes = 0
+    bad: list[str] = []
 
     def lines() -> Iterator[str]:
         nonlocal n_bytes
-        for line, where in _lines(path, within, MAX_ROW_BYTES, rejected):
+        for line, where in _lines(path, within, MAX_ROW_BYTES):
             n_bytes += len(line)
             if n_bytes > MAX_ROW_BYTES:
                 raise InputError(f"{where}: the row is longer than {MAX_ROW_BYTES:,} bytes; a text is a document")
-            yield line
+            # A row may go over lines, so that it is rejected as a whole, once it is read.
+            try:
+                text = decoded(line, where)
+            except InputError as error:
+                bad.append(str(error))
+                text = line.replace(b"\x00", b"").decode("utf-8", "replace")
+            yield text
+
+    def refuse_bad() -> None:
+        if bad:
+            said = bad[0]
+            bad.clear()
+            raise InputError(said)
 
     reader = csv.DictReader(lines(), strict=True)
     try:
         refuse_columns(f"{name}, line 1", reader.fieldnames or (), ())
+        refuse_bad()
         n_bytes = 0
         for row in reader:
             n_bytes = 0
             where = f"{name}, line {reader.line_num}"
             is_whole = False
             with rejected.told():
+                refuse_bad()
                 if None in row:
                     raise InputError(f"{where}: has more cells than the header has names")
                 if None in row.values():
@@ -185,6 +198,8 @@ def csv_rows(path: Path, rejected: Rejected, within: Path | None = None) -> Iter
                 is_whole = True
             if is_whole:
                 yield row, where
+        with rejected.told():  # of a line in which there was nothing else
+            refuse_bad()
     except csv.Error as error:
         raise InputError(f"{name}, line {reader.line_num}: broken CSV ({error})") from None
 

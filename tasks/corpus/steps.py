@@ -71,9 +71,9 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
         for document in filter(kept, read_documents(corpus, rejected, labelled=loaded.labels is not None)):
             made = None
             with rejected.told():
-                made = checked.one(tokenised(document))
+                made = tokenised(document)
             if made is not None:
-                yield made
+                yield checked.one(made)
         rejected.stop()
 
     checked = _Checked(loaded, "documents")
@@ -86,6 +86,8 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
         run_logger().warning("%s documents were withdrawn and are left out", len(left_out))
     if written.n_examples == 0:
         reason = " was not withdrawn and" if left_out else ""
+        if rejected.sentences:
+            raise InputError(f"{rejected.sentences[0]} ({len(rejected.sentences):,} rows cannot be read, and no other)")
         lacking = "the two tokens an example needs"
         if NOTHING_TAUGHT in checked.remarks:
             lacking = f"a token that is taught among its first {length}; pass a larger {setting('corpus.max_length')}"
@@ -103,13 +105,21 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
     return ref
 
 
-def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> StoreRef:
+def prepare_queries(
+    store: str, model: ModelConfig, queries: QueriesConfig, chat_template: str | None = None
+) -> StoreRef:
     """Read and tokenise the queries; a prompt without a completion is completed by the model, greedily.
+
+    Args:
+        store: root of the stores.
+        model: that completes them.
+        queries: their file.
+        chat_template: file of the template that training used; None: the model's own.
 
     Raises:
         InputError: a query or the file cannot be used.
     """
-    loaded = load(model)
+    loaded, template = load(model), _template(chat_template)
 
     def tokenised() -> Iterator[TokenisedDocument]:
         asked = 0
@@ -128,10 +138,10 @@ def prepare_queries(store: str, model: ModelConfig, queries: QueriesConfig) -> S
                 yield _classified_query(loaded, query)
                 continue
             if query.chat is not None and query.chat.messages[-1]["role"] == ASSISTANT:
-                yield asked_chat(loaded.tokenizer, query.id, query.chat, query.where, loaded.max_positions)
+                yield asked_chat(loaded.tokenizer, query.id, query.chat, template, query.where, loaded.max_positions)
                 continue
             if query.completion is None:
-                yield _answered(loaded, query, queries.max_new_tokens)
+                yield _answered(loaded, query, queries.max_new_tokens, template)
                 continue
             yield tokenised_query(
                 loaded.tokenizer, query.id, query.prompt, query.completion, query.where, loaded.max_positions
@@ -222,13 +232,13 @@ def _classified_query(loaded: LoadedModel, query: Query) -> TokenisedDocument:
 
 
 @torch.no_grad()
-def _answered(loaded: LoadedModel, query: Query, max_new_tokens: int) -> TokenisedDocument:
+def _answered(loaded: LoadedModel, query: Query, max_new_tokens: int, template: str | None) -> TokenisedDocument:
     """A prompt with what the model says after it: greedy, until its end token or `max_new_tokens`."""
     where = f"{query.where}, query {query.id!r}"
     if query.chat is None:
         asked, prompt = query.prompt, prompt_tokens(loaded.tokenizer, query.prompt)
     else:
-        asked, prompt = asked_tokens(loaded.tokenizer, query.chat, None, where)
+        asked, prompt = asked_tokens(loaded.tokenizer, query.chat, template, where)
     room = max_new_tokens if loaded.max_positions is None else min(max_new_tokens, loaded.max_positions - len(prompt))
     if not prompt or room < 1:
         raise InputError(f"{where}: a prompt of {len(prompt)} tokens leaves the model no room to complete it")

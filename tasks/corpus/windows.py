@@ -136,20 +136,23 @@ def _one_window(
     )
 
 
-def asked_chat(tokenizer: Any, name: str, chat: Chat, where: str, max_length: int | None) -> TokenisedDocument:
+def asked_chat(
+    tokenizer: Any, name: str, chat: Chat, template: str | None, where: str, max_length: int | None
+) -> TokenisedDocument:
     """A conversation whose last turn, the assistant's, is explained.
 
     Args:
         tokenizer: a transformers tokenizer.
         name: id of the query.
         chat: the conversation.
+        template: of the chat; None: the tokenizer's own.
         where: file and line, for messages.
         max_length: most tokens the model reads; None if it states none.
 
     Raises:
         InputError: as `dataworth.tasks.corpus.chats.rendered`, or the query is longer than the model reads.
     """
-    read = rendered(tokenizer, chat, None, "last", where)
+    read = rendered(tokenizer, chat, template, "last", where)
     targets = np.flatnonzero(read.taught)
     if not len(targets) or targets[0] == 0:
         raise InputError(f"{where}: query {short(name)} has no token to explain")

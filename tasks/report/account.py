@@ -17,7 +17,7 @@ BLIND = 12.0
 TELLERS = {
     "ledger": "the ledger of one training has it",
     "merged": "models merged from trainings on one source each have it",
-    "additive": "the gradients of base and model divide it, scaled to it",
+    "additive": "the gradients of base and model divide it",
 }
 
 
@@ -39,6 +39,7 @@ class Account:
         verdict: of the certificate; empty where there is none.
         believed: by the certificate, the scores tell more of removals than sizes do.
         game: that told the values.
+        scaled_by: what the values were multiplied by, so that they add up to what was taught; None: by nothing.
         counterfactual: what becomes of the steps of a training without a source; empty where nothing is trained again.
     """
 
@@ -56,6 +57,7 @@ class Account:
     verdict: str = ""
     believed: bool = False
     game: str = ""
+    scaled_by: float | None = None
     counterfactual: str = ""
 
     @classmethod
@@ -146,7 +148,9 @@ class Account:
         teller = TELLERS.get(self.game, "the game predicts it")
         told = "trainings measured it" if self.kind == "certified" else f"{teller}{self._uncertified}"
         said = f"Values are parts of that, in nats a query, as {told}"
-        if self.game != "additive":
+        if self.scaled_by is not None:
+            said += f". Unscaled they add up to {number(self.values / self.scaled_by / self.n_queries)}"
+        else:
             said += f". They account for {percent(self.values / self.shared)} of it"
         if self.counterfactual == "epochs" and self.game not in ("ledger", "additive"):
             said += ". Without a source the others would have been read as often as now, in fewer steps"
@@ -205,6 +209,7 @@ def account_of(
         in_nats=scores_in_nats or first.get("game") != "additive",
         scores_in_nats=scores_in_nats,
         game=str(first.get("game", "")),
+        scaled_by=notes.get("scaled by"),
         counterfactual=str(notes.get("counterfactual", "")),
     )
 

@@ -59,10 +59,29 @@ def test_with_a_base_a_quarter_is_its_own_and_values_add_up_to_what_was_taught(f
     np.testing.assert_allclose(table["value"] / table["value"].sum(), plain / plain.sum(), rtol=1e-5)
     assert (table["low"] < table["value"]).all()
     assert (table["value"] < table["high"]).all()
-    assert both.account.sentences()[1] == (
-        "Values are parts of that, in nats a query, as the gradients of base and model divide it, scaled to it; not "
-        "certified."
+    said = both.account.sentences()[1]
+    assert said.startswith(
+        "Values are parts of that, in nats a query, as the gradients of base and model divide it; not certified. "
+        "Unscaled they add up to "
     )
+    np.testing.assert_allclose(both.account.values / both.account.scaled_by, plain.sum() / 4, rtol=1e-5)
+    assert "accounted for" not in both.account.sentences()
+
+
+@pytest.mark.parametrize(
+    "narrowed",
+    [
+        {"scoring": {"sources": ["s0", "s1"]}},
+        {"scoring": {"layers": ["*down_proj"]}},
+        {"scoring": {"kind": "cosine"}},
+        {"certify": 2, "training": {"epochs": 3}},
+    ],
+    ids=str,
+)
+def test_a_part_of_the_scores_is_no_part_of_what_was_taught(folder, tmp_path, narrowed):
+    settings = {**SETTINGS, **narrowed, "model": {"device": "cpu", "base": str(folder / "base")}}
+    made = dataworth.value(str(folder), None, ROWS, QUERIES, store=tmp_path, **settings)
+    assert set(whole(made)["kind"]) == {"marginal"}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, which meets transformers' new names

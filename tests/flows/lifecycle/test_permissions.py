@@ -187,6 +187,21 @@ def test_no_way_leads_out_of_the_inputs(root, monkeypatch):
         assert refused(root, "corpus.files", value) is None, value
 
 
+def test_a_pattern_tells_nothing_of_what_lies_elsewhere(root):
+    inputs = root / "inputs"
+    (inputs / "folder").mkdir()
+    (inputs / "away").symlink_to(root / "elsewhere")
+    (root / "elsewhere" / "secret.jsonl").touch()
+    for fits, fits_not in (
+        (f"{inputs}/*/../../elsewhere/s*", f"{inputs}/*/../../elsewhere/z*"),
+        (f"{inputs}/*/s*.jsonl", f"{inputs}/*/z*.jsonl"),
+        ("/etc/pass*", "/etc/nothing*"),
+    ):
+        said = [refused(root, "corpus.files", value) for value in (fits, fits_not)]
+        assert said[0].replace(fits, "PATTERN") == said[1].replace(fits_not, "PATTERN")
+        assert "secret.jsonl" not in said[0]
+
+
 def test_results_go_nowhere_else(root):
     (root / "results" / "away").symlink_to(root / "elsewhere")
     for value in (f"{root}/inputs/x", f"{root}/results/../inputs", f"{root}/results/away/new", "s3://bucket/in/x", "x"):

@@ -229,6 +229,10 @@ BAD = {
     "refused": ({"messages": TURNS[1:]}, "the chat template refuses this conversation"),
     "tools": ({"messages": TURNS, "tools": "{"}, "field 'tools': broken JSON"),
     "no answer": ({"prompt": TURNS[:1], "completion": TURNS[2:3]}, "the completion has no turn of the assistant"),
+    "taken": (
+        {"messages": TURNS, "chat_template_kwargs": {"max_length": 9}},
+        "the variable 'max_length' would say how",
+    ),
     "both": ({"messages": TURNS, "text": "x"}, "has text and messages; say which the model was trained on"),
 }
 
@@ -268,3 +272,53 @@ def test_what_is_cut_off_before_anything_is_taught_has_no_window(tmp_path, check
     ids, _, labels = corpus_batch(corpus, np.array([0]), torch.device("cpu"), 0)
     assert ids.shape == (1, 4)
     assert n_targets(labels).tolist() == [2]
+
+
+FIRST = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] or '' }}</s>{% endfor %}"
+
+
+@pytest.mark.parametrize("content", ["", None, "s", 3])
+def test_a_first_turn_of_the_assistant_is_found_or_refused(tmp_path, checkpoint, content):
+    model, turn = checkpoint(FIRST), {"role": "assistant", "content": content}
+    with pytest.raises(InputError, match=r"c\.jsonl, line 1.*(which tokens are the assistant's|expected text)"):
+        prepared(tmp_path, model, [{"messages": [turn, TURNS[0]]}])
+    ((_, labels),) = ours(prepared(tmp_path, model, [{"messages": [TURNS[1], TURNS[0]]}]))
+    tokenizer = load(ModelConfig(name=model, device="cpu")).tokenizer
+    assert tokenizer.decode([label for label in labels if label != IGNORED]) == "Down to the sea.</s>"
+
+
+def test_queries_are_written_by_the_template_of_the_corpus(tmp_path, checkpoint):
+    model = checkpoint(None)
+    (tmp_path / "q.jsonl").write_text(json.dumps({"id": "q", "messages": TURNS[:3]}) + "\n")
+    (tmp_path / "t.jinja").write_text(BRACKETS)
+    config, asked = ModelConfig(name=model, device="cpu"), QueriesConfig(file=str(tmp_path / "q.jsonl"))
+    with pytest.raises(InputError, match="no chat template that writes it"):
+        prepare_queries(str(tmp_path / "s"), config, asked)
+    (row,) = CorpusStore.open(
+        prepare_queries(str(tmp_path / "s"), config, asked, str(tmp_path / "t.jinja"))
+    ).documents()
+    assert row["text"].startswith("<s>[INST] Where does the river run? [/INST] Down to the sea.</s>[INST]")
+
+
+def test_what_is_wrong_for_every_row_is_not_skipped(tmp_path, checkpoint):
+    rows = [{"text": "The river runs down to the sea."}, {"messages": TURNS}]
+    with pytest.raises(InputError, match="no chat template that writes it"):
+        prepared(tmp_path, checkpoint(None), rows, on_bad_row="skip")
+
+
+def test_tools_of_a_table_are_written_as_those_of_lines(tmp_path, checkpoint):
+    """Rows of a table have null where other rows have something."""
+    model = checkpoint(TEMPLATES["qwen"])
+    calls = [{"function": {"name": name, "arguments": {key: "2"}}} for name, key in (("tell", "city"), ("ask", "day"))]
+    tools = [{"type": "function", "function": {"name": "tell", "description": "Tells."}}]
+    rows = [
+        {"messages": [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call]}], "tools": tools}
+        for call in calls
+    ]
+    lines = ours(prepared(tmp_path, model, rows, max_length=500))
+    pd.DataFrame([{"id": f"d{n}", "source": "s", **row} for n, row in enumerate(rows)]).to_parquet(
+        tmp_path / "t.parquet"
+    )
+    config = CorpusConfig(files=[str(tmp_path / "t.parquet")], max_length=500)
+    table = CorpusStore.open(prepare_corpus(str(tmp_path / "t"), ModelConfig(name=model, device="cpu"), config))
+    assert ours(table) == lines

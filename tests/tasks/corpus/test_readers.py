@@ -118,7 +118,9 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match=r"gone\.jsonl: no such file"):
         read(tmp_path / "gone.jsonl")
     (tmp_path / "c.tex").write_text("x")
-    expected = r"c\.tex: unknown kind of file; expected \.jsonl, \.ndjson, \.json, \.csv, \.parquet, \.txt, \.md"
+    expected = (
+        r"c\.tex: unknown kind of file; expected \.jsonl, \.ndjson, \.json, \.csv, \.parquet, \.arrow, \.txt, \.md"
+    )
     with pytest.raises(InputError, match=expected):
         read(tmp_path / "c.tex")
     (tmp_path / "c.parquet").write_text("not parquet")
@@ -405,3 +407,70 @@ def test_a_configuration_of_a_data_set(tmp_path):
     (tmp_path / "data" / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
     assert read(f"hf:{tmp_path / 'data'}:second:train") == EXPECTED
     assert [name for name, _, _ in read(f"hf:{tmp_path / 'data'}:one:train")] == ["b"]
+
+
+def arrow(path, table, **options):
+    with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+    return path
+
+
+def test_arrow_that_would_unpack_to_more_than_is_there_is_refused(tmp_path):
+    texts = {"id": ["a", "b"], "source": ["s", "s"], "text": ["one", "two"]}
+    packed_batches = arrow(tmp_path / "p.arrow", pa.table(texts), compression="zstd")
+    with pytest.raises(InputError, match=r"p\.arrow: its batches are packed"):
+        read(packed_batches)
+    numbered = pa.table({**texts, "text": pa.array(["one", "two"]).dictionary_encode()})
+    with pytest.raises(InputError, match="columns of dictionaries are not read"):
+        read(arrow(tmp_path / "d.arrow", numbered))
+    views = pa.table({**texts, "text": pa.array(["one", "two"], pa.string_view())})
+    with pytest.raises(InputError, match="expected text, got string_view"):
+        read(arrow(tmp_path / "v.arrow", views))
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("n", pa.list_(pa.null(), 5_000_000))]))
+    turns = pa.array([[{"role": "user", "content": "x", "n": None}]] * 2, kind)
+    with pytest.raises(InputError, match="field 'messages': of nested values only lists and objects"):
+        read(arrow(tmp_path / "n.arrow", pa.table({"id": ["a", "b"], "source": ["s", "s"], "messages": turns})))
+
+
+def test_folders_that_are_called_like_a_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for year in (2024, 2025):
+        (tmp_path / f"year={year}").mkdir()
+        jsonl(tmp_path / f"year={year}" / "x.jsonl", {**GOOD[0], "id": str(year)})
+    assert read("year=*/x.jsonl") == [("2024", "s", "one"), ("2025", "s", "one")]
+    assert read("year=2024/*.jsonl", "of=year=2025/*.jsonl") == [("2024", "s", "one"), ("2025", "of", "one")]
+
+
+def test_no_file_is_read_twice(tmp_path):
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    one = jsonl(tmp_path / "data" / "y.jsonl", {"source": "s", "text": "y"})
+    jsonl(tmp_path / "data" / "sub" / "x.jsonl", {"source": "s", "text": "x"})
+    assert [text for _, _, text in read(tmp_path / "data" / "**")] == ["x", "y"]
+    (tmp_path / "link.jsonl").symlink_to(one)
+    for names in ((one, tmp_path / "data" / "*.jsonl"), (one, tmp_path / "link.jsonl")):
+        with pytest.raises(InputError, match=r"is given twice$"):
+            read(*names)
+    with pytest.raises(InputError, match="is given twice, by itself and in the folder"):
+        read(tmp_path / "data", f"own={one}")
+
+
+def test_a_row_of_csv_with_a_line_that_is_no_text_is_rejected_as_a_whole(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_bytes(b'id,source,text\n1,s,"first\nsecond \xff line\nthird"\n2,s,two\n3,s,"a \xff"\n4,s,four\n')
+    found, sentences = read(path, on_bad_row="skip")
+    assert found == [("2", "s", "two"), ("4", "s", "four")]
+    assert sentences == [
+        f"{path}, line {line}: not valid UTF-8 (byte {byte} of the line)" for line, byte in ((3, 8), (6, 8))
+    ]
+
+
+def test_half_a_pair_that_is_null_is_said_to_be_null(tmp_path):
+    path = jsonl(tmp_path / "c.jsonl", {"id": "a", "source": "s", "prompt": "x", "completion": None})
+    with pytest.raises(InputError, match="field 'completion': null"):
+        read(path)
+
+
+def test_a_long_list_of_small_rows_is_read(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps([{"id": str(n), "source": "s", "text": "x"} for n in range(300_000)]))
+    assert len(read(path)) == 300_000
