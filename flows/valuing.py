@@ -1,61 +1,35 @@
 """A valuation, however it was started: for each checkpoint its stores, its scores and the values of the sources."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dataworth.command.options import command_here
-from dataworth.config import CorpusRunConfig, ValueConfig, run_title
-from dataworth.preparing import Prepared, Steps, prepared_stores, store_folder
+from dataworth.config import ValueConfig, run_title
+from dataworth.preparing import Steps, store_folder
+from dataworth.scored import (
+    Made,
+    Timings,
+    all_scores_of,
+    at_base,
+    made_stores,
+    narrowed,
+    query_gradients_of,
+    scores_of,
+    scores_of_both,
+    sums_only,
+)
 from dataworth.storage.errors import InputError
 from dataworth.storage.ref import StoreRef
-from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.parts import GameParts
 from dataworth.tasks.coalitions.registry import GAMES
 from dataworth.tasks.counterfactual.problem import CheckpointProblem
-from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.model.alike import refuse_other_layers, refuse_other_tokenizers, refuse_same_weights
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import run_logger
-from dataworth.tasks.report.results.machine import MachineSamples
 from dataworth.tasks.report.results.valuation import CheckpointParts, ValuationParts
-from dataworth.tasks.scoring.config import ScoringConfig
 from dataworth.tasks.scoring.ready import Pass
 
-__all__ = ["Checkpoint", "Timings", "refuse_unlike", "sums_only", "valued", "valued_checkpoint"]
-
-# Of scores in nats at the two points: chosen on one problem and tried on three others (infra/docs/truth.md, "The base
-# as a second point").
-OF_MODEL, OF_BASE = 0.75, 0.25
-
-
-class Timings(dict[str, float]):
-    """Seconds of each step, over all checkpoints, when it first started, and what the machine did meanwhile."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started: dict[str, float] = {}
-        self.machine = MachineSamples()
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        self.started.setdefault(name, time.time())
-        with self.machine.watching():
-            yield
-        self[name] = round(self.get(name, 0.0) + time.monotonic() - start, 3)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What valuations of the same corpus share, and the queries."""
-
-    prepared: Prepared
-    queries: StoreRef
-    curvature: StoreRef | None
-    gradients: StoreRef
+__all__ = ["Checkpoint", "Timings", "refuse_unlike", "valued", "valued_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -101,15 +75,15 @@ def valued_checkpoint(
         seconds: gets those of the steps.
         steps: as the door takes them.
     """
-    made: _Made = steps.in_turn(_narrowed(config), lambda: _made(config, store, queries, seconds, steps))
+    made: Made = steps.in_turn(narrowed(config), lambda: made_stores(config, store, queries, seconds, steps))
     with seconds.step("queries"):
-        query_gradients = _query_gradients(config, store, made, steps)
-    begun = _at_base(config)
+        query_gradients = query_gradients_of(config, store, made, steps)
+    begun = at_base(config)
     if begun is None:
         with seconds.step("score"):
-            all_scores = _all_scores(config, store, made, query_gradients, steps)
+            all_scores = all_scores_of(config, store, made, query_gradients, steps)
     else:
-        all_scores = _of_both(config, begun, store, made, query_gradients, seconds, steps)
+        all_scores = scores_of_both(config, begun, store, made, query_gradients, seconds, steps)
         config = config.model_copy(update={"model": config.model.model_copy(update={"point": "both"})})
     with seconds.step("value"):
         values = _all_values(config, store, made, query_gradients, all_scores, steps)
@@ -128,91 +102,8 @@ def valued_checkpoint(
     )
 
 
-def _at_base(config: ValueConfig) -> ValueConfig | None:
-    """The same where training began, if scores are to be taken there, too; None: of the model alone."""
-    if not config.has_points:
-        return None
-    begun = config.model_copy(update={"model": config.model.model_copy(update={"point": "base"})})
-    reason = ""
-    try:
-        if load(begun.model.only).fingerprint == load(config.model.only).fingerprint:
-            reason = f"{setting('model.base')}: has the weights of the model: leave {setting('model.point')} out"
-    except InputError as error:
-        reason = str(error)
-    if reason and config.model.point == "both":
-        raise InputError(reason)
-    if reason:
-        run_logger().warning("gradients are taken of the model alone: %s", reason)
-    return None if reason else begun
-
-
-def _of_both(
-    config: ValueConfig,
-    begun: ValueConfig,
-    store: str,
-    made: _Made,
-    query_gradients: StoreRef,
-    seconds: Timings,
-    steps: Steps,
-) -> list[StoreRef]:
-    """Scores of the model and of its base, in a weighted mean, for each grouping of the sources."""
-    every = config.scoring.model_copy(update={"save_matrix": True})
-    at_base = steps.in_turn(_narrowed(begun), lambda: _made(begun, store, made.queries, seconds, steps))
-    with seconds.step("queries"):
-        of_base = _query_gradients(begun, store, at_base, steps)
-    passes = []
-    with seconds.step("score"):
-        for one, own, asked, weight in ((config, made, query_gradients, OF_MODEL), (begun, at_base, of_base, OF_BASE)):
-            stores = (own.prepared.corpus, own.gradients, own.queries, asked, own.curvature)
-            scores = _scores(one, store, stores, every, config.sources.by[0], steps)
-            passes.append(
-                Pass(
-                    gradients=own.gradients,
-                    query_gradients=asked,
-                    curvature=own.curvature,
-                    scores=scores,
-                    weight=weight,
-                )
-            )
-    damping, corpus = config.curvature.damping, made.prepared.corpus
-    with seconds.step("average"):
-        return [
-            steps.average_scores(
-                store,
-                corpus,
-                made.queries,
-                passes,
-                damping,
-                config.scoring if number == 0 else sums_only(config.scoring),
-                grouping,
-            )
-            for number, grouping in enumerate(config.sources.by)
-        ]
-
-
-def _made(config: ValueConfig, store: str, queries: StoreRef | None, seconds: Timings, steps: Steps) -> _Made:
-    narrowed = _narrowed(config)
-    with seconds.step("prepare"):
-        prepared = prepared_stores(config, steps)
-        queries = queries or steps.prepare_queries(
-            store, config.model.only, config.queries, config.corpus.chat_template
-        )
-    with seconds.step("fit"):
-        fitted = steps.fit(narrowed, prepared)
-    with seconds.step("index"):
-        gradients = steps.index(narrowed, prepared)
-    return _Made(prepared, queries, fitted[0] if fitted else None, gradients)
-
-
-def _query_gradients(config: ValueConfig, store: str, made: _Made, steps: Steps) -> StoreRef:
-    precise = GradientsConfig(dtype="float32", batch_tokens=config.gradients.batch_tokens)
-    return steps.index_gradients(
-        store, config.model.only, made.queries, made.prepared.bases, precise, what="the queries"
-    )
-
-
 def _all_values(
-    config: ValueConfig, store: str, made: _Made, query_gradients: StoreRef, all_scores: list[StoreRef], steps: Steps
+    config: ValueConfig, store: str, made: Made, query_gradients: StoreRef, all_scores: list[StoreRef], steps: Steps
 ) -> list[StoreRef]:
     """Values of the sources for each grouping."""
     return [
@@ -232,58 +123,15 @@ def _over_projections(
         projection = config.projection.model_copy(update={"seed": config.projection.seed + number})
         scoring = sums_only(config.scoring)
         seeded = config.model_copy(update={"projection": projection, "scoring": scoring})
-        made = _made(seeded, store, queries, Timings(), steps)
-        query_gradients = _query_gradients(seeded, store, made, steps)
-        all_scores = _all_scores(seeded, store, made, query_gradients, steps)
+        made = made_stores(seeded, store, queries, Timings(), steps)
+        query_gradients = query_gradients_of(seeded, store, made, steps)
+        all_scores = all_scores_of(seeded, store, made, query_gradients, steps)
         by_seed.append(_all_values(seeded, store, made, query_gradients, all_scores, steps))
     return [steps.average_values(store, list(each), config.sources.confidence) for each in zip(*by_seed, strict=True)]
 
 
-def _all_scores(
-    config: ValueConfig, store: str, made: _Made, query_gradients: StoreRef, steps: Steps
-) -> list[StoreRef]:
-    """A scoring pass for each grouping of the sources."""
-    return [
-        _scores(
-            config,
-            store,
-            (made.prepared.corpus, made.gradients, made.queries, query_gradients, made.curvature),
-            config.scoring if number == 0 else sums_only(config.scoring),
-            grouping,
-            steps,
-        )
-        for number, grouping in enumerate(config.sources.by)
-    ]
-
-
-def _scores(
-    config: ValueConfig,
-    store: str,
-    stores: tuple[StoreRef, StoreRef, StoreRef, StoreRef, StoreRef | None],
-    scoring: ScoringConfig,
-    grouping: str,
-    steps: Steps,
-) -> StoreRef:
-    """Scores of a checkpoint, by its gradients or by its training.
-
-    Args:
-        config: everything, for one checkpoint.
-        store: root of the stores.
-        stores: of it: corpus, gradients, queries, their gradients, curvature.
-        scoring: what is kept.
-        grouping: of the documents.
-        steps: as the door takes them.
-    """
-    corpus, _, queries, *_ = stores
-    damping = config.curvature.damping
-    if config.method == "influence":
-        return steps.score_corpus(store, *stores, damping, scoring, config.cluster, grouping)
-    replayed = steps.replay_training(store, config.model.only, corpus, queries, config.recipe, config.orders)
-    return steps.replayed_scores(store, *stores, damping, scoring, replayed, grouping)
-
-
 def _game_parts(
-    config: ValueConfig, made: _Made, query_gradients: StoreRef, grouping: str, steps: Steps
+    config: ValueConfig, made: Made, query_gradients: StoreRef, grouping: str, steps: Steps
 ) -> GameParts | None:
     """What a game of more than scores needs, made where it is not there yet."""
     made_of = GAMES[config.sources.game].made_of
@@ -342,16 +190,6 @@ def _base(model: ModelConfig, is_needed: bool) -> str | None:
         return None
 
 
-def _narrowed(config: ValueConfig) -> CorpusRunConfig:
-    """The part of a configuration that the other flows take."""
-    return CorpusRunConfig.model_validate(config.model_dump(include=set(CorpusRunConfig.model_fields)))
-
-
-def sums_only(scoring: ScoringConfig) -> ScoringConfig:
-    """How to score for a further grouping: keep sums alone, as passages and matrix are those of the first."""
-    return scoring.model_copy(update={"top_k": 1, "save_matrix": False, "by_layer": False})
-
-
 def refuse_unlike(config: ValueConfig) -> None:
     """Refuse checkpoints that cannot be averaged, before any work is done."""
     checkpoints = config.model.checkpoints
@@ -388,7 +226,7 @@ def _certificate(config: ValueConfig, store: str, made: Checkpoint, steps: Steps
     """Trainings without some documents, beside what the scores said of them; another pass keeps every score."""
     matrix = config.scoring.model_copy(update={"save_matrix": True})
     stores = (made.corpus, made.gradients, made.queries, made.query_gradients, made.curvature)
-    scores = _scores(config, store, stores, matrix, config.sources.by[0], steps)
+    scores = scores_of(config, store, stores, matrix, config.sources.by[0], steps)
     title = run_title(config.model.name, config.corpus.files)
     place = CheckpointProblem((config.model.only,), made.corpus, made.queries, config.recipe, title)
     with seconds.step("certify"):

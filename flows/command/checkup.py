@@ -116,7 +116,7 @@ def _tokens(loaded: LoadedModel) -> Check:
         for ids in (text.ids[: text.n_before], text.ids[text.end :])
     )
     speed = "" if loaded.tokenizer.is_fast else "; it is not a fast one, so that passages are shown as whole texts"
-    chat = "; its chat template is not used, prompts are taken as they are"
+    chat = "; its chat template writes conversations, prompts are taken as they are"
     chat = chat if getattr(loaded.tokenizer, "chat_template", None) else ""
     return Check("tokenizer", f"adds {before} before a text, {after} after it{speed}{chat}")
 
