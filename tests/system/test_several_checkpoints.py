@@ -111,7 +111,7 @@ def test_a_game_of_each_checkpoint(dataworth, pair, given, tmp_path):
     assert "newton, evaluated" in asked.stdout
     by_name = [line.split() for line in asked.stdout.splitlines()]
     (whole,) = [line for line in by_name if line[:2] == ["newton,", "evaluated"] and len(line) > 4]
-    assert float(whole[2].replace(",", "")) == pytest.approx(mean.loc[("*", "s1"), "value"], rel=0.01)
+    assert float(whole[2].replace(",", "")) == pytest.approx(mean.loc[("*", "s1"), "nats_per_query"], rel=0.01)
 
 
 def test_index_and_fit_take_one_after_another(dataworth, pair, given, tmp_path):
