@@ -121,6 +121,7 @@ class ValueConfig(CorpusRunConfig):
             and not self._narrowed
             and self.scoring.kind == "dot"
             and not self.certify  # which tries the scores of the model
+            and not self.sources.trainings  # which are kept with them, whatever the game
         )
 
     @model_validator(mode="after")
@@ -145,7 +146,7 @@ class ValueConfig(CorpusRunConfig):
         if self.model.point == "both" and not self._may_have_points:
             raise ValueError(
                 "--model.point both: is of one checkpoint, no adapters, with --model.base, under one projection, all "
-                "of its documents and layers scored by gradients, as dot, not certified, and the scores summed: pass "
+                "of its documents and layers scored by gradients, as dot, not certified by trainings, and summed: pass "
                 "--game additive"
             )
         self._correctable()

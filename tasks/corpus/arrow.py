@@ -7,7 +7,7 @@ from typing import Any
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.plain_files import below, open_plain, trusted_folder
-from dataworth.tasks.corpus.columns import ROWS_PER_BATCH, batch_rows, columns_read, refuse_long_texts
+from dataworth.tasks.corpus.columns import ROWS_PER_BATCH, batch_rows, columns_read, refuse_long_texts, told
 from dataworth.tasks.corpus.fields import Fields
 from dataworth.tasks.corpus.rows import Row, decoded, unreadable
 from dataworth.tasks.visible import reason, visible
@@ -34,15 +34,8 @@ def arrow_rows(path: Path, fields: Fields, within: Path | None = None) -> Iterat
         InputError: whatever is wrong, naming file, row and field.
     """
     name = visible(str(path))
-    try:
-        with open_plain(path, name, within) as file:
-            yield from _rows(file, name, fields)
-    except InputError:
-        raise
-    except OSError as error:
-        raise unreadable(path, error) if error.errno else _unreadable(name, error) from None
-    except Exception as error:  # the file decides which of all errors Arrow meets
-        raise _unreadable(name, error) from None
+    with told(path, "Arrow"), open_plain(path, name, within) as file:
+        yield from _rows(file, name, fields)
 
 
 def is_saved(folder: Path) -> bool:
@@ -92,10 +85,6 @@ def _json(path: Path, within: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a JSON object of at most {MAX_STATE_BYTES:,} bytes")
     return value
-
-
-def _unreadable(name: str, error: Exception) -> InputError:
-    return InputError(f"{name}: not a readable Arrow file ({reason(error)})")
 
 
 def _rows(file: Any, name: str, fields: Fields) -> Iterator[Row]:

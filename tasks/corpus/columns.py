@@ -1,22 +1,48 @@
 """Batches of columnar files as rows: refused by type where they are no text, and by size before they are unpacked."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
 from dataworth.tasks.corpus.fields import OPTIONS, TOOLS, Fields, missing
-from dataworth.tasks.corpus.rows import MAX_VALUES, Row, refuse_columns
+from dataworth.tasks.corpus.rows import MAX_VALUES, Row, refuse_columns, unreadable
 from dataworth.tasks.corpus.values import MAX_TEXT_BYTES
-from dataworth.tasks.visible import visible
+from dataworth.tasks.visible import reason, visible
 
-__all__ = ["BATCH_BYTES", "ROWS_PER_BATCH", "batch_rows", "columns_read", "refuse_long_texts", "turn_columns"]
+__all__ = ["BATCH_BYTES", "ROWS_PER_BATCH", "batch_rows", "columns_read", "refuse_long_texts", "told", "turn_columns"]
 
 # Rows that are held at once: few, since a row may be a book, and together no more than so many bytes.
 ROWS_PER_BATCH = 128
 BATCH_BYTES = 2**28
 # Of a value of fixed width, which takes its place even where it is null.
 MAX_WIDTH_BITS = 2**10
+
+
+@contextmanager
+def told(path: Path, kind: str) -> Iterator[None]:
+    """What goes wrong while a file is read, as a sentence.
+
+    Args:
+        path: of the file.
+        kind: what it is, in a word.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    name = visible(str(path))
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError:
+        raise InputError(f"{name}: a group of its rows does not fit into memory; write it with smaller ones") from None
+    except Exception as error:  # the file decides which of all errors Arrow meets
+        if isinstance(error, OSError) and error.errno:
+            raise unreadable(path, error) from None
+        raise InputError(f"{name}: not a readable {kind} file ({reason(error)})") from None
 
 
 def columns_read(schema: Any, fields: Fields, where: str) -> tuple[list[str], list[str]]:

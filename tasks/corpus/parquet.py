@@ -12,13 +12,14 @@ from dataworth.tasks.corpus.columns import (
     batch_rows,
     columns_read,
     refuse_long_texts,
+    told,
     turn_columns,
 )
 from dataworth.tasks.corpus.fields import OPTIONS, TOOLS, Fields
 from dataworth.tasks.corpus.pages import largest_page, refuse_footer
-from dataworth.tasks.corpus.rows import Row, unreadable
+from dataworth.tasks.corpus.rows import Row
 from dataworth.tasks.corpus.values import MAX_TEXT_BYTES
-from dataworth.tasks.visible import reason, visible
+from dataworth.tasks.visible import visible
 
 __all__ = ["parquet_rows"]
 
@@ -40,21 +41,8 @@ def parquet_rows(path: Path, fields: Fields, within: Path | None = None) -> Iter
         InputError: whatever is wrong, naming file, row and field.
     """
     name = visible(str(path))
-    try:
-        with open_plain(path, name, within) as file:
-            yield from _rows(path, file, name, fields)
-    except InputError:
-        raise
-    except OSError as error:
-        raise unreadable(path, error) if error.errno else _unreadable(name, error) from None
-    except MemoryError:
-        raise InputError(f"{name}: a group of its rows does not fit into memory; write it with smaller ones") from None
-    except Exception as error:  # the file decides which of all errors Arrow meets
-        raise _unreadable(name, error) from None
-
-
-def _unreadable(name: str, error: Exception) -> InputError:
-    return InputError(f"{name}: not a readable Parquet file ({reason(error)})")
+    with told(path, "Parquet"), open_plain(path, name, within) as file:
+        yield from _rows(path, file, name, fields)
 
 
 def _rows(path: Path, file: BinaryIO, name: str, fields: Fields) -> Iterator[Row]:

@@ -114,6 +114,7 @@ def test_adapters_begin_where_their_second_matrix_is_zero(folder, tmp_path):
         ({"model": {"point": "both", "base": "b"}, "sources": {"game": "newton"}}, "pass --game additive"),
         ({"model": {"point": "both", "base": "b"}, "sources": {"game": "auto"}}, "pass --game additive"),
         ({"model": {"point": "both", "base": "b"}, "method": "replay"}, "scored by gradients"),
+        ({"model": {"point": "both", "base": "b"}, "sources": {"game": "additive", "trainings": 9}}, "by trainings"),
     ],
 )
 def test_where_there_are_no_two_points_it_is_said(changed, message):
