@@ -19,6 +19,8 @@ if FIRST:
     os.mkdir(f"{os.environ['DATAWORTH_TESTS']}/tokenizers")
 # A tokenizer is tried once for all homes.
 os.symlink(f"{os.environ['DATAWORTH_TESTS']}/tokenizers", f"{os.environ['DATAWORTH_HOME']}/tokenizers")
+# Homes of tests go with them, and so do the servers of those homes.
+os.environ["DATAWORTH_SERVER_MINUTES"] = "0"
 for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "DATAWORTH_DASK"):
     os.environ.pop(name, None)
 # Side by side, two processes with two threads each fight over two cores: small products take ten times as long.

@@ -10,6 +10,7 @@ import base64
 import fcntl
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import signal
@@ -18,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from html import escape
 
 from starlette.datastructures import MutableHeaders
@@ -30,7 +30,19 @@ from starlette.websockets import WebSocketClose
 from dataworth.command.given import prefect_home
 from dataworth.storage.errors import InputError
 
-__all__ = ["USERS", "Gate", "auth_header", "auth_string", "main", "new_key", "server_command", "server_environment"]
+__all__ = [
+    "MINUTES",
+    "RECORD",
+    "USERS",
+    "Gate",
+    "auth_header",
+    "auth_string",
+    "main",
+    "new_key",
+    "seconds_kept",
+    "server_command",
+    "server_environment",
+]
 
 USER = "dataworth"
 API = "/api"
@@ -43,7 +55,11 @@ OTHER_ORIGIN = "Pages of other addresses may not use this server."
 POLICY_VIOLATION = 1008
 # The file whose lock those who use it share; see dataworth.serving.local_server.
 USERS = "users.lock"
-SECONDS_BETWEEN_LOOKS = 2.0
+# The file that says where it is.
+RECORD = "server.json"
+# How long the server stays after the last of them, so that the next command need not wait for a start.
+MINUTES, MINUTES_BY_DEFAULT, MAX_MINUTES = "DATAWORTH_SERVER_MINUTES", 5.0, 60 * 24 * 365
+SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_OF_GRACE = 3
 SECONDS_TO_END = 15.0
 
@@ -178,16 +194,48 @@ def _kept_here(send: Send, origins: Sequence[str]) -> Send:
     return sent
 
 
-def _end_unused() -> None:
-    """Once nobody holds the lock of those who use it: they may have been killed."""
-    with (prefect_home() / "dataworth" / USERS).open("a") as users:
+def seconds_kept() -> float:
+    """How long a server stays after the last who used it, as the environment says.
+
+    Raises:
+        InputError: it says something else than minutes.
+    """
+    given = os.environ.get(MINUTES, "")
+    try:
+        minutes = float(given) if given.strip() else MINUTES_BY_DEFAULT
+    except ValueError:
+        minutes = math.nan
+    if not 0 <= minutes <= MAX_MINUTES:
+        raise InputError(f"{MINUTES}: minutes from 0 to {MAX_MINUTES:,}, not {given!r}")
+    return 60 * minutes
+
+
+def _end_unused(seconds: float) -> None:
+    """Once nobody has held the lock of those who use it for so long: they may have been killed.
+
+    Whoever takes the lock also touches its file, so that a use shorter than a look counts. A home that was removed is
+    nobody's.
+    """
+    path = prefect_home() / "dataworth" / USERS
+    with path.open("a") as users:
+        touched, used = 0, time.monotonic()
         while True:
             time.sleep(SECONDS_BETWEEN_LOOKS)
-            with suppress(BlockingIOError):
+            try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(SECONDS_TO_END)  # whoever comes now waits for the lock, and begins another
-                os.kill(os.getpid(), signal.SIGKILL)
+            except BlockingIOError:
+                used = time.monotonic()
+                continue
+            now = os.fstat(users.fileno())
+            if now.st_nlink and now.st_mtime_ns != touched:
+                touched, used = now.st_mtime_ns, time.monotonic()
+            if now.st_nlink and time.monotonic() < used + seconds:
+                fcntl.flock(users, fcntl.LOCK_UN)
+                continue
+            path.with_name(RECORD).unlink(missing_ok=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(SECONDS_TO_END)  # whoever comes now waits for the lock, and begins another
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
@@ -214,7 +262,7 @@ def main() -> None:
         proxy_headers=False,
         server_header=False,
     )
-    threading.Thread(target=_end_unused, name="users", daemon=True).start()
+    threading.Thread(target=_end_unused, args=(seconds_kept(),), name="users", daemon=True).start()
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[2]))])
 
 

@@ -1,28 +1,40 @@
-"""The Prefect server of a user's home: one for all commands and `dataworth ui`, begun by the first, ended by the last.
+"""The Prefect server of a user's home: one for all commands and `dataworth ui`, begun by the first.
 
 Two servers over one SQLite file lock each other out, and one that a command starts as its child dies with the terminal.
-Here whoever needs a server holds a lock that the system frees with its process. The server ends itself once nobody
-holds it, and is begun again by those who need it where it ended before: its socket stays open meanwhile, so that what
-is asked waits for an answer.
+Here whoever needs a server holds a lock that the system frees with its process. The server ends itself some minutes
+after nobody holds it any more, so that the next command finds it; and it is begun again by those who need it where it
+ended before: its socket stays open meanwhile, so that what is asked waits for an answer.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 from urllib.request import Request, urlopen
 
 from dataworth.command.given import prefect_home
-from dataworth.serving.gate import USERS, auth_header, auth_string, new_key, server_command, server_environment
+from dataworth.serving.gate import (
+    RECORD,
+    USERS,
+    auth_header,
+    auth_string,
+    new_key,
+    seconds_kept,
+    server_command,
+    server_environment,
+)
 from dataworth.storage.durable import make_folder, replace_file
 from dataworth.storage.errors import DataworthError, InputError
 from dataworth.storage.processes import is_alive
@@ -36,8 +48,13 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_ANSWER = 60.0
 SECONDS_TO_SEND = 10.0
 MAX_LOG_BYTES = 10 * 2**20
+LOOKS = 50
+# What names a server to Prefect's clients, and is not the server's own.
+CLIENTS = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME")
 # Set where a command uses the server of this home.
 HERE = "DATAWORTH_LOCAL_SERVER"
+# Servers that this process began and left to others.
+_left: "list[subprocess.Popen[bytes]]" = []
 
 
 @dataclass(frozen=True)
@@ -48,11 +65,13 @@ class Record:
         process: its id.
         port: of loopback.
         key: that it asks for.
+        settings: a hash of what it was begun with; another server would be begun now where this differs.
     """
 
     process: int
     port: int
     key: str
+    settings: str
 
     @property
     def url(self) -> str:
@@ -77,20 +96,27 @@ class LocalServer:
 
     Args:
         port: that is wanted; None: DEFAULT_PORT where it is free, else another.
+        seconds_kept: how long the server may stay after its last user; 0: its last user ends it.
     """
 
-    def __init__(self, port: int | None) -> None:
+    def __init__(self, port: int | None, seconds_kept: float) -> None:
         self._folder = prefect_home() / "dataworth"
-        self._wanted = port
+        self._wanted, self._seconds_kept = port, seconds_kept
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="local server", daemon=True)
         make_folder(self._folder)
+        for process in _left:
+            process.poll()  # which takes the number of one that ended from the table of processes
         self._users = (self._folder / USERS).open("a")
-        with self._starting():
-            fcntl.flock(self._users, fcntl.LOCK_SH)
-            self.record = self._found() or self._started(self._free_port())
+        try:
+            with self._starting():
+                self._use()
+                self.record = self._found() or self._started(self._free_port())
+        except BaseException:
+            self._users.close()
+            raise
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
@@ -99,20 +125,45 @@ class LocalServer:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+    def _use(self) -> None:
+        fcntl.flock(self._users, fcntl.LOCK_SH)
+        os.utime(self._users.fileno())
+
     def _found(self) -> Record | None:
-        """The server that others use."""
+        """The server that others use, or used some minutes ago."""
         try:
-            record = Record(**json.loads((self._folder / "server.json").read_bytes()))
+            record = Record(**json.loads((self._folder / RECORD).read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
         if not record.is_well():
             return None
-        if self._wanted not in (None, 0, record.port):
+        has_port = self._wanted in (None, 0, record.port)
+        if has_port and record.settings == _settings():
+            return record
+        if self._is_last():  # which keeps a new one from being begun
+            self._stop(record.process)
+            self._use()
+            return None
+        self._use()
+        if not has_port:
             raise InputError(
                 f"--prefect-port {self._wanted}: the runs under way use the server of this home at port {record.port}: "
                 "leave the option out, or wait for them to end"
             )
         return record
+
+    def _is_last(self) -> bool:
+        """Whether nobody else uses the server; the lock is this one's alone then, else nobody's.
+
+        The server itself looks so, too, a moment each time.
+        """
+        fcntl.flock(self._users, fcntl.LOCK_UN)
+        for _ in range(LOOKS):
+            with suppress(BlockingIOError):
+                fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            time.sleep(0.01)
+        return False
 
     def _free_port(self) -> int:
         """Of a socket that is bound and heard already."""
@@ -139,8 +190,8 @@ class LocalServer:
                 pass_fds=[self._socket.fileno()],
                 start_new_session=True,  # a terminal's Ctrl-C is not for it
             )
-        record = Record(self._process.pid, port, key)
-        replace_file(self._folder / "server.json", json.dumps(vars(record)).encode(), 0o600)
+        record = Record(self._process.pid, port, key, _settings())
+        replace_file(self._folder / RECORD, json.dumps(vars(record)).encode(), 0o600)
         return record
 
     def wait(self) -> None:
@@ -162,7 +213,7 @@ class LocalServer:
         """Begin it again where it ended."""
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
             if self._process is not None:
-                self._process.poll()  # which takes its number from the table of processes
+                self._process.poll()
             if is_alive(self.record.process):
                 continue
             with suppress(OSError, InputError), self._starting():
@@ -174,21 +225,21 @@ class LocalServer:
                 self.record = record
 
     def close(self) -> None:
-        """Stop using the server; the last of its users ends it."""
+        """Stop using the server; the last of its users ends it where it is not to be kept."""
         self._ended.set()
         if self._watcher.is_alive():
             self._watcher.join()
-        with self._starting():
-            fcntl.flock(self._users, fcntl.LOCK_UN)
-            with suppress(BlockingIOError):
-                fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._stop()
+        if not self._seconds_kept:
+            with self._starting():
+                if self._is_last():
+                    self._stop(self.record.process)
+        if self._process is not None and self._process.poll() is None:
+            _left.append(self._process)
         self._users.close()
         if self._socket is not None:
             self._socket.close()
 
-    def _stop(self) -> None:
-        process = self.record.process
+    def _stop(self, process: int) -> None:
         deadline = time.monotonic() + SECONDS_TO_STOP
         for kind in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError, PermissionError):
@@ -198,7 +249,17 @@ class LocalServer:
                     self._process.poll()
                 time.sleep(0.05)
             deadline += SECONDS_TO_STOP
-        (self._folder / "server.json").unlink(missing_ok=True)
+        (self._folder / RECORD).unlink(missing_ok=True)
+
+
+def _settings() -> str:
+    """A hash of what a server is made of: versions, the interpreter, Prefect's own settings."""
+    versions = [version(name) for name in ("dataworth", "prefect")]
+    own = {name: value for name, value in os.environ.items() if name.startswith("PREFECT_") and name not in CLIENTS}
+    profiles = prefect_home() / "profiles.toml"
+    kept = profiles.read_bytes() if profiles.is_file() else b""
+    told = json.dumps([sys.executable, versions, sorted(own.items())]).encode()
+    return hashlib.sha256(told + kept).hexdigest()[:16]
 
 
 def _listening(port: int) -> socket.socket:
@@ -226,16 +287,16 @@ def addresses_of(record: Record) -> dict[str, str]:
 
 
 @contextmanager
-def local_server(port: int | None = None) -> Iterator[LocalServer]:
+def local_server(port: int | None = None, seconds_kept: float = 0.0) -> Iterator[LocalServer]:
     """Use the Prefect server of this home while the block lasts; `wait` for it before it is asked anything.
 
     Args:
-        port: see LocalServer.
+        port, seconds_kept: see LocalServer.
 
     Raises:
         InputError: the port is not free, or the server of this home is at another.
     """
-    server = LocalServer(port)
+    server = LocalServer(port, seconds_kept)
     try:
         yield server
     finally:
@@ -258,7 +319,7 @@ def prefect_api(prepare: Callable[[], object]) -> Iterator[None]:
     if PREFECT_API_URL.value():
         yield
         return
-    with local_server() as server:
+    with local_server(seconds_kept=seconds_kept()) as server:
         prepare()
         server.wait()
         variables = {**addresses_of(server.record), HERE: "1"}

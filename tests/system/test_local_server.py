@@ -1,12 +1,16 @@
-"""The Prefect server of a home: shared by commands, begun again where it dies, gone when nobody uses it."""
+"""The Prefect server of a home: shared by commands, begun again where it dies, gone some time after the last."""
 
 import json
 import os
+import shutil
 import signal
+from contextlib import contextmanager
 
 import psutil
 import pytest
 
+from dataworth.serving.local_server import local_server
+from dataworth.storage.errors import InputError
 from tests.harness.api import migrated_home, wait_until
 from tests.reference.checkpoints import TEXTS
 
@@ -77,3 +81,60 @@ def test_a_server_ends_when_the_command_that_used_it_was_killed(started_datawort
     process.wait(SECONDS)
     wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, "it stays")
     assert left() == []
+
+
+@pytest.fixture
+def kept(home, monkeypatch):
+    """Uses the server of this home for a moment, and leaves it; returns what is known of the server."""
+    monkeypatch.setenv("PREFECT_HOME", home["PREFECT_HOME"])
+
+    @contextmanager
+    def used(minutes, port=0):
+        monkeypatch.setenv("DATAWORTH_SERVER_MINUTES", str(minutes))
+        with local_server(port, 60 * minutes) as server:
+            server.wait()
+            yield server.record
+
+    yield used
+    with local_server(0):  # whose last user ends it
+        pass
+
+
+def is_gone(record):
+    try:
+        return psutil.Process(record.process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_server_stays_for_the_next_command_and_not_for_ever(kept):
+    with kept(minutes=0.1) as first:
+        pass
+    with kept(minutes=0.1) as second:
+        assert second == first
+    assert not is_gone(first)
+    wait_until(lambda: is_gone(first), "it stays")
+    with kept(minutes=0.1) as third:
+        assert third.key != first.key
+
+
+def test_a_server_that_nobody_uses_gives_way(kept, monkeypatch):
+    with kept(minutes=60) as first:
+        with pytest.raises(InputError, match="the runs under way use the server"), kept(60, first.port + 1):
+            pass
+        monkeypatch.setenv("PREFECT_SERVER_API_KEEPALIVE_TIMEOUT", "7")
+        with kept(minutes=60) as second:  # which others use: it is shared as it is
+            assert second == first
+    with kept(minutes=60) as third:
+        assert third.process != first.process
+    assert is_gone(first)
+    with kept(minutes=0) as fourth:
+        assert fourth == third
+    assert is_gone(third)
+
+
+def test_a_server_goes_with_its_home(kept, home):
+    with kept(minutes=60) as record:
+        pass
+    shutil.rmtree(home["PREFECT_HOME"])
+    wait_until(lambda: is_gone(record), "it stays")

@@ -8,7 +8,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from dataworth.serving.gate import Gate, auth_string, main, new_key, server_command, server_environment
+from dataworth.serving.gate import Gate, auth_string, main, new_key, seconds_kept, server_command, server_environment
 from dataworth.storage.errors import InputError
 
 PORT, KEY = 4200, "the-key"
@@ -121,3 +121,16 @@ def test_no_server_is_started_without_a_key(monkeypatch):
         pytest.raises(InputError, match="PREFECT_SERVER_API_AUTH_STRING: not set"),
     ):
         main()
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [("", 300), (" ", 300), ("0", 0), ("0.5", 30), ("90", 5400)])
+def test_how_long_a_server_stays(minutes, seconds, monkeypatch):
+    monkeypatch.setenv("DATAWORTH_SERVER_MINUTES", minutes)
+    assert seconds_kept() == seconds
+
+
+@pytest.mark.parametrize("minutes", ["soon", "-1", "nan", "inf", "1e9"])
+def test_minutes_that_are_none(minutes, monkeypatch):
+    monkeypatch.setenv("DATAWORTH_SERVER_MINUTES", minutes)
+    with pytest.raises(InputError, match=f"DATAWORTH_SERVER_MINUTES: minutes from 0 to 525,600, not '{minutes}'"):
+        seconds_kept()
