@@ -10,7 +10,7 @@ from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.registry import GAMES
 from dataworth.tasks.configuration import ClusterConfig, Configuration, Names
-from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.config import CandidatesConfig, CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.groups import SOURCE, grouping_fields
 from dataworth.tasks.counterfactual.config import AuditConfig
 from dataworth.tasks.curvature.config import CurvatureConfig
@@ -76,6 +76,9 @@ class ValueConfig(CorpusRunConfig):
     queries: QueriesConfig = Field(description="What is explained.")
     results: Annotated[str, Names.PLACE] = Field(
         min_length=1, description="Folder for the valuation; an earlier one there is replaced."
+    )
+    candidates: CandidatesConfig = Field(
+        default_factory=CandidatesConfig, description="Documents that the model was not trained on."
     )
     method: Literal["influence", "replay"] = Field(
         "influence",
@@ -149,6 +152,7 @@ class ValueConfig(CorpusRunConfig):
                 "of its documents and layers scored by gradients, as dot, not certified by trainings, and summed: pass "
                 "--game additive"
             )
+        self._addable()
         self._correctable()
         self._certifiable()
         self._replayable()
@@ -159,6 +163,23 @@ class ValueConfig(CorpusRunConfig):
         if trained and len(self.model.name) > 1:
             raise ValueError(f"the game {game} is played from --model.base, not from checkpoints: pass one --model")
         return self
+
+    def _addable(self) -> None:
+        option = setting("candidates.files")
+        if not self.candidates.files:
+            if self.candidates.epochs:
+                raise ValueError(f"{setting('candidates.epochs')}: are of documents to train on: pass {option}")
+            return
+        if self.method != "influence" or self.scoring.kind != "dot":
+            raise ValueError(
+                f"{option}: what documents would add is told by the model's gradients, as dot: leave "
+                f"{setting('method')} and {setting('scoring.kind')} out"
+            )
+        if self.candidates.epochs and self.model.shard:
+            raise ValueError(
+                f"{setting('candidates.epochs')}: a model spread over several processes cannot be trained yet: leave "
+                f"{setting('model.shard')} out"
+            )
 
     def _correctable(self) -> None:
         sources, option = self.sources, setting("sources.trainings")

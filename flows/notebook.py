@@ -37,7 +37,7 @@ from dataworth.tasks.model.alike import refuse_other_tokenizers
 from dataworth.tasks.model.config import folders_of
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.report.account import Account
-from dataworth.tasks.report.results.folder import read_account
+from dataworth.tasks.report.results.folder import read_account, read_candidates
 from dataworth.tasks.report.results.valuation import ValuationParts
 from dataworth.tasks.report.steps import publish_valuation
 from dataworth.valuing import refuse_unlike, valued
@@ -89,12 +89,15 @@ def value(
             are prompts; or the path of a file.
         options: of the configuration, by name: `sources={"game": "newton"}`, `model={"include": ["*.mlp.*"]}`,
             `queries={"max_new_tokens": 8}`; what comes first is given by position, so that these names are free.
+            `candidates`, documents that the model was not trained on, are given as documents are, with more to say of
+            them in a dict: `candidates={"files": documents, "epochs": 1}`.
 
     Raises:
         InputError: something given cannot be used.
     """
     place = _Place(store)
-    given = _given(place, model, tokenizer, documents, options) | {"queries": _queries(place, queries, options)}
+    asked = {"queries": _queries(place, queries, options), **_candidates(place, options)}
+    given = _given(place, model, tokenizer, documents, options) | asked
     return _valued(place, _merged(IN_PROCESS, given))
 
 
@@ -142,7 +145,8 @@ class Rows:
     def value(self, queries: Any, /, **options: Any) -> "Valuation":
         """Value every document and source for some queries; see `dataworth.value`."""
         config = _merged(self.config.model_dump(mode="json"), IN_PROCESS)
-        given = _merged(config, {**options, "queries": _queries(self._place, queries, options)})
+        named = {**_candidates(self._place, options), "queries": _queries(self._place, queries, options)}
+        given = _merged(config, {**options, **named})
         return _valued(self._place, given)
 
 
@@ -192,6 +196,18 @@ class Valuation:
     def documents(self) -> pd.DataFrame:
         """The table `documents.parquet`: the best and worst passages of each query."""
         return pd.read_parquet(self.folder / "documents.parquet")
+
+    @property
+    def candidates(self) -> pd.DataFrame:
+        """The table `candidates.parquet`: what each source of documents that were not trained on would add.
+
+        Raises:
+            InputError: there were none.
+        """
+        found = read_candidates(str(self.folder))
+        if found is None:
+            raise InputError("no candidates were given: pass candidates=[{...}, ...]")
+        return found
 
     @property
     def scores(self) -> Scores:
@@ -273,6 +289,16 @@ def _given(place: _Place, model: Any, tokenizer: Any, documents: Any, options: M
     given = {"model": _merged({"name": _checkpoints(place, model, tokenizer)}, options.get("model", {}))}
     given["corpus"] = _merged({"files": _files(place, documents, "documents")}, corpus)
     return {**options, **given, "store": place.store}
+
+
+def _candidates(place: _Place, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Documents by themselves, or as `files` of what is said of them."""
+    given = options.get("candidates")
+    told = dict(given) if isinstance(given, Mapping) else {"files": given}
+    rows = told.pop("files", None)
+    if rows is not None and (isinstance(rows, str | Path) or len(rows)):
+        told["files"] = _files(place, rows, "candidates")
+    return {"candidates": told}
 
 
 def _checkpoints(place: _Place, model: Any, tokenizer: Any) -> list[str]:

@@ -20,6 +20,7 @@ from dataworth.tasks.gradients.steps import index_gradients
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.projection.steps import make_bases
 from dataworth.tasks.scoring.steps import average_scores, replayed_scores, score_corpus
+from dataworth.tasks.training.candidates import train_on_candidates
 from dataworth.tasks.training.steps import replay_training
 
 __all__ = ["PLAIN", "Prepared", "Steps", "fitted", "indexed", "needs_covariances", "prepared_stores", "store_folder"]
@@ -41,6 +42,7 @@ class Steps:
     average_scores: Callable[..., StoreRef] = average_scores
     replay_training: Callable[..., StoreRef] = replay_training
     replayed_scores: Callable[..., StoreRef] = replayed_scores
+    train_on_candidates: Callable[..., StoreRef] = train_on_candidates
     value_sources: Callable[..., StoreRef] = value_sources
     average_values: Callable[..., StoreRef] = average_values
     certify: Callable[..., StoreRef] = certify

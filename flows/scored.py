@@ -19,14 +19,15 @@ from dataworth.tasks.scoring.ready import Pass
 
 __all__ = [
     "Made",
+    "Point",
     "Timings",
     "all_scores_of",
-    "at_base",
     "made_stores",
     "narrowed",
+    "points_of",
     "query_gradients_of",
+    "scores_at",
     "scores_of",
-    "scores_of_both",
     "sums_only",
 ]
 
@@ -60,6 +61,49 @@ class Made:
     queries: StoreRef
     curvature: StoreRef | None
     gradients: StoreRef
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where gradients are taken.
+
+    Args:
+        config: everything, for one checkpoint, or for the base that its training began from.
+        made: its stores.
+        query_gradients: of the queries there.
+        weight: of its scores in a mean.
+    """
+
+    config: ValueConfig
+    made: Made
+    query_gradients: StoreRef
+    weight: float = 1.0
+
+    @property
+    def is_base(self) -> bool:
+        """Is this where the training of a checkpoint began?"""
+        return self.config.model.point == "base"
+
+    @property
+    def stores(self) -> tuple[StoreRef, StoreRef, StoreRef, StoreRef, StoreRef | None]:
+        """What a scoring pass of the corpus reads; see `scores_of`."""
+        made = self.made
+        return made.prepared.corpus, made.gradients, made.queries, self.query_gradients, made.curvature
+
+    def scored(self, scores: StoreRef, gradients: StoreRef | None = None) -> Pass:
+        """The pass that left these scores.
+
+        Args:
+            scores: that it left.
+            gradients: of the documents it scored; None: of the corpus.
+        """
+        return Pass(
+            gradients=gradients or self.made.gradients,
+            query_gradients=self.query_gradients,
+            curvature=self.made.curvature,
+            scores=scores,
+            weight=self.weight,
+        )
 
 
 def made_stores(config: ValueConfig, store: str, queries: StoreRef | None, seconds: Timings, steps: Steps) -> Made:
@@ -136,7 +180,7 @@ def scores_of(
     return steps.replayed_scores(store, *stores, damping, scoring, replayed, grouping)
 
 
-def at_base(config: ValueConfig) -> ValueConfig | None:
+def _at_base(config: ValueConfig) -> ValueConfig | None:
     """The same where training began, if scores are to be taken there, too; None: of the model alone."""
     if not config.has_points:
         return None
@@ -154,51 +198,36 @@ def at_base(config: ValueConfig) -> ValueConfig | None:
     return None if reason else begun
 
 
-def scores_of_both(
-    config: ValueConfig,
-    begun: ValueConfig,
-    store: str,
-    made: Made,
-    query_gradients: StoreRef,
-    seconds: Timings,
-    steps: Steps,
-) -> list[StoreRef]:
-    """Scores of the model and of its base, in a weighted mean, for each grouping of the sources."""
-    every = config.scoring.model_copy(update={"save_matrix": True})
+def points_of(
+    config: ValueConfig, store: str, made: Made, query_gradients: StoreRef, seconds: Timings, steps: Steps
+) -> list[Point]:
+    """Where gradients of a checkpoint are taken: of the model; of its base, too, if that tells more."""
+    begun = _at_base(config)
+    if begun is None:
+        return [Point(config, made, query_gradients)]
     made_there = steps.in_turn(narrowed(begun), lambda: made_stores(begun, store, made.queries, seconds, steps))
     with seconds.step("queries"):
         of_base = query_gradients_of(begun, store, made_there, steps)
-    passes = []
-    with seconds.step("score"):
-        for one, own, asked, weight in (
-            (config, made, query_gradients, OF_MODEL),
-            (begun, made_there, of_base, OF_BASE),
-        ):
-            stores = (own.prepared.corpus, own.gradients, own.queries, asked, own.curvature)
-            scores = scores_of(one, store, stores, every, config.sources.by[0], steps)
-            passes.append(
-                Pass(
-                    gradients=own.gradients,
-                    query_gradients=asked,
-                    curvature=own.curvature,
-                    scores=scores,
-                    weight=weight,
-                )
-            )
-    damping, corpus = config.curvature.damping, made.prepared.corpus
-    with seconds.step("average"):
-        return [
-            steps.average_scores(
-                store,
-                corpus,
-                made.queries,
-                passes,
-                damping,
-                config.scoring if number == 0 else sums_only(config.scoring),
-                grouping,
-            )
-            for number, grouping in enumerate(config.sources.by)
-        ]
+    return [Point(config, made, query_gradients, OF_MODEL), Point(begun, made_there, of_base, OF_BASE)]
+
+
+def scores_at(config: ValueConfig, store: str, points: list[Point], steps: Steps) -> list[StoreRef]:
+    """Scores of a checkpoint for each grouping of the sources; of several points, in a weighted mean."""
+    if len(points) == 1:
+        return all_scores_of(config, store, points[0].made, points[0].query_gradients, steps)
+    every = config.scoring.model_copy(update={"save_matrix": True})
+    passes = [
+        each.scored(scores_of(each.config, store, each.stores, every, config.sources.by[0], steps)) for each in points
+    ]
+    damping, made = config.curvature.damping, points[0].made
+    return [
+        steps.average_scores(
+            *(store, made.prepared.corpus, made.queries, passes, damping),
+            config.scoring if number == 0 else sums_only(config.scoring),
+            grouping,
+        )
+        for number, grouping in enumerate(config.sources.by)
+    ]
 
 
 def narrowed(config: ValueConfig) -> CorpusRunConfig:

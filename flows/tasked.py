@@ -10,7 +10,7 @@ from dataworth.tasks.curvature.task import fit_covariances, fit_matrices, fit_qu
 from dataworth.tasks.gradients.task import index_gradients
 from dataworth.tasks.projection.task import make_bases
 from dataworth.tasks.scoring.task import average_scores, replayed_scores, score_corpus
-from dataworth.tasks.training.task import replay_training
+from dataworth.tasks.training.task import replay_training, train_on_candidates
 
 __all__ = ["TASKED", "TASKS"]
 
@@ -27,6 +27,7 @@ TASKS: dict[str, Any] = {
     "average_scores": average_scores,
     "replay_training": replay_training,
     "replayed_scores": replayed_scores,
+    "train_on_candidates": train_on_candidates,
     "value_sources": value_sources,
     "average_values": average_values,
     "certify": certify,

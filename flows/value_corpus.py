@@ -26,7 +26,7 @@ from dataworth.tasked import TASKS
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.report.config import TrackingConfig
-from dataworth.tasks.report.markdown import markdown_sources
+from dataworth.tasks.report.markdown import markdown_candidates, markdown_sources
 from dataworth.tasks.report.mlflow.steps import NotLoggedError
 from dataworth.tasks.report.results.valuation import ValuationParts, valuation_summary
 from dataworth.tasks.report.task import log_valuation, publish_valuation
@@ -113,6 +113,8 @@ def _logged(results: str, parts: ValuationParts, tracking: TrackingConfig) -> di
         run_logger().warning(problem)
     said = valuation_summary(parts)
     sources = markdown_sources(said.sources, said.account, ARTIFACT_ROWS)
+    if said.candidates is not None:
+        sources += f"\n\n{markdown_candidates(said.candidates.sources, said.account, ARTIFACT_ROWS)}"
     show_headline("sources", "What each source is worth", parts.title, sources, results, logged, problem)
     emit_finished(results, parts.title, logged)
     outcome = {

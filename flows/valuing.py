@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass
 
+from dataworth.candidates import candidates_of
 from dataworth.command.options import command_here
 from dataworth.config import ValueConfig, run_title
 from dataworth.preparing import Steps, store_folder
 from dataworth.scored import (
     Made,
+    Point,
     Timings,
     all_scores_of,
-    at_base,
     made_stores,
     narrowed,
+    points_of,
     query_gradients_of,
+    scores_at,
     scores_of,
-    scores_of_both,
     sums_only,
 )
 from dataworth.storage.errors import InputError
@@ -40,6 +42,7 @@ class Checkpoint:
         model_name, model_fingerprint: of its weights.
         corpus, queries, gradients, query_gradients, curvature: its stores; no curvature for `none`.
         scores, values: of each grouping of the sources, in their order.
+        points: where its gradients were taken.
     """
 
     model_name: str
@@ -51,6 +54,7 @@ class Checkpoint:
     curvature: StoreRef | None
     scores: list[StoreRef]
     values: list[StoreRef]
+    points: list[Point]
 
     @property
     def scored(self) -> Pass:
@@ -78,12 +82,10 @@ def valued_checkpoint(
     made: Made = steps.in_turn(narrowed(config), lambda: made_stores(config, store, queries, seconds, steps))
     with seconds.step("queries"):
         query_gradients = query_gradients_of(config, store, made, steps)
-    begun = at_base(config)
-    if begun is None:
-        with seconds.step("score"):
-            all_scores = all_scores_of(config, store, made, query_gradients, steps)
-    else:
-        all_scores = scores_of_both(config, begun, store, made, query_gradients, seconds, steps)
+    points = points_of(config, store, made, query_gradients, seconds, steps)
+    with seconds.step("score"):
+        all_scores = scores_at(config, store, points, steps)
+    if len(points) > 1:
         config = config.model_copy(update={"model": config.model.model_copy(update={"point": "both"})})
     with seconds.step("value"):
         values = _all_values(config, store, made, query_gradients, all_scores, steps)
@@ -99,6 +101,7 @@ def valued_checkpoint(
         curvature=made.curvature,
         scores=all_scores,
         values=values,
+        points=points,
     )
 
 
@@ -218,8 +221,9 @@ def valued(config: ValueConfig, store: str, steps: Steps) -> ValuationParts:
     certificate = _certificate(config, store, made[0], steps, seconds) if config.certify else None
     if seconds.machine.missing:
         run_logger().warning(seconds.machine.missing)
+    candidates = candidates_of(config, store, [point for each in made for point in each.points], seconds, steps)
     parts = _parts(config, store, made, scores[0], values, seconds)
-    return parts.model_copy(update={"certificate": certificate})
+    return parts.model_copy(update={"certificate": certificate, "candidates": candidates})
 
 
 def _certificate(config: ValueConfig, store: str, made: Checkpoint, steps: Steps, seconds: Timings) -> StoreRef:

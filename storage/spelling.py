@@ -10,6 +10,7 @@ SHORT = {
     "model.name": "--model",
     "corpus.files": "--corpus",
     "queries.file": "--queries",
+    "candidates.files": "--candidates",
     "projection.kind": "--projection",
     "curvature.kind": "--curvature",
     "scoring.kind": "--scoring",

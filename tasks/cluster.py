@@ -150,14 +150,17 @@ def named_losses(doing: str, client: Any) -> Iterator[None]:
     from distributed.comm.core import CommClosedError
 
     address = without_password(client.scheduler.addr)
+    gone = f"the Dask scheduler at {address} went away while {doing}: run again once it is back"
     try:
         yield
     except KilledWorker as error:
         raise WorkersLostError(f"the Dask workers died while {doing}, out of memory or killed ({error})") from error
     except (CancelledError, CommClosedError, TimeoutError) as error:
-        raise WorkersLostError(
-            f"the Dask scheduler at {address} went away while {doing}: run again once it is back"
-        ) from error
+        raise WorkersLostError(gone) from error
+    except OSError as error:  # of a part of the work, or of an attempt to find the scheduler again
+        if client.status == "running":
+            raise
+        raise WorkersLostError(gone) from error
 
 
 def windowed(

@@ -108,7 +108,7 @@ def _run_together(run: Callable[[Any], None], config: Any) -> None:
 
 @_command("value", ValueConfig, "Value a corpus for some queries: gradients, curvature, scores, values, report.")
 def _value(config: ValueConfig) -> None:
-    check_inputs(config.corpus.files, config.queries.file)
+    check_inputs([*config.corpus.files, *config.candidates.files], config.queries.file)
     with _served():
         from dataworth.value_corpus import value_corpus
 

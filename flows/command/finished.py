@@ -7,12 +7,12 @@ from dataworth.command.terminal import mlflow_place, say, table
 from dataworth.tasks.report.account import Account
 from dataworth.tasks.report.numbers import interval, number, percent
 
-__all__ = ["say_audit", "say_valuation", "sources_table"]
+__all__ = ["candidates_table", "say_audit", "say_valuation", "sources_table"]
 
 
 def say_valuation(valuation: dict[str, Any]) -> None:
     """The sources' table and where everything is."""
-    from dataworth.tasks.report.results.folder import read_account, read_sources
+    from dataworth.tasks.report.results.folder import read_account, read_candidates, read_sources
     from dataworth.tasks.report.results.summary import level_title
 
     account, values = read_account(valuation["results"]), read_sources(valuation["results"])
@@ -20,6 +20,12 @@ def say_valuation(valuation: dict[str, Any]) -> None:
     say()
     for key, rows in values[values["query_id"] == "*"].groupby(["grouping", "level"], sort=False):
         say(sources_table(rows, account, level_title(*key)))
+        say()
+    candidates = read_candidates(valuation["results"])
+    if candidates is not None:
+        say("Not trained on: what the loss of a query would lose, were these sources added")
+        say()
+        say(candidates_table(candidates, account))
         say()
     say(f"report   {valuation['results']}/report.html")
     say(f"MLflow   {mlflow_place(valuation['mlflow_url'], valuation['mlflow_run_id'])}")
@@ -60,3 +66,28 @@ def sources_table(values: Any, account: Account, title: str = "source") -> str:
         for row in values.sort_values("value", ascending=False, kind="stable").itertuples()
     ]
     return table([title, account.part, account.unit, "interval", "documents", "tokens"], rows)
+
+
+def candidates_table(candidates: Any, account: Account) -> str:
+    """Candidates by what they would add, for the terminal.
+
+    Args:
+        candidates: rows of `candidates.parquet`.
+        account: their unit.
+    """
+    of_all = candidates[candidates["query_id"] == "*"]
+    is_measured = bool(of_all["measured"].notna().any())
+    rows = [
+        [
+            row.source,
+            *([number(row.measured / account.n_queries)] if is_measured else []),
+            number(row.value / account.n_queries),
+            interval(account.per_query(row.low), account.per_query(row.high)),
+            f"{row.n_documents:,}",
+            f"{row.n_known:,}",
+            f"{row.n_tokens:,}",
+        ]
+        for row in of_all.itertuples()
+    ]
+    told = [*(["measured"] if is_measured else []), f"predicted, {account.unit_of_scores}"]
+    return table(["candidate", *told, "interval", "documents", "known", "tokens"], rows)

@@ -30,6 +30,7 @@ Examples:
   dataworth value --model run/step-800 run/step-1000 --corpus docs.jsonl --queries q.jsonl --results out
   dataworth value … --sources.by 'publisher>section' --sources.payout.rule floor
   dataworth value … --model.base ./before-training --sources.game newton
+  dataworth value … --candidates new/*.jsonl --candidates.epochs 1     what would they add?
   dataworth value … --cluster.address tcp://scheduler:8786 --store s3://bucket/stores
 \b
 docs.jsonl, a line a document:    {"id": "a1", "source": "news", "text": "…"}

@@ -122,6 +122,13 @@ class SourcesConfig(Configuration):
         """Whose utility is asked for."""
         return self.budget or GAMES.get(self.game, GAMES[FALLBACK]).most_coalitions
 
+    @property
+    def summed(self) -> "SourcesConfig":
+        """The same, for sums of scores by the first of the groupings."""
+        usual = type(self)()
+        told = {"game": "additive", "by": self.by[:1], "confidence": self.confidence, "payout": self.payout}
+        return usual.model_copy(update=told)
+
     @field_validator("by")
     @classmethod
     def _groupings(cls, by: list[str]) -> list[str]:

@@ -124,6 +124,21 @@ class CorpusConfig(Configuration):
         return list(dict.fromkeys(names))
 
 
+class CandidatesConfig(Configuration):
+    """Documents that the model was not trained on: what would the queries gain from them?"""
+
+    files: Annotated[list[str], Names.DOCUMENTS] = Field(
+        default_factory=list, description="As --corpus has them, and read as it is; each of their sources is valued."
+    )
+    epochs: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Passes that the model, as it is, is trained on the documents of each source alone, by --training, "
+        "to measure what they teach: their order is right more often. 0: what their gradients tell, no training.",
+    )
+
+
 class QueriesConfig(Configuration):
     """What is explained: prompts, with a completion or completed by the model."""
 

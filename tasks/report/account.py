@@ -103,6 +103,11 @@ class Account:
         """Of what `per_query` gives."""
         return "nats a query" if self.in_nats else "value a query"
 
+    @property
+    def unit_of_scores(self) -> str:
+        """Of sums of documents' scores, a query."""
+        return "nats a query" if self.scores_in_nats else "score a query"
+
     def sentences(self) -> list[str]:
         """The first lines of every page: what was taught in all, and what the values are of it."""
         return [self._taught(), self._said(), *([self.verdict] if self.verdict else [])]

@@ -29,6 +29,7 @@ def record(parts: ValuationParts, gathered: Summary) -> dict[str, Any]:
         "curvature": _fingerprints([each.curvature for each in parts.checkpoints] or [parts.curvature]),
         "scores": parts.scores.fingerprint,
         "values": parts.values.fingerprint,
+        **({} if parts.candidates is None else {"candidates": parts.candidates.scores.fingerprint}),
     }
     return {
         "made": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -42,6 +43,7 @@ def record(parts: ValuationParts, gathered: Summary) -> dict[str, Any]:
             "gradients": parts.gradients.location,
             "scores": parts.scores.location,
             "values": {_grouping(ref): ref.location for ref in (parts.values, *parts.further_values)},
+            **({} if parts.candidates is None else {"candidates": parts.candidates.corpus.location}),
         },
         "checkpoints": [_checkpoint(each) for each in parts.checkpoints],  # none where there is one
         "counts": _counts(parts, gathered),

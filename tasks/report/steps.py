@@ -28,8 +28,16 @@ from dataworth.tasks.report.results.valuation import ValuationParts, published_v
 __all__ = ["calibrated", "publish_audit", "publish_valuation"]
 
 PLACES = ("place_best", "place_worst")
+CANDIDATES = ("candidates.parquet", "candidate_documents.parquet")
 REPLACED_FOLDERS = ("scores.zarr", "figures")
-REPLACED_FILES = ("layers.parquet", "overlap.parquet", "document_values.parquet", "machine.csv", REJECTED_FILE)
+REPLACED_FILES = (
+    "layers.parquet",
+    "overlap.parquet",
+    "document_values.parquet",
+    "machine.csv",
+    REJECTED_FILE,
+    *CANDIDATES,
+)
 
 
 def publish_valuation(results: str, parts: ValuationParts, confidence: float) -> None:
@@ -61,6 +69,9 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         rejected = CorpusStore.open(parts.corpus).rejected()
         if rejected:
             pd.DataFrame({"reason": rejected}).to_parquet(staging / REJECTED_FILE, index=False)
+        if gathered.candidates is not None:
+            for name, table in zip(CANDIDATES, (gathered.candidates.table, gathered.candidates.documents), strict=True):
+                table.to_parquet(staging / name, index=False)
         _draw(staging / "figures", values, scores, None if overlap is None else overlap.to_pandas())
         if gathered.certificate is not None:
             (staging / "figures" / "certificate.png").write_bytes(certificate_figure(gathered.certificate))

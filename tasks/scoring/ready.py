@@ -76,8 +76,14 @@ class ReadyPass:
         curvature: StoreRef | None,
         damping: DampingConfig,
         scoring: ScoringConfig,
+        trained: StoreRef | None = None,
     ) -> "ReadyPass":
         """Read what a pass needs.
+
+        Args:
+            corpus: whose documents are scored.
+            players, gradients, queries, query_gradients, curvature, damping, scoring: of the pass.
+            trained: the corpus the model was trained on, one of whose windows a score is in nats of; None: the same.
 
         Raises:
             InputError: the curvature of a layer is zero under relative damping, or no layer matches a pattern.
@@ -86,7 +92,8 @@ class ReadyPass:
         layers = counted_layers(store, scoring)
         inverses = chosen_inverses(layers, damped_inverses(curvature, damping))
         rows = np.concatenate(GradientStore.open(query_gradients).rows_of(queries.contents))
-        share = 1 if curvature is None else corpus.n_examples
+        of_training = corpus if trained is None else CorpusStore.open(trained)
+        share = 1 if curvature is None else of_training.n_examples
         ready = preconditioned(rows, inverses, scoring.kind, share)
         return cls(corpus, store, players, layers, ready, inverses, share if scoring.kind == "dot" else 1)
 

@@ -56,10 +56,21 @@ def score_corpus(
     scoring: ScoringConfig,
     cluster: ClusterConfig,
     grouping: str = SOURCE,
+    trained: StoreRef | None = None,
 ) -> StoreRef:
     """One pass over the gradient store for all queries: top k, bottom k and sums by source, and the matrix on request.
 
     With another `grouping` ("publisher>section") the sums are those of its groups, by the same column `source`.
+
+    Args:
+        store: root of the stores.
+        corpus, gradients: the documents, and theirs.
+        queries, query_gradients: the queries, and theirs.
+        curvature, damping_config: of the training loss; None for `none`.
+        scoring: what is kept.
+        cluster: where it is computed.
+        grouping: of the documents.
+        trained: the corpus of the training, where these are documents that the model was not trained on.
 
     Raises:
         StoreDamagedError, StoreIncompleteError: a shard cannot be read.
@@ -76,12 +87,15 @@ def score_corpus(
         "damping": damping_config.model_dump() if curvature else None,
         **scoring.model_dump(),
         **({} if grouping == SOURCE else {"grouping": grouping}),
+        **({} if trained is None else {"trained": trained.fingerprint}),
     }
 
     def build(root: Location, name: str) -> None:
         documents, asked = CorpusStore.open(corpus), CorpusStore.open(queries)
         scored = ready_players(documents, scoring, grouping)
-        ready = ReadyPass.of(documents, scored, gradients, asked, query_gradients, curvature, damping_config, scoring)
+        ready = ReadyPass.of(
+            *(documents, scored, gradients, asked, query_gradients, curvature, damping_config, scoring, trained)
+        )
         query_ids = [*asked.column("document_id").to_pylist(), ALL_QUERIES]
         with ScoreStore.writing(root, name) as target:
             tally = _tally(ready, scoring, cluster, query_ids, target.matrix_path)
@@ -99,6 +113,7 @@ def average_scores(
     damping_config: DampingConfig,
     scoring: ScoringConfig,
     grouping: str = SOURCE,
+    trained: StoreRef | None = None,
 ) -> StoreRef:
     """The mean of the scores of several checkpoints, kept as those of one pass are: top k, bottom k, sums, matrix.
 
@@ -111,6 +126,7 @@ def average_scores(
         damping_config: of all passes.
         scoring: of all passes, and what is kept of the mean.
         grouping: of the documents, whatever that of the passes was.
+        trained: as for `score_corpus`.
 
     Raises:
         StoreIncompleteError: a pass kept no matrix.
@@ -125,6 +141,7 @@ def average_scores(
         **({"weights": [each.weight for each in passes]} if len({each.weight for each in passes}) > 1 else {}),
         **scoring.model_dump(),
         **({} if grouping == SOURCE else {"grouping": grouping}),
+        **({} if trained is None else {"trained": trained.fingerprint}),
     }
 
     def build(root: Location, name: str) -> None:
@@ -135,7 +152,7 @@ def average_scores(
 
         def ready(each: Pass) -> ReadyPass:
             stores = (each.gradients, asked, each.query_gradients, each.curvature)
-            return ReadyPass.of(documents, scored, *stores, damping_config, scoring)
+            return ReadyPass.of(documents, scored, *stores, damping_config, scoring, trained)
 
         query_ids = [*asked.column("document_id").to_pylist(), ALL_QUERIES]
         with ScoreStore.writing(root, name) as target:

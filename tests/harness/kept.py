@@ -21,6 +21,7 @@ import dataworth.audit_valuation
 import dataworth.problems
 import dataworth.tasks.counterfactual.trainings
 import dataworth.valuing
+from dataworth.candidates import candidates_of
 from dataworth.config import AuditRunConfig, CorpusRunConfig, SearchConfig, ValueConfig
 from dataworth.preparing import PLAIN, prepared_stores, store_folder
 from dataworth.search import search
@@ -36,6 +37,8 @@ from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.steps import make_bases
+from dataworth.tasks.report.account import Account
+from dataworth.tasks.report.results.candidates import candidates_said
 from dataworth.tasks.training.small_model import SmallModel, train_language_model, train_tokenizer
 from dataworth.valuing import Checkpoint, Timings, refuse_unlike, valued_checkpoint
 from tests.reference.checkpoints import TEXTS
@@ -241,6 +244,11 @@ def valued(given: Mapping[str, Any], store: Path) -> Tables:
     tables = {"corpus": _documents(found[0].corpus), "queries": _documents(found[0].queries)}
     for number, (scored, valuation) in enumerate(zip(scores, values, strict=True)):
         tables |= {f"{name} {number}": table for name, table in (*_scores(scored), *_values(valuation))}
+    points = [point for each in found for point in each.points]
+    candidates = candidates_of(config, store_folder(config), points, Timings(), PLAIN)
+    if candidates is not None:
+        account = Account("marginal", CorpusStore.open(found[0].queries).n_documents)
+        tables["candidates"] = candidates_said(candidates, found[0].corpus, account).table
     if config.certify:
         certificate = dataworth.valuing._certificate(config, store_folder(config), found[0], PLAIN, Timings())
         tables["certificate"] = pd.DataFrame([{"fingerprint": certificate.fingerprint}])

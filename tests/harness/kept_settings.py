@@ -83,6 +83,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ledger": {"sources": {"game": "ledger", "fallback": False}, "training": TRAINING, **WITH_BASE},
     "merged": {"sources": {"game": "merged", "fallback": False}, "training": TRAINING, **WITH_BASE},
     "retrain": {"sources": {"game": "retrain", "fallback": False}, "training": TRAINING, **WITH_BASE},
+    "candidates": {"candidates": {"files": ["in:fewer.jsonl"], "epochs": 1}, "training": TRAINING, **WITH_BASE},
     "replay": {
         "method": "replay",
         "model": {"name": "in:trained", "base": "in:base"},
@@ -130,6 +131,8 @@ VALUE: dict[str, tuple[str, Any]] = {
     "model.include": ("linear", ["*q_proj", "*v_proj"]),
     "model.exclude": ("retrain", ["*q_proj"]),
     "corpus.files": ("path", ["in:fewer.jsonl"]),
+    "candidates.files": ("candidates", ["in:corpus.jsonl"]),
+    "candidates.epochs": ("candidates", 2),
     "corpus.id": ("additive", "name"),
     "corpus.source": ("evaluated", "owner"),
     "corpus.text": ("linear", "title"),

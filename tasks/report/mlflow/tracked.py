@@ -25,6 +25,8 @@ NOTE_ROWS = 25
 MAX_TITLE_CHARACTERS = 250
 
 # Steps with runs of their own: the parameters they have, and what they counted.
+FILES = ("report.html", "sources.csv", "sources.parquet", "documents.parquet")
+CANDIDATES = "candidates.parquet"
 STEPS = {
     "fit": (("projection", "curvature"), ("n_documents", "n_examples", "n_tokens", "n_layers")),
     "index": (
@@ -78,6 +80,7 @@ def tracked_valuation(results: Results, series: str | None) -> TrackedValuation:
         values=values,
         metrics={name: float(count) for name, count in known.counts.items()}
         | _of_account(account)
+        | _of_candidates(results.candidates)
         | _of_certificate(results.record.get("certificate") or {})
         | {f"seconds/{metric_name(step)}": seconds for step, seconds in known.seconds.items()},
         datasets={
@@ -93,11 +96,12 @@ def tracked_valuation(results: Results, series: str | None) -> TrackedValuation:
             "prefect.flow_run_url": known.prefect.get("url") or "",
         },
         note=_note(known, sources, account),
-        files=tuple(folder / name for name in ("report.html", "sources.csv", "sources.parquet", "documents.parquet")),
+        files=tuple(folder / name for name in (*FILES, *([] if results.candidates is None else [CANDIDATES]))),
         folders=(folder / "figures",),
         tables={
-            "sources": _columns(results.sources[results.sources["query_id"] == ALL_QUERIES]),
+            "sources": _columns(_of_all(results.sources)),
             "documents": _columns(results.documents),
+            **({} if results.candidates is None else {"candidates": _columns(_of_all(results.candidates))}),
         },
         steps=tuple(_step(name, known) for name in STEPS if name in known.seconds),
         machine=() if results.machine is None else _machine(results.machine, folder / "machine.csv"),
@@ -129,6 +133,24 @@ def _of_sources(sources: pd.DataFrame, account: Account) -> dict[str, float]:
         if part is not None:
             metrics[f"{'share' if account.shared else account.part}/{name}"] = float(part)
     return metrics
+
+
+def _of_all(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of all queries together."""
+    return rows[rows["query_id"] == ALL_QUERIES]
+
+
+def _of_candidates(candidates: pd.DataFrame | None) -> dict[str, float]:
+    """Nats a query that each would take off, where they are nats, and took off where that was measured."""
+    if candidates is None:
+        return {}
+    found: dict[str, float] = {}
+    whole = _of_all(candidates)
+    for what, column in (("candidate", "nats_per_query"), ("candidate, measured", "measured_per_query")):
+        known = whole.dropna(subset=column)
+        named = map(metric_name, known["source"])
+        found |= {f"{what}/{name}": float(nats) for name, nats in zip(named, known[column], strict=True)}
+    return found
 
 
 def _of_account(account: Account) -> dict[str, float]:

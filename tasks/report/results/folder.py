@@ -20,6 +20,7 @@ from dataworth.tasks.report.account import Account
 __all__ = [
     "Results",
     "read_account",
+    "read_candidates",
     "read_documents",
     "read_record",
     "read_results",
@@ -30,7 +31,7 @@ __all__ = [
 
 RECORD = "valuation.json"
 # What commands read of a folder again; the other files are for people, who may change them.
-READ_BACK = ("sources.parquet", "documents.parquet", "machine.csv")
+READ_BACK = ("sources.parquet", "documents.parquet", "candidates.parquet", "machine.csv")
 REMEDY = "run `dataworth value` again"
 
 
@@ -47,6 +48,7 @@ class Results:
         documents: rows of PASSAGES, the best of each query.
         record: the whole content of `valuation.json`.
         machine: content of `machine.csv`, if samples of the machine were taken.
+        candidates: content of `candidates.parquet`, where there were some.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Results:
     documents: pd.DataFrame
     record: Mapping[str, Any] = field(default_factory=dict)
     machine: bytes | None = None
+    candidates: pd.DataFrame | None = None
 
 
 def read_record(name: str) -> dict[str, Any]:
@@ -99,12 +102,18 @@ def read_results(name: str) -> Results:
         documents=_table(files, "documents.parquet", PASSAGES),
         record=made,
         machine=files.content("machine.csv") if files.has("machine.csv") else None,
+        candidates=_candidates(files),
     )
 
 
 def read_sources(name: str) -> pd.DataFrame:
     """`sources.parquet` of a results folder alone; raises InputError as `read_results`."""
     return _table(_files(name, read_record(name)), "sources.parquet", VALUES)
+
+
+def read_candidates(name: str) -> pd.DataFrame | None:
+    """`candidates.parquet` of a results folder, None where there were none; raises InputError as `read_record`."""
+    return _candidates(_files(name, read_record(name)))
 
 
 def read_account(name: str) -> Account:
@@ -130,6 +139,10 @@ def whole_values(sources: pd.DataFrame) -> pd.DataFrame:
     chosen = whole[(whole[key] == whole[key].iloc[0]).all(axis=1)] if len(whole) else whole
     ordered = chosen.sort_values("value", ascending=False, kind="stable").astype(object)
     return ordered.where(ordered.notna(), None)
+
+
+def _candidates(files: CheckedFiles) -> pd.DataFrame | None:
+    return files.table("candidates.parquet").to_pandas() if files.has("candidates.parquet") else None
 
 
 def _files(name: str, record: Mapping[str, Any]) -> CheckedFiles:

@@ -11,6 +11,7 @@ from dataworth.storage.schema import ALL_QUERIES
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.counterfactual.certificate import Certificate
 from dataworth.tasks.report.account import OLD, Account
+from dataworth.tasks.report.results.candidates import Candidates
 from dataworth.tasks.report.results.query_losses import QueryLoss
 
 __all__ = ["QuerySummary", "Summary", "level_title", "strongest_overlaps", "summary"]
@@ -53,6 +54,7 @@ class Summary:
         command: that makes the valuation again; empty where it is not known.
         account: what the numbers are: their unit and their total.
         certificate: predicted removals beside measured ones, where some were asked for.
+        candidates: documents that the model was not trained on, where some were given.
     """
 
     queries: list[QuerySummary]
@@ -67,6 +69,7 @@ class Summary:
     command: str = ""
     account: Account = field(default_factory=lambda: Account(OLD, 1))
     certificate: Certificate | None = None
+    candidates: Candidates | None = None
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

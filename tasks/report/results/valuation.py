@@ -19,6 +19,7 @@ from dataworth.tasks.coalitions.config import PayoutConfig
 from dataworth.tasks.coalitions.payout.published import published
 from dataworth.tasks.counterfactual.certificate import Certificate
 from dataworth.tasks.report.account import account_of
+from dataworth.tasks.report.results.candidates import CandidateParts, candidates_said
 from dataworth.tasks.report.results.parameters import flat
 from dataworth.tasks.report.results.query_losses import mean_losses, query_losses
 from dataworth.tasks.report.results.summary import Summary, strongest_overlaps, summary
@@ -69,6 +70,7 @@ class ValuationParts(BaseModel):
         command: that makes the valuation again, and the folder to run it in.
         timings: step → seconds.
         started: step → when, in seconds since 1970.
+        candidates: documents that the model was not trained on; None where there are none.
         certificate: of the scores, by trainings without some documents; None where none was asked for.
         machine: what the machine did meanwhile, rows of `MachineSamples`.
         prefect_run: id of the flow run; None where no flow made it.
@@ -94,6 +96,7 @@ class ValuationParts(BaseModel):
     command: str
     timings: dict[str, float]
     started: dict[str, float] = {}
+    candidates: CandidateParts | None = None
     certificate: StoreRef | None = None
     machine: tuple[dict[str, float], ...] = ()
     prefect_run: str | None = None
@@ -133,7 +136,8 @@ def valuation_summary(parts: ValuationParts) -> Summary:
     if certificate is not None:
         account = replace(account, verdict=certificate.verdict, believed=certificate.believed)
     said = replace(overview, notes=notes, overlaps=pairs, account=account, command=parts.command)
-    return replace(said, certificate=certificate)
+    candidates = None if parts.candidates is None else candidates_said(parts.candidates, parts.corpus, account)
+    return replace(said, certificate=certificate, candidates=candidates)
 
 
 def _models(parts: ValuationParts) -> list[tuple[str, str]]:

@@ -51,6 +51,7 @@ def whole(root: Path) -> dict[str, dict]:
             "chat_template": f"{inputs}/chat.jinja",
         },
         "queries": {"file": f"{inputs}/queries.jsonl"},
+        "candidates": {"files": [f"{inputs}/new.jsonl"]},
         "projection": {"bases": f"{inputs}/bases"},
         "store": f"{results}/store",
         "results": f"{results}/out",
