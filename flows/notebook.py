@@ -210,6 +210,18 @@ class Valuation:
         return found
 
     @property
+    def tokens(self) -> pd.DataFrame:
+        """The table `tokens.parquet`: of the best passages, each token's part of the score, and each of the answer's.
+
+        Raises:
+            InputError: it was not told.
+        """
+        path = self.folder / "tokens.parquet"
+        if not path.is_file():
+            raise InputError('which tokens taught was not told: it is with scoring={"tokens": 3}, of influence as dot')
+        return pd.read_parquet(path)
+
+    @property
     def scores(self) -> Scores:
         """The scores of every document for every query.
 

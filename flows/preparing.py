@@ -20,6 +20,7 @@ from dataworth.tasks.gradients.steps import index_gradients
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.projection.steps import make_bases
 from dataworth.tasks.scoring.steps import average_scores, replayed_scores, score_corpus
+from dataworth.tasks.scoring.token_steps import tell_tokens
 from dataworth.tasks.training.candidates import train_on_candidates
 from dataworth.tasks.training.steps import replay_training
 
@@ -40,6 +41,7 @@ class Steps:
     index_gradients: Callable[..., StoreRef] = index_gradients
     score_corpus: Callable[..., StoreRef] = score_corpus
     average_scores: Callable[..., StoreRef] = average_scores
+    tell_tokens: Callable[..., StoreRef] = tell_tokens
     replay_training: Callable[..., StoreRef] = replay_training
     replayed_scores: Callable[..., StoreRef] = replayed_scores
     train_on_candidates: Callable[..., StoreRef] = train_on_candidates

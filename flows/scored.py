@@ -14,6 +14,7 @@ from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.report.results.machine import MachineSamples
+from dataworth.tasks.report.results.tokens import TokenParts
 from dataworth.tasks.scoring.config import ScoringConfig
 from dataworth.tasks.scoring.ready import Pass
 
@@ -29,6 +30,7 @@ __all__ = [
     "scores_at",
     "scores_of",
     "sums_only",
+    "tokens_of",
 ]
 
 # Of scores in nats at the two points: chosen on one problem and tried on three others (infra/docs/truth.md, "The base
@@ -228,6 +230,33 @@ def scores_at(config: ValueConfig, store: str, points: list[Point], steps: Steps
         )
         for number, grouping in enumerate(config.sources.by)
     ]
+
+
+def tokens_of(
+    config: ValueConfig, store: str, points: list[Point], scores: StoreRef, steps: Steps
+) -> tuple[TokenParts, ...]:
+    """Which tokens of the best passages taught, at every point; nothing where scores are no sums over tokens.
+
+    Args:
+        config: everything.
+        store: root of the stores.
+        points: of all checkpoints.
+        scores: the mean over them, of the first grouping.
+        steps: as the door takes them.
+    """
+    scoring = config.scoring
+    if not scoring.tokens or scoring.kind != "dot" or config.method != "influence" or config.model.shard:
+        return ()
+    found = []
+    for each in points:
+        corpus, gradients, *others = each.stores
+        queries, query_gradients, curvature = others
+        parts = steps.tell_tokens(
+            *(store, each.config.model.only, corpus, gradients, queries, query_gradients, curvature),
+            *(config.curvature.damping, each.made.prepared.bases, scoring, scores),
+        )
+        found.append(TokenParts(parts=parts, weight=each.weight))
+    return tuple(found)
 
 
 def narrowed(config: ValueConfig) -> CorpusRunConfig:

@@ -9,7 +9,7 @@ from dataworth.tasks.counterfactual.task import certify
 from dataworth.tasks.curvature.task import fit_covariances, fit_matrices, fit_query_factors, fit_source_sums
 from dataworth.tasks.gradients.task import index_gradients
 from dataworth.tasks.projection.task import make_bases
-from dataworth.tasks.scoring.task import average_scores, replayed_scores, score_corpus
+from dataworth.tasks.scoring.task import average_scores, replayed_scores, score_corpus, tell_tokens
 from dataworth.tasks.training.task import replay_training, train_on_candidates
 
 __all__ = ["TASKED", "TASKS"]
@@ -25,6 +25,7 @@ TASKS: dict[str, Any] = {
     "index_gradients": index_gradients,
     "score_corpus": score_corpus,
     "average_scores": average_scores,
+    "tell_tokens": tell_tokens,
     "replay_training": replay_training,
     "replayed_scores": replayed_scores,
     "train_on_candidates": train_on_candidates,

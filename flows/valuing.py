@@ -18,6 +18,7 @@ from dataworth.scored import (
     scores_at,
     scores_of,
     sums_only,
+    tokens_of,
 )
 from dataworth.storage.errors import InputError
 from dataworth.storage.ref import StoreRef
@@ -221,9 +222,12 @@ def valued(config: ValueConfig, store: str, steps: Steps) -> ValuationParts:
     certificate = _certificate(config, store, made[0], steps, seconds) if config.certify else None
     if seconds.machine.missing:
         run_logger().warning(seconds.machine.missing)
-    candidates = candidates_of(config, store, [point for each in made for point in each.points], seconds, steps)
+    points = [point for each in made for point in each.points]
+    with seconds.step("tokens"):
+        tokens = tokens_of(config, store, points, scores[0], steps)
+    candidates = candidates_of(config, store, points, seconds, steps)
     parts = _parts(config, store, made, scores[0], values, seconds)
-    return parts.model_copy(update={"certificate": certificate, "candidates": candidates})
+    return parts.model_copy(update={"certificate": certificate, "candidates": candidates, "tokens": tokens})
 
 
 def _certificate(config: ValueConfig, store: str, made: Checkpoint, steps: Steps, seconds: Timings) -> StoreRef:

@@ -23,11 +23,13 @@ from dataworth.tasks.report.page.tables import safe_csv
 from dataworth.tasks.report.record import record
 from dataworth.tasks.report.results.folder import write_record
 from dataworth.tasks.report.results.summary import Summary
+from dataworth.tasks.report.results.tokens import tokens_table
 from dataworth.tasks.report.results.valuation import ValuationParts, published_values, valuation_summary
 
 __all__ = ["calibrated", "publish_audit", "publish_valuation"]
 
 PLACES = ("place_best", "place_worst")
+TOKENS = "tokens.parquet"
 CANDIDATES = ("candidates.parquet", "candidate_documents.parquet")
 REPLACED_FOLDERS = ("scores.zarr", "figures")
 REPLACED_FILES = (
@@ -69,6 +71,8 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         rejected = CorpusStore.open(parts.corpus).rejected()
         if rejected:
             pd.DataFrame({"reason": rejected}).to_parquet(staging / REJECTED_FILE, index=False)
+        if gathered.told:
+            tokens_table(gathered.told).to_parquet(staging / TOKENS, index=False)
         if gathered.candidates is not None:
             for name, table in zip(CANDIDATES, (gathered.candidates.table, gathered.candidates.documents), strict=True):
                 table.to_parquet(staging / name, index=False)

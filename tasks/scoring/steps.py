@@ -85,7 +85,7 @@ def score_corpus(
         "query_gradients": query_gradients.fingerprint,
         "curvature": curvature.fingerprint if curvature else None,
         "damping": damping_config.model_dump() if curvature else None,
-        **scoring.model_dump(),
+        **scoring.of_scores,
         **({} if grouping == SOURCE else {"grouping": grouping}),
         **({} if trained is None else {"trained": trained.fingerprint}),
     }
@@ -139,7 +139,7 @@ def average_scores(
         "queries": queries.fingerprint,
         "passes": [each.scores.fingerprint for each in passes],
         **({"weights": [each.weight for each in passes]} if len({each.weight for each in passes}) > 1 else {}),
-        **scoring.model_dump(),
+        **scoring.of_scores,
         **({} if grouping == SOURCE else {"grouping": grouping}),
         **({} if trained is None else {"trained": trained.fingerprint}),
     }
@@ -201,7 +201,7 @@ def replayed_scores(
         "gradients": gradients.fingerprint,
         "curvature": curvature.fingerprint if curvature else None,
         "damping": damping_config.model_dump() if curvature else None,
-        **scoring.model_dump(),
+        **scoring.of_scores,
         **({} if grouping == SOURCE else {"grouping": grouping}),
     }
 

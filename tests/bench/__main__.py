@@ -28,6 +28,7 @@ BENCHES = (
     "games",
     "truth",
     "truth_first",
+    "candidates",
     "certificates",
     "near_copies",
     "facts",

@@ -200,6 +200,7 @@ WHERE_COMPUTED = "where it is computed: the same up to the last digits"
 IN_CONTENTS = "part of the contents, as in `value`"
 # What can be set and decides no kept result.
 VALUE_NOTHING = {
+    "scoring.tokens": "of how many passages it is told which tokens taught; in the fingerprint of what is told",
     "model.device": WHERE_COMPUTED,
     "model.shard": WHERE_COMPUTED,
     "gradients.batch_tokens": WHERE_COMPUTED,

@@ -9,6 +9,7 @@ from dataworth.tasks.report.numbers import interval, number, percent, points
 from dataworth.tasks.report.page.bars import MAX_BARS, Bar, chart
 from dataworth.tasks.report.page.certainty import certainty
 from dataworth.tasks.report.page.comparison import Comparison
+from dataworth.tasks.report.page.marks import marked, said
 from dataworth.tasks.report.page.words import Vocabulary
 from dataworth.tasks.report.results.summary import Summary
 from dataworth.tasks.visible import visible
@@ -39,7 +40,14 @@ def _environment() -> Environment:
         loader=PackageLoader("dataworth.tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters.update(
-        number=number, percent=percent, points=points, chart=chart, differs=_differs, visible=visible
+        number=number,
+        percent=percent,
+        points=points,
+        chart=chart,
+        differs=_differs,
+        visible=visible,
+        marked=marked,
+        said=said,
     )
     environment.globals.update(interval=interval, place=_place, most_bars=MAX_BARS)
     return environment

@@ -13,6 +13,7 @@ from dataworth.tasks.counterfactual.certificate import Certificate
 from dataworth.tasks.report.account import OLD, Account
 from dataworth.tasks.report.results.candidates import Candidates
 from dataworth.tasks.report.results.query_losses import QueryLoss
+from dataworth.tasks.report.results.tokens import Told
 
 __all__ = ["QuerySummary", "Summary", "level_title", "strongest_overlaps", "summary"]
 
@@ -55,6 +56,7 @@ class Summary:
         account: what the numbers are: their unit and their total.
         certificate: predicted removals beside measured ones, where some were asked for.
         candidates: documents that the model was not trained on, where some were given.
+        told: which tokens taught, by query ("*": all together) and document, of some of the best passages.
     """
 
     queries: list[QuerySummary]
@@ -70,6 +72,7 @@ class Summary:
     account: Account = field(default_factory=lambda: Account(OLD, 1))
     certificate: Certificate | None = None
     candidates: Candidates | None = None
+    told: Mapping[tuple[str, str], Told] = field(default_factory=dict)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from dataworth.tasks.report.results.candidates import CandidateParts, candidates
 from dataworth.tasks.report.results.parameters import flat
 from dataworth.tasks.report.results.query_losses import mean_losses, query_losses
 from dataworth.tasks.report.results.summary import Summary, strongest_overlaps, summary
+from dataworth.tasks.report.results.tokens import TokenParts, tokens_told
 
 __all__ = ["CheckpointParts", "ValuationParts", "game_notes", "published_values", "valuation_summary", "versions"]
 
@@ -71,6 +72,7 @@ class ValuationParts(BaseModel):
         timings: step → seconds.
         started: step → when, in seconds since 1970.
         candidates: documents that the model was not trained on; None where there are none.
+        tokens: which of the best passages taught, at every point of the gradients; empty where it is not told.
         certificate: of the scores, by trainings without some documents; None where none was asked for.
         machine: what the machine did meanwhile, rows of `MachineSamples`.
         prefect_run: id of the flow run; None where no flow made it.
@@ -97,6 +99,7 @@ class ValuationParts(BaseModel):
     timings: dict[str, float]
     started: dict[str, float] = {}
     candidates: CandidateParts | None = None
+    tokens: tuple[TokenParts, ...] = ()
     certificate: StoreRef | None = None
     machine: tuple[dict[str, float], ...] = ()
     prefect_run: str | None = None
@@ -137,7 +140,8 @@ def valuation_summary(parts: ValuationParts) -> Summary:
         account = replace(account, verdict=certificate.verdict, believed=certificate.believed)
     said = replace(overview, notes=notes, overlaps=pairs, account=account, command=parts.command)
     candidates = None if parts.candidates is None else candidates_said(parts.candidates, parts.corpus, account)
-    return replace(said, certificate=certificate, candidates=candidates)
+    told = tokens_told(parts.tokens, parts.corpus, parts.queries)
+    return replace(said, certificate=certificate, candidates=candidates, told=told)
 
 
 def _models(parts: ValuationParts) -> list[tuple[str, str]]:

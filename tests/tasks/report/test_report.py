@@ -14,9 +14,11 @@ from dataworth.tasks.report.numbers import interval, number, percent
 from dataworth.tasks.report.page.certainty import certainty
 from dataworth.tasks.report.page.html import report_html
 from dataworth.tasks.report.page.tables import safe_csv
+from dataworth.tasks.report.results.candidates import Candidates
 from dataworth.tasks.report.results.parameters import flat
 from dataworth.tasks.report.results.query_losses import QueryLoss
 from dataworth.tasks.report.results.summary import QuerySummary, Summary
+from dataworth.tasks.report.results.tokens import Told
 
 ACCOUNT = Account("marginal", 2)
 EVIL = "<script>alert(1)</script> \"&' | [x](http://x) `y` {{ 7 * 7 }}"
@@ -29,9 +31,10 @@ def source(name, value, low, high, share=0.5):
     }  # fmt: skip
 
 
-def passage(text):
+def passage(text, query="q", rank=1):
     return {
-        "source": EVIL, "document_id": EVIL, "score": 1.5, "relative_score": -0.2, "window_start": 4, "text": text,
+        "query_id": query, "rank": rank, "source": EVIL, "document_id": EVIL, "score": 1.5, "relative_score": -0.2,
+        "window_start": 4, "text": text,
     }  # fmt: skip
 
 
@@ -51,10 +54,18 @@ class Tags(HTMLParser):
         self.n_items += tag == "li" and self._in_chart
 
 
+def evil_candidates():
+    row = {"query_id": "*", "source": EVIL, "value": 1.0, "low": None, "high": 2.0, "n_documents": 1, "n_tokens": 0}
+    row |= {"n_known": 1, "measured": -1.0, "nats_per_query": 0.5, "nats_per_1000_tokens": None}
+    return Candidates(pd.DataFrame([row]), pd.DataFrame([passage(EVIL, "*")]), 1)
+
+
 def evil_summary():
     sources = [source(EVIL, 2.0, None, None), source("plain", -1.0, -2.0, 0.5, None)]
-    query = QuerySummary(EVIL, EVIL, EVIL, [passage(EVIL)], [passage(EVIL)], sources)
-    return Summary([query], sources, [passage(EVIL)], [passage(EVIL)], {EVIL: EVIL})
+    query = QuerySummary(EVIL, EVIL, EVIL, [passage(EVIL, EVIL)], [passage(EVIL, EVIL, -1)], sources)
+    told = {(EVIL, EVIL): Told([(EVIL, 1.0), ("", 0.1)], [(EVIL, -1.0)])}
+    least = [passage(EVIL, "*", -1)]
+    return Summary([query], sources, [passage(EVIL, "*")], least, {EVIL: EVIL}, candidates=evil_candidates(), told=told)
 
 
 def test_the_report_escapes_everything_and_asks_for_nothing():
@@ -64,6 +75,9 @@ def test_the_report_escapes_everything_and_asks_for_nothing():
     assert "49" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S)
     assert not re.search(r"(src|href)=[\"'](?!#)", page)
     assert "default-src 'none'" in page
+    assert page.count('class="p4"') == 2  # of the passage, and in the sentence that says what it means
+    assert page.count('class="m4"') == 2
+    assert "What would be worth adding" in page
 
 
 def test_the_report_shows_unknown_intervals_and_bars_on_one_axis():

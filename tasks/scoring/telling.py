@@ -1,0 +1,120 @@
+"""Which tokens of a passage, and which of an answer, a score comes from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dataworth.storage.corpus import CorpusStore
+from dataworth.tasks.capture.losses import IGNORED
+from dataworth.tasks.capture.passes import backward_losses
+from dataworth.tasks.capture.positions import PositionCapture, ProductCapture
+from dataworth.tasks.corpus.batches import corpus_batch
+from dataworth.tasks.model.plain import Model
+from dataworth.tasks.projection.logra import LayerProjection
+
+__all__ = ["Teller", "pieces"]
+
+# Of the copies of an answer that are computed together, one a token.
+TOKENS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class Teller:
+    """Multiplies gradients with directions, token by token.
+
+    Args:
+        model: frozen.
+        projections: of its layers, on its device.
+    """
+
+    model: Model
+    projections: Sequence[LayerProjection]
+
+    def of_passage(
+        self, corpus: CorpusStore, window: int, directions: Float[np.ndarray, "m c"]
+    ) -> Float[np.ndarray, "t+1 m"]:
+        """What each token of a window gives to the products of its gradient with directions; they add up to these.
+
+        Of a language model the part of a position stands at the token that is predicted there, the next one. The last
+        row is of no token: what layers give that read other vectors.
+
+        Args:
+            corpus: of the window.
+            window: its number.
+            directions: in the projected space.
+        """
+        batch = self._batch(corpus, window)
+        with PositionCapture(*self._captured, self._rows(directions), int(batch[0].shape[1])) as capture:
+            backward_losses(*self.model.halves, *batch)
+            found = capture.products
+        return _at_targets(found, predicts=self.model.n_classes is None).cpu().numpy()
+
+    def of_answer(
+        self, corpus: CorpusStore, window: int, directions: Float[np.ndarray, "m c"]
+    ) -> Float[np.ndarray, "t m"]:
+        """What the loss of each token of a window gives; 0 where there is no loss. They add up as those of a passage.
+
+        Of a classifier, whose loss is of no token: no rows.
+
+        Args:
+            corpus, window, directions: as for `of_passage`.
+        """
+        if self.model.n_classes is not None:
+            return np.zeros((0, len(directions)))
+        input_ids, mask, labels = self._batch(corpus, window)
+        places = (labels[0] != IGNORED).nonzero()[:, 0]
+        places = places[places > 0]  # the first token is predicted by nothing
+        found = np.zeros((int(input_ids.shape[1]), len(directions)))
+        at_once = 1 if self.model.reading.batching == "alone" else max(1, TOKENS_AT_ONCE // int(input_ids.shape[1]))
+        for some in places.split(at_once):
+            own = torch.full_like(labels, IGNORED).repeat(len(some), 1)
+            own[torch.arange(len(some)), some] = labels[0, some]
+            copies = (input_ids.repeat(len(some), 1), mask.repeat(len(some), 1), own)
+            with ProductCapture(*self._captured, self._rows(directions), len(some)) as capture:
+                backward_losses(*self.model.halves, *copies)
+                found[some.cpu().numpy()] = capture.products.cpu().numpy()
+        return found
+
+    @property
+    def _captured(self) -> tuple[list[tuple[torch.nn.Module, ...]], Sequence[LayerProjection]]:
+        return [layer.modules for layer in self.model.layers], self.projections
+
+    def _batch(self, corpus: CorpusStore, window: int) -> tuple[Tensor, Tensor, Tensor]:
+        return corpus_batch(corpus, np.array([window]), self.model.device, self.model.reading.pad_token)
+
+    def _rows(self, directions: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(directions, np.float32)).to(self.model.device)
+
+
+def _at_targets(parts: Tensor, *, predicts: bool) -> Tensor:
+    """Each part one token later; what the last position gives, which predicts nothing, is of no token."""
+    if not predicts:
+        return parts
+    shifted = torch.zeros_like(parts)
+    shifted[1:] = parts[:-1]
+    shifted[-1] += parts[-1]
+    return shifted
+
+
+def pieces(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:
+    """The text that each token adds to that of those before it; a letter of several tokens is the last one's.
+
+    Args:
+        decode: from token ids to text.
+        ids: of a window.
+    """
+    found, known = [], ""
+    for number in range(len(ids)):
+        text = decode(list(ids[: number + 1]))
+        whole = text if number + 1 == len(ids) else text.rstrip("\N{REPLACEMENT CHARACTER}")
+        if not whole.startswith(known):  # a decoder that changes what it said: this token adds what it says alone
+            found.append(decode([ids[number]]))
+            known = whole
+            continue
+        found.append(whole[len(known) :])
+        known = whole
+    return found
