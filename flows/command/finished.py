@@ -9,6 +9,9 @@ from dataworth.tasks.report.numbers import interval, number, percent
 
 __all__ = ["candidates_table", "say_audit", "say_valuation", "sources_table"]
 
+# A screenful of sources.
+MOST_ROWS = 20
+
 
 def say_valuation(valuation: dict[str, Any]) -> None:
     """The sources' table and where everything is."""
@@ -19,13 +22,19 @@ def say_valuation(valuation: dict[str, Any]) -> None:
     say("\n".join(account.sentences()))
     say()
     for key, rows in values[values["query_id"] == "*"].groupby(["grouping", "level"], sort=False):
-        say(sources_table(rows, account, level_title(*key)))
+        shown = rows.sort_values("value", ascending=False, kind="stable")[:MOST_ROWS]
+        say(sources_table(shown, account, level_title(*key)))
+        if len(rows) > len(shown):
+            say(f"and {len(rows) - len(shown):,} more in {valuation['results']}/sources.csv")
         say()
     candidates = read_candidates(valuation["results"])
     if candidates is not None:
         say("Not trained on: what the loss of a query would lose, were these sources added")
         say()
-        say(candidates_table(candidates, account))
+        n_candidates = int((candidates["query_id"] == "*").sum())
+        say(candidates_table(candidates[candidates["query_id"] == "*"][:MOST_ROWS], account))
+        if n_candidates > MOST_ROWS:
+            say(f"and {n_candidates - MOST_ROWS:,} more in {valuation['results']}/candidates.parquet")
         say()
     say(f"report   {valuation['results']}/report.html")
     say(f"MLflow   {mlflow_place(valuation['mlflow_url'], valuation['mlflow_run_id'])}")

@@ -12,6 +12,7 @@ from prefect.client.schemas.filters import (
     FlowFilterName,
     FlowRunFilter,
     FlowRunFilterId,
+    FlowRunFilterParentTaskRunId,
     FlowRunFilterState,
     FlowRunFilterStateType,
     TaskRunFilter,
@@ -71,6 +72,8 @@ def announce(config: CorpusRunConfig | None = None) -> None:
         client.update_flow_run(run.id, tags=sorted({*run.tags, *tags}))
         if run.parent_task_run_id is None:
             _mark_dead_runs(client)
+        else:
+            _mark_twins(client, run)
 
 
 def _mark_dead_runs(client: SyncPrefectClient) -> None:
@@ -89,6 +92,15 @@ def _mark_dead_runs(client: SyncPrefectClient) -> None:
         client.set_flow_run_state(run.id, state, force=True)
         _end_tasks(client, run, state)
         run_logger().warning("run %s (%s) is marked %s: %s", repr(run.name), run.id, state.name, message)
+
+
+def _mark_twins(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Runs that the server made for the same call of a flow: asked by a client that did not wait for its answer."""
+    same = FlowRunFilterParentTaskRunId(any_=[run.parent_task_run_id])
+    pending = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING]))
+    for twin in client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_task_run_id=same, state=pending)):
+        if twin.id != run.id:
+            client.set_flow_run_state(twin.id, Crashed(message=f"asked for twice: it runs as {run.id}"), force=True)
 
 
 def _end_tasks(client: SyncPrefectClient, run: FlowRun, state: State[Any]) -> None:

@@ -15,7 +15,7 @@ from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.retraining import losses_after_training
-from dataworth.tasks.training.small_model import SmallModel, train_language_model
+from tests.harness.tuned import small_with_base
 from tests.reference.checkpoints import TEXTS
 
 SETTINGS = {
@@ -33,10 +33,7 @@ EQUAL = ["value", "low", "high", "n_documents", "n_tokens"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model, and the folder `base` in it."""
-    made = tmp_path_factory.mktemp("candidates") / "model"
-    size = {"vocabulary": 300, "hidden": 16, "layers": 1, "heads": 2, "intermediate": 24, "positions": 48}
-    train_language_model(TEXTS, made, SmallModel(**size, epochs=3, batch_tokens=128, seed=4), lambda *_: None)
-    return made
+    return small_with_base(tmp_path_factory.mktemp("candidates") / "model")
 
 
 def valued(name, store, candidates, documents=ROWS, **options):

@@ -12,7 +12,7 @@ from dataworth.storage.errors import InputError
 from dataworth.storage.schema import ALL_QUERIES
 from dataworth.tasks.model.config import ModelsConfig
 from dataworth.tasks.model.loading import load
-from dataworth.tasks.training.small_model import SmallModel, train_language_model
+from tests.harness.tuned import small_with_base
 from tests.reference.checkpoints import TEXTS
 
 SETTINGS = {
@@ -29,10 +29,7 @@ ROWS = [{"id": f"d{n}", "source": f"s{n % 3}", "text": text} for n, text in enum
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model, and the folder `base` in it."""
-    made = tmp_path_factory.mktemp("points") / "model"
-    size = {"vocabulary": 300, "hidden": 16, "layers": 1, "heads": 2, "intermediate": 24, "positions": 48}
-    train_language_model(TEXTS, made, SmallModel(**size, epochs=3, batch_tokens=128, seed=4), lambda *_: None)
-    return made
+    return small_with_base(tmp_path_factory.mktemp("points") / "model")
 
 
 def valued(name, store, **model):

@@ -11,7 +11,7 @@ from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
 from dataworth.tasks.scoring.telling import pieces
-from dataworth.tasks.training.small_model import SmallModel, train_language_model
+from tests.harness.tuned import small_with_base
 from tests.reference.checkpoints import TEXTS
 
 SETTINGS = {
@@ -31,10 +31,7 @@ ROWS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model, and the folder `base` in it."""
-    made = tmp_path_factory.mktemp("tokens") / "model"
-    size = {"vocabulary": 300, "hidden": 16, "layers": 1, "heads": 2, "intermediate": 24, "positions": 64}
-    train_language_model(TEXTS, made, SmallModel(**size, epochs=3, batch_tokens=128, seed=4), lambda *_: None)
-    return made
+    return small_with_base(tmp_path_factory.mktemp("tokens") / "model", positions=64)
 
 
 def valued(name, store, **options):

@@ -8,7 +8,7 @@ from dataworth.tasks.training.small_model import SmallModel, train_language_mode
 from tests.harness.pipeline import Pipeline
 from tests.reference.checkpoints import TEXTS
 
-__all__ = ["NAMES", "TRAINING", "parts_of", "retrained", "tuned"]
+__all__ = ["NAMES", "TRAINING", "parts_of", "retrained", "small_with_base", "tuned"]
 
 TRAINING = TrainingConfig(epochs=3, batch_tokens=128, learning_rate=6e-3, weight_decay=0.1, seed=4)
 SMALL = SmallModel(
@@ -21,6 +21,13 @@ SMALL = SmallModel(
     **{name: getattr(TRAINING, name) for name in TrainingConfig.model_fields},
 )
 NAMES = ("s0", "s1", "s2")
+
+
+def small_with_base(folder, positions=48):
+    """A small model that was trained on the tests' texts; the folder, in which `base` is what training began from."""
+    size = {"vocabulary": 300, "hidden": 16, "layers": 1, "heads": 2, "intermediate": 24, "positions": positions}
+    train_language_model(TEXTS, folder, SmallModel(**size, epochs=3, batch_tokens=128, seed=4), lambda *_: None)
+    return folder
 
 
 def tuned(tmp_path, corpus_file, queries_file):

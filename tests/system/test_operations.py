@@ -47,6 +47,33 @@ def done_at_once():
 done_at_once(return_state=True)
 """
 
+ASKED_FOR_TWICE = """
+from prefect import flow, get_client
+from prefect.context import FlowRunContext
+from prefect.states import Pending
+
+from dataworth.lifecycle.runs import announce
+
+
+@flow
+def inner():
+    own = FlowRunContext.get().flow_run
+    with get_client(sync_client=True) as client:
+        for parent in (own.parent_task_run_id, None):
+            twin = client.create_flow_run(inner, state=Pending(), parent_task_run_id=parent)
+            print(twin.id)
+    announce()
+    print(own.id)
+
+
+@flow
+def outer():
+    inner()
+
+
+outer()
+"""
+
 
 @pytest.fixture(scope="module")
 def prefect_server(tmp_path_factory):
@@ -184,6 +211,23 @@ def test_a_run_that_is_cancelled_when_its_work_is_done(api):
     assert ran.returncode == 0, ran.stderr
     state = api.run(ran.stdout.strip())["state"]
     assert (state["type"], state["message"]) == ("CANCELLED", "cancelled when all its work was done, which is kept")
+
+
+def test_a_flow_that_was_asked_for_twice_runs_once(api):
+    """A client that does not wait for the answer of a busy server asks again, and the first run would stay Pending."""
+    ran = subprocess.run(
+        [sys.executable, "-c", ASKED_FOR_TWICE],
+        env={**os.environ, "PREFECT_API_URL": api.address},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert ran.returncode == 0, ran.stderr
+    twin, stranger, own = ran.stdout.split()
+    said = [api.run(name)["state"] for name in (twin, stranger, own)]
+    assert [state["type"] for state in said] == ["CRASHED", "PENDING", "COMPLETED"]
+    assert said[0]["message"] == f"asked for twice: it runs as {own}"
+    api.set_state(stranger, "CANCELLED")
 
 
 def stamps(store):

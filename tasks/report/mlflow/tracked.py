@@ -146,7 +146,7 @@ def _of_candidates(candidates: pd.DataFrame | None) -> dict[str, float]:
         return {}
     found: dict[str, float] = {}
     whole = _of_all(candidates)
-    for what, column in (("candidate", "nats_per_query"), ("candidate, measured", "measured_per_query")):
+    for what, column in (("candidate", "nats_per_query"), ("candidate measured", "measured_per_query")):
         known = whole.dropna(subset=column)
         named = map(metric_name, known["source"])
         found |= {f"{what}/{name}": float(nats) for name, nats in zip(named, known[column], strict=True)}

@@ -1,9 +1,13 @@
 """The pages: self-contained HTML from templates that escape every value."""
 
+import base64
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from dataworth.tasks.report.numbers import interval, number, percent, points
 from dataworth.tasks.report.page.bars import MAX_BARS, Bar, chart
@@ -11,11 +15,13 @@ from dataworth.tasks.report.page.certainty import certainty
 from dataworth.tasks.report.page.comparison import Comparison
 from dataworth.tasks.report.page.marks import marked, said
 from dataworth.tasks.report.page.words import Vocabulary
-from dataworth.tasks.report.results.summary import Summary
+from dataworth.tasks.report.results.summary import MOST_SOURCES, Summary
 from dataworth.tasks.visible import visible
 
 __all__ = ["audit_page", "comparison_html", "likeness", "report_html"]
 
+# What a page of many sources and queries shows: the rest is in the tables beside it.
+MOST_ROWS, MOST_QUERIES, LEAST_QUERIES, MOST_BYTES = 200, 100, 3, 2_900_000
 # Of sources that are only in one of two valuations.
 MAX_NAMES = 8
 MAX_LETTERS = 60
@@ -54,16 +60,28 @@ def _environment() -> Environment:
 
 
 def report_html(title: str, summary: Summary, confidence: float) -> str:
-    """The page of a valuation.
+    """The page of a valuation, of so many of its queries that it stays below MOST_BYTES.
 
     Args:
         title: of the page.
         summary: what it says.
         confidence: coverage of the intervals, between 0 and 1.
     """
+    n_queries = MOST_QUERIES
+    while True:
+        page = _report(title, summary, confidence, n_queries)
+        n_bytes = len(page.encode())
+        if n_bytes <= MOST_BYTES or n_queries <= LEAST_QUERIES:
+            return page
+        n_queries = max(LEAST_QUERIES, min(n_queries, len(summary.queries)) * MOST_BYTES // n_bytes - 1)
+
+
+def _report(title: str, summary: Summary, confidence: float, n_queries: int) -> str:
     asked = {query.id: f"{query.prompt}{query.completion}" for query in summary.queries}
-    lists = [summary.most, summary.least, *(rows for query in summary.queries for rows in (query.most, query.least))]
-    vocabulary = Vocabulary(row["text"] for rows in lists for row in rows)
+    script = (Path(__file__).parents[1] / "templates" / "find.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shown = (rows for query in summary.queries[:n_queries] for rows in (query.most, query.least))
+    vocabulary = Vocabulary(row["text"] for rows in (summary.most, summary.least, *shown) for row in rows)
     return (
         _environment()
         .get_template("report.html")
@@ -76,6 +94,12 @@ def report_html(title: str, summary: Summary, confidence: float) -> str:
             shared=vocabulary.shared,
             asked=asked,
             all_asked="\n".join(asked.values()),
+            all_tokens=sum(row["n_tokens"] for row in summary.sources),
+            most_rows=MOST_ROWS,
+            most_rows_of_query=MOST_SOURCES,
+            most_queries=n_queries,
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
         )
     )
 

@@ -15,7 +15,11 @@ from dataworth.tasks.report.results.candidates import Candidates
 from dataworth.tasks.report.results.query_losses import QueryLoss
 from dataworth.tasks.report.results.tokens import Told
 
-__all__ = ["QuerySummary", "Summary", "level_title", "strongest_overlaps", "summary"]
+__all__ = ["MOST_SOURCES", "QuerySummary", "Summary", "level_title", "strongest_overlaps", "summary"]
+
+
+# Of one query, that are gathered; of all queries together all are.
+MOST_SOURCES = 20
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class QuerySummary:
     Args:
         id, prompt, completion: as asked, or as the model completed it.
         most, least: passages, rows of PASSAGES, best first.
-        sources: rows of VALUES, largest value first.
+        sources: rows of VALUES, largest value first, no more than MOST_SOURCES.
         loss: of the completion; None where it is not known.
     """
 
@@ -104,14 +108,20 @@ def summary(
     first, *others = ordered
     whole = _records(ordered[first][ordered[first]["query_id"] == ALL_QUERIES])
 
+    by_query = dict(iter(passages.groupby("query_id")))
+    largest = ordered[first].groupby("query_id", sort=False).head(MOST_SOURCES)
+    sources_of = dict(iter(largest.groupby("query_id")))
+
     def most(query_id: str) -> list[dict[str, Any]]:
-        return _records(passages[(passages["query_id"] == query_id) & (passages["rank"] > 0)])
+        found = by_query.get(query_id, passages[:0])
+        return _records(found[found["rank"] > 0])
 
     def least(query_id: str) -> list[dict[str, Any]]:
-        return _records(passages[(passages["query_id"] == query_id) & (passages["rank"] < 0)])
+        found = by_query.get(query_id, passages[:0])
+        return _records(found[found["rank"] < 0])
 
     def sources(query_id: str) -> list[dict[str, Any]]:
-        return _records(ordered[first][ordered[first]["query_id"] == query_id])
+        return _records(sources_of.get(query_id, largest[:0]))
 
     return Summary(
         queries=[
