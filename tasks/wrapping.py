@@ -16,6 +16,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
+from prefect.logging.loggers import task_run_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from dataworth.storage.errors import InputError, StoreUnreachableError, WorkersLostError
@@ -56,7 +57,7 @@ def as_task(
         timeout_seconds: after which it is given up; None: never.
     """
     again: dict[str, Any] = (
-        {"retries": RETRIES, "retry_delay_seconds": RETRY_DELAYS, "retry_condition_fn": may_help} if retried else {}
+        {"retries": RETRIES, "retry_delay_seconds": RETRY_DELAYS, "retry_condition_fn": _tried_again} if retried else {}
     )
     work = _announced(on_a_device(step) if on_device else step)
     return Task(work, name=name, task_run_name=run_name, timeout_seconds=timeout_seconds, **again)
@@ -73,6 +74,15 @@ def _announced(step: Callable[P, R]) -> Callable[P, R]:
         return step(*args, **how)
 
     return run
+
+
+def _tried_again(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a task is tried again, which is told with its reason."""
+    again = may_help(task, run, state)
+    if again:
+        failure = state.result(raise_on_failure=False)
+        task_run_logger(run, task=task).warning("%s; trying again", str(failure) or type(failure).__name__)
+    return again
 
 
 def may_help(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from dataworth.command.imports import many_imports
+from dataworth.command.terminal import CONSOLE, HANDLER
 
 __all__ = ["Forked", "Forks", "forks"]
 
@@ -147,7 +148,8 @@ def forks() -> Iterator[Forks]:
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST_REQUEST)
     command = [sys.executable, "-m", "tests.harness.forks", str(theirs.fileno())]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # What a command sets before it imports Prefect, which is imported here before any command.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", HANDLER: CONSOLE}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
     )

@@ -75,6 +75,15 @@ outer()
 """
 
 
+def printed_by(script, api):
+    """What a script prints in a process of its own, which uses this server."""
+    environment = {**os.environ, "PREFECT_API_URL": api.address}
+    command = [sys.executable, "-c", script]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
 @pytest.fixture(scope="module")
 def prefect_server(tmp_path_factory):
     """One of its own: work pools and deployments have the same names everywhere."""
@@ -201,29 +210,15 @@ def test_a_run_of_the_command_line_is_cancelled_from_the_api(api, started_datawo
 
 def test_a_run_that_is_cancelled_when_its_work_is_done(api):
     """The server refuses what a run says of its end once it is Cancelling."""
-    ran = subprocess.run(
-        [sys.executable, "-c", CANCELLED_AT_ITS_END],
-        env={**os.environ, "PREFECT_API_URL": api.address},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert ran.returncode == 0, ran.stderr
-    state = api.run(ran.stdout.strip())["state"]
+    printed = printed_by(CANCELLED_AT_ITS_END, api)
+    state = api.run(printed.strip())["state"]
     assert (state["type"], state["message"]) == ("CANCELLED", "cancelled when all its work was done, which is kept")
 
 
 def test_a_flow_that_was_asked_for_twice_runs_once(api):
     """A client that does not wait for the answer of a busy server asks again, and the first run would stay Pending."""
-    ran = subprocess.run(
-        [sys.executable, "-c", ASKED_FOR_TWICE],
-        env={**os.environ, "PREFECT_API_URL": api.address},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert ran.returncode == 0, ran.stderr
-    twin, stranger, own = ran.stdout.split()
+    printed = printed_by(ASKED_FOR_TWICE, api)
+    twin, stranger, own = printed.split()
     said = [api.run(name)["state"] for name in (twin, stranger, own)]
     assert [state["type"] for state in said] == ["CRASHED", "PENDING", "COMPLETED"]
     assert said[0]["message"] == f"asked for twice: it runs as {own}"
