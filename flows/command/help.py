@@ -12,6 +12,7 @@ A first look, with nothing prepared (3 minutes on two cores):
 Your model, your documents, your questions:
   dataworth value --model ./checkpoint --corpus docs.jsonl --queries questions.jsonl --results out
   dataworth top --results out --query ID          the passages that taught it most
+  dataworth explain --results out --document ID   why a document has its value
   dataworth what-if --results out --without NAME  the shares had a source been absent
 \b
 The same every night, from a web page:
@@ -83,6 +84,11 @@ Examples:
 Examples:
   dataworth top --results out
   dataworth top --results out --query q1 --count 20
+""",
+    "explain": """\
+\b
+Example:
+  dataworth explain --results out --document a1
 """,
     "what-if": """\
 \b
