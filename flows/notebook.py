@@ -37,7 +37,7 @@ from dataworth.tasks.model.alike import refuse_other_tokenizers
 from dataworth.tasks.model.config import folders_of
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.report.account import Account
-from dataworth.tasks.report.results.folder import read_account, read_candidates
+from dataworth.tasks.report.results.folder import read_account, read_candidates, read_tokens
 from dataworth.tasks.report.results.valuation import ValuationParts
 from dataworth.tasks.report.steps import publish_valuation
 from dataworth.valuing import refuse_unlike, valued
@@ -216,10 +216,10 @@ class Valuation:
         Raises:
             InputError: it was not told.
         """
-        path = self.folder / "tokens.parquet"
-        if not path.is_file():
+        found = read_tokens(str(self.folder))
+        if found is None:
             raise InputError('which tokens taught was not told: it is with scoring={"tokens": 3}, of influence as dot')
-        return pd.read_parquet(path)
+        return found
 
     @property
     def scores(self) -> Scores:
@@ -308,8 +308,11 @@ def _candidates(place: _Place, options: Mapping[str, Any]) -> dict[str, Any]:
     given = options.get("candidates")
     told = dict(given) if isinstance(given, Mapping) else {"files": given}
     rows = told.pop("files", None)
-    if rows is not None and (isinstance(rows, str | Path) or len(rows)):
-        told["files"] = _files(place, rows, "candidates")
+    if isinstance(rows, str | Path):
+        told["files"] = [str(rows)]
+    elif rows is not None:
+        listed = _rows(rows, "candidates")
+        told["files"] = _files(place, listed, "candidates") if listed else []
     return {"candidates": told}
 
 

@@ -78,13 +78,14 @@ def belonging(root: Place, withdrawn: Withdrawals) -> Belongings:
         return [path for path in paths if belongs(path, dict(read_manifest(path).get("attributes", {})))]
 
     def scored(path: Location, attributes: dict[str, Any]) -> bool:
-        return attributes.get("corpus") in names or _names_withdrawn(ScoreStore(path), withdrawn)
+        own = {attributes.get("corpus"), attributes.get("trained")}  # who is scored, and who was trained on
+        return bool(own & names) or _names_withdrawn(ScoreStore(path), withdrawn)
 
     scores = chosen("scores", scored)
     of_scores = {path.name for path in scores}
 
     def played(_: Location, attributes: dict[str, Any]) -> bool:
-        return attributes.get("scores") in of_scores or attributes.get("corpus") in contents
+        return attributes.get("scores") in of_scores or attributes.get("corpus") in names | contents
 
     def valued(path: Location, attributes: dict[str, Any]) -> bool:
         return attributes.get("scores") in of_scores or _values_withdrawn(CoalitionStore(path), withdrawn)

@@ -12,7 +12,7 @@ from dataworth.storage.errors import InputError
 from dataworth.storage.schema import ALL_QUERIES
 from dataworth.tasks.report.account import Account
 from dataworth.tasks.report.numbers import number, percent
-from dataworth.tasks.report.results.folder import Results, read_results, whole_values
+from dataworth.tasks.report.results.folder import Results, read_results, read_tokens, whole_values
 from dataworth.tasks.visible import visible
 
 __all__ = ["explained"]
@@ -109,10 +109,9 @@ def _of_queries(every: pd.DataFrame, account: Account, results: Results, source:
 
 def _words(folder: Path, document: str) -> Iterator[str]:
     """Of the queries of which it is told, the tokens that gave and took most."""
-    path = folder / "tokens.parquet"
-    if not path.is_file():
+    told = read_tokens(str(folder))
+    if told is None:
         return
-    told = pd.read_parquet(path)
     lines = []
     for query, own in told[told["document_id"] == document].groupby("query_id", sort=False):
         passage, answer = (_largest(own[own["side"] == side]) for side in ("passage", "answer"))

@@ -232,7 +232,8 @@ def _end_unused(seconds: float) -> None:
             if now.st_nlink and time.monotonic() < used + seconds:
                 fcntl.flock(users, fcntl.LOCK_UN)
                 continue
-            path.with_name(RECORD).unlink(missing_ok=True)
+            if now.st_nlink:  # else the home of that name is another
+                path.with_name(RECORD).unlink(missing_ok=True)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(SECONDS_TO_END)  # whoever comes now waits for the lock, and begins another
             os.kill(os.getpid(), signal.SIGKILL)

@@ -49,8 +49,8 @@ SECONDS_TO_ANSWER = 60.0
 SECONDS_TO_SEND = 10.0
 MAX_LOG_BYTES = 10 * 2**20
 LOOKS = 50
-# What names a server to Prefect's clients, and is not the server's own.
-CLIENTS = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME")
+# Settings that a server reads.
+SERVERS = ("PREFECT_SERVER_", "PREFECT_API_DATABASE_", "PREFECT_API_SERVICES_")
 # Set where a command uses the server of this home.
 HERE = "DATAWORTH_LOCAL_SERVER"
 # Servers that this process began and left to others.
@@ -81,10 +81,14 @@ class Record:
         """Whether the server answers within a time, and takes the key."""
         deadline = time.monotonic() + seconds
         while is_alive(self.process):
-            with suppress(OSError):
+            try:
                 asked = Request(f"{self.url}/api/admin/version", headers={"Authorization": auth_header(self.key)})
                 with urlopen(asked, timeout=5):
                     return True
+            except OSError as error:
+                # Its socket was bound before it was written down: another process has its number now.
+                if isinstance(getattr(error, "reason", error), ConnectionRefusedError):
+                    return False
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
@@ -245,8 +249,8 @@ class LocalServer:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(process, kind)
             while time.monotonic() < deadline and is_alive(process):
-                if self._process is not None:
-                    self._process.poll()
+                for own in (*_left, *([self._process] if self._process is not None else [])):
+                    own.poll()
                 time.sleep(0.05)
             deadline += SECONDS_TO_STOP
         (self._folder / RECORD).unlink(missing_ok=True)
@@ -255,7 +259,7 @@ class LocalServer:
 def _settings() -> str:
     """A hash of what a server is made of: versions, the interpreter, Prefect's own settings."""
     versions = [version(name) for name in ("dataworth", "prefect")]
-    own = {name: value for name, value in os.environ.items() if name.startswith("PREFECT_") and name not in CLIENTS}
+    own = {name: value for name, value in os.environ.items() if name.startswith(SERVERS)}
     profiles = prefect_home() / "profiles.toml"
     kept = profiles.read_bytes() if profiles.is_file() else b""
     told = json.dumps([sys.executable, versions, sorted(own.items())]).encode()

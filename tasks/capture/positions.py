@@ -6,15 +6,32 @@ a direction, is that position's part of the product. So is influence told token 
 """
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dataworth.tasks.capture.gradients import Projection
 from dataworth.tasks.capture.hooks import LayerCapture
 
-__all__ = ["PositionCapture", "ProductCapture"]
+__all__ = ["PositionCapture", "ProductCapture", "Products"]
+
+
+@runtime_checkable
+class Products(Protocol):
+    """What this capture needs of a layer's projection (see dataworth.tasks.projection.logra)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def n_columns(self) -> int: ...
+
+    def projected_activation(self, activation: Tensor) -> Tensor: ...
+
+    def gradient_products(
+        self, output_gradient: Tensor, projected_activation: Tensor, directions: Tensor
+    ) -> Tensor: ...
 
 
 class ProductCapture(LayerCapture):
@@ -30,7 +47,7 @@ class ProductCapture(LayerCapture):
     def __init__(
         self,
         modules: Sequence[nn.Module | tuple[nn.Module, ...]],
-        projections: Sequence[Projection],
+        projections: Sequence[Products],
         directions: Float[Tensor, "m c"],
         n_rows: int,
     ) -> None:
@@ -45,8 +62,8 @@ class ProductCapture(LayerCapture):
 
     def _arrived(self, number: int, kept: Tensor, output_gradient: Tensor) -> None:
         by_row = output_gradient.reshape(*kept.shape[:2], output_gradient.shape[-1])
-        block = self._projections[number].projected_gradient(by_row, kept)
-        self.products[self._rows_of(kept)] += block.double() @ self._directions[number].double().T
+        products = self._projections[number].gradient_products(by_row, kept, self._directions[number])
+        self.products[self._rows_of(kept)] += products.double()
 
     def _rows_of(self, kept: Tensor) -> slice:
         return slice(len(kept))
@@ -65,7 +82,7 @@ class PositionCapture(ProductCapture):
     def __init__(
         self,
         modules: Sequence[nn.Module | tuple[nn.Module, ...]],
-        projections: Sequence[Projection],
+        projections: Sequence[Products],
         directions: Float[Tensor, "m c"],
         n_positions: int,
     ) -> None:

@@ -135,7 +135,7 @@ class CandidatesConfig(Configuration):
         ge=0,
         le=1000,
         description="Passes that the model, as it is, is trained on the documents of each source alone, by --training, "
-        "to measure what they teach: their order is right more often. 0: what their gradients tell, no training.",
+        "to measure what they teach; as many as its training made tell best. 0: their gradients tell, no training.",
     )
 
 

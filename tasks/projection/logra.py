@@ -27,6 +27,9 @@ __all__ = [
     "stored_projections",
 ]
 
+# Rows of gradients that are held at a time where products with them are asked for.
+AT_ONCE = 32
+
 
 @dataclass(frozen=True)
 class LayerProjection:
@@ -87,6 +90,21 @@ class LayerProjection:
         projected = self.projected_output_gradient(output_gradient)
         rows = torch.bmm(projected.transpose(1, 2), projected_activation).flatten(1)
         return rows if self.sketch is None else self.sketch.sketched(rows)
+
+    def gradient_products(
+        self,
+        output_gradient: Float[Tensor, "n t o"],
+        projected_activation: Float[Tensor, "n t k"],
+        directions: Float[Tensor, "m c"],
+    ) -> Float[Tensor, "n m"]:
+        """(n, m) products of projected gradients with directions; without a sketch no gradient is held."""
+        if self.sketch is not None:
+            parts = zip(output_gradient.split(AT_ONCE), projected_activation.split(AT_ONCE), strict=True)
+            return torch.cat([self.projected_gradient(*part).to(directions.dtype) @ directions.T for part in parts])
+        projected = self.projected_output_gradient(output_gradient).to(directions.dtype)
+        activation = projected_activation.to(directions.dtype)
+        matrices = directions.view(len(directions), self.k_out, self.k_in)
+        return torch.stack([((projected @ each) * activation).sum(dim=(1, 2)) for each in matrices], dim=1)
 
 
 def projected_weights(projection: LayerProjection, weights: Float[Tensor, "o i"]) -> Float[np.ndarray, " c"]:

@@ -20,6 +20,8 @@ __all__ = ["Teller", "pieces"]
 
 # Of the copies of an answer that are computed together, one a token.
 TOKENS_AT_ONCE = 2048
+# Of a letter that is not whole yet, at most so many tokens; and those that are read again with the next.
+UNFINISHED, MOST_PIECES, CONTEXT = "\N{REPLACEMENT CHARACTER}", 8, 6
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,30 @@ class Teller:
         places = places[places > 0]  # the first token is predicted by nothing
         found = np.zeros((int(input_ids.shape[1]), len(directions)))
         at_once = 1 if self.model.reading.batching == "alone" else max(1, TOKENS_AT_ONCE // int(input_ids.shape[1]))
-        for some in places.split(at_once):
+        first = 0
+        while first < len(places):
+            some = places[first : first + at_once]
             own = torch.full_like(labels, IGNORED).repeat(len(some), 1)
             own[torch.arange(len(some)), some] = labels[0, some]
             copies = (input_ids.repeat(len(some), 1), mask.repeat(len(some), 1), own)
-            with ProductCapture(*self._captured, self._rows(directions), len(some)) as capture:
-                backward_losses(*self.model.halves, *copies)
-                found[some.cpu().numpy()] = capture.products.cpu().numpy()
+            try:
+                with ProductCapture(*self._captured, self._rows(directions), len(some)) as capture:
+                    backward_losses(*self.model.halves, *copies)
+                    found[some.cpu().numpy()] = capture.products.cpu().numpy()
+            except torch.OutOfMemoryError:
+                if at_once == 1:
+                    raise
+                at_once = max(1, at_once // 2)
+                continue
+            first += len(some)
         return found
+
+    def n_answer_tokens(self, corpus: CorpusStore, window: int) -> int:
+        """Tokens that `of_answer` computes."""
+        input_ids, _, labels = self._batch(corpus, window)
+        return (
+            0 if self.model.n_classes is not None else int((labels[0, 1:] != IGNORED).sum()) * int(input_ids.shape[1])
+        )
 
     @property
     def _captured(self) -> tuple[list[tuple[torch.nn.Module, ...]], Sequence[LayerProjection]]:
@@ -104,17 +122,18 @@ def pieces(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:
     """The text that each token adds to that of those before it; a letter of several tokens is the last one's.
 
     Args:
-        decode: from token ids to text.
+        decode: from token ids to text; asked for a few tokens at a time, since what a token says may depend on those
+            just before it, and on no others.
         ids: of a window.
     """
-    found, known = [], ""
-    for number in range(len(ids)):
-        text = decode(list(ids[: number + 1]))
-        whole = text if number + 1 == len(ids) else text.rstrip("\N{REPLACEMENT CHARACTER}")
-        if not whole.startswith(known):  # a decoder that changes what it said: this token adds what it says alone
-            found.append(decode([ids[number]]))
-            known = whole
+    found: list[str] = []
+    start = said = 0  # tokens from `said` on have not been said yet; those from `start` on are read with them
+    for end in range(1, len(ids) + 1):
+        before, text = decode(list(ids[start:said])), decode(list(ids[start:end]))
+        if text.endswith(UNFINISHED) and end < len(ids) and end - said < MOST_PIECES:
+            found.append("")
             continue
-        found.append(whole[len(known) :])
-        known = whole
+        found.append(text[len(before) :] if text.startswith(before) else decode(list(ids[said:end])))
+        said = end
+        start = max(start, said - CONTEXT)
     return found

@@ -28,6 +28,8 @@ __all__ = ["PARTS", "tell_tokens"]
 ALGORITHM = 1
 # Queries whose passages are told of: a page of more is read by nobody.
 MOST_QUERIES = 100
+# Tokens computed for answers, each of whose tokens takes a copy of its query; answers beyond are not told of.
+ANSWER_TOKENS = 2**16
 # The only "layer" of the store. Its arrays, for n pairs of a query and a passage: `pair` (n, 3), the query's row (one
 # more than queries: all together), the document's number and the window; `tokens` (n, 2), how many tokens passage and
 # answer have; `parts` (sum of tokens,), first all of a passage, then of its query's answer, pair by pair.
@@ -141,11 +143,15 @@ class _Telling:
                 found = self.teller.of_passage(self.corpus, window, self.ready.queries.queries[rows])
                 passages.update({(row, window): part for row, part in zip(rows, found.T, strict=True)})
                 bar.advance(1)
+            room = ANSWER_TOKENS
             for row, windows in by_query.items():
+                room -= self.teller.n_answer_tokens(self.queries, row)
+                bar.advance(1)
+                if room < 0:
+                    continue
                 directions = [self._direction(of_window[window], window) for window in windows]
                 found = self.teller.of_answer(self.queries, row, np.stack(directions))
                 answers.update({(row, window): part for window, part in zip(windows, found.T, strict=True)})
-                bar.advance(1)
         nothing = np.zeros(0)
         return [
             _Told(row, document, window, passages[row, window], answers.get((row, window), nothing))

@@ -4,11 +4,13 @@ import numpy as np
 
 from dataworth.storage.coalitions import UtilityStore
 from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
 from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.locations import StoreFolders
 from dataworth.storage.place import Location
 from dataworth.storage.ref import StoreRef, fingerprint
+from dataworth.storage.spelling import setting
 from dataworth.tasks.corpus.groups import document_groups
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.keeping import kept
@@ -41,14 +43,14 @@ def train_on_candidates(
         training: how, with the passes to make.
 
     Raises:
-        InputError: the weights are spread over several processes.
+        InputError: the weights are spread over several processes, or a training ends in losses that are no numbers.
     """
     documents, asked, loaded = CorpusStore.open(corpus), CorpusStore.open(queries), load(model)
     names = sorted(set(document_groups(documents, grouping)))
     parts = {
         "trained on candidates": ALGORITHM,
         "model": loaded.fingerprint,
-        "candidates": corpus.fingerprint,
+        "corpus": corpus.fingerprint,
         "queries": queries.fingerprint,
         "grouping": grouping,
         "training": training.model_dump(),
@@ -65,6 +67,12 @@ def train_on_candidates(
                 if number not in done:
                     windows = np.flatnonzero(of_windows == number)
                     after = losses_after_training(loaded, documents, windows, asked, training)
+                    if not np.isfinite(after).all():
+                        raise InputError(
+                            f"{setting('candidates.epochs')}: trained on {names[number]!r} the model ends with losses "
+                            f"that are no numbers: lower {setting('training.learning_rate')}, or pass "
+                            f"{setting('model.dtype')} float32"
+                        )
                     measured.add(np.eye(len(names), dtype=bool)[number][None], -after[None])
                 bar.advance(1)
         masks, utilities = measured.known(len(names), asked.n_examples)

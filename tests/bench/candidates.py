@@ -3,7 +3,8 @@
 Of eight sources whose sizes do not follow their worth (see tests/bench/truth.py) some are trained on, and the others
 are candidates, whose order is held against the kept trainings on both: rank correlation, of all queries together and in
 the mean over the packages that queries are from, by chosen coalitions. What a candidate is predicted to add is of the
-model alone and with its base; what it is measured to add is one pass of the recipe over its documents, from the model.
+model alone and with its base; what it is measured to add is one pass of the recipe over its documents, from the model,
+or four, as many as the training made.
 """
 
 import json
@@ -91,11 +92,12 @@ def _said(made: Problem, mask: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     tokens = sum(map(len, made.rows)) / len(made.rows)
     recipe = SETTINGS[SETTING]
     found = {}
-    for what, base, epochs in (("the model", {}, 1), ("the model and its base", {"base": str(made.base)}, 0)):
+    base = {"base": str(made.base)}
+    for what, model, epochs in (("the model", {}, 1), ("", {}, 4), ("the model and its base", base, 0)):
         valuation = dataworth.value(
             *(str(folder), None, str(folder / "corpus.jsonl"), str(made.queries_file)),
             store=folder / "store",
-            model=base,
+            model=model,
             candidates={"files": str(folder / "candidates.jsonl"), "epochs": epochs},
             corpus={"max_length": BASE.positions},
             sources={"game": "additive"},
@@ -107,8 +109,9 @@ def _said(made: Problem, mask: np.ndarray, seed: int) -> dict[str, np.ndarray]:
             },
         )
         table = valuation.candidates
-        columns = {"value": what, "measured": "one pass over it, measured"} if epochs else {"value": what}
-        for column, named in columns.items():
+        passes = {1: "one pass", 4: "four passes"}
+        columns = {"value": what} | ({"measured": f"{passes[epochs]} over it, measured"} if epochs else {})
+        for column, named in ((column, named) for column, named in columns.items() if named):
             found[named] = table.pivot(index="query_id", columns="source", values=column).loc[ids, others].to_numpy()
     return found
 

@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 
 import dataworth
+from dataworth.storage.compaction import compact
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
+from dataworth.storage.locations import location_of
 from dataworth.storage.schema import ALL_QUERIES
+from dataworth.storage.withdrawals import CHECKSUMS, FILE, Withdrawals
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
@@ -136,6 +139,43 @@ def test_what_they_teach_is_measured_by_training_on_each_source_alone(folder, tm
     assert of_all["measured"].is_monotonic_decreasing
     np.testing.assert_allclose(query_losses(load(model), queries), before, atol=1e-6)  # it is as it was
     assert "2 passes over them" in (made.folder / "report.html").read_text()
+
+
+def test_a_training_that_ends_in_no_number_is_named_and_not_kept(folder, tmp_path):
+    given = {"files": NEW, "epochs": 3}
+    with pytest.raises(InputError, match=r"trained on 'new' the model ends with losses that are no numbers: lower"):
+        valued(
+            str(folder),
+            tmp_path,
+            given,
+            training={"learning_rate": 10.0, "batch_tokens": 16},
+            model={"dtype": "float16"},
+        )
+    made = valued(str(folder), tmp_path, given, training={"learning_rate": 1e-3})
+    assert made.candidates["measured"].notna().all()
+
+
+def test_nothing_of_a_withdrawn_candidate_stays(folder, tmp_path):
+    given = {"files": [*NEW, {"id": "n1", "source": "other", "text": "Another text that is nobody else's, and stays."}]}
+    valued(str(folder), tmp_path, {**given, "epochs": 1})
+    Withdrawals(tmp_path).add(sources=["new"])
+    compact(location_of(tmp_path))
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in (FILE, CHECKSUMS)]
+    stores = [path for path in kept if "receipts" not in path.parts]
+    assert len(stores) > 10
+    assert [
+        path for path in stores if b'"new"' in path.read_bytes() or b"nobody here was trained on" in path.read_bytes()
+    ] == []
+    again = valued(str(folder), tmp_path, {**given, "epochs": 1})
+    assert set(again.candidates["source"]) == {"other"}
+
+
+def test_candidates_may_come_from_a_generator_or_be_none(folder, tmp_path):
+    made = valued(str(folder), tmp_path, (row for row in NEW))
+    assert set(made.candidates["source"]) == {"new"}
+    assert not (valued(str(folder), tmp_path, []).folder / "candidates.parquet").exists()
+    with pytest.raises(InputError, match="candidates: int; expected a list of dicts"):
+        valued(str(folder), tmp_path, 5)
 
 
 def test_passes_are_of_candidates(folder, tmp_path):

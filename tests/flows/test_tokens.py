@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import dataworth
 from dataworth.storage.corpus import CorpusStore
@@ -91,7 +91,6 @@ def test_an_answer_s_tokens_are_its_targets(folder, tmp_path):
 
 def test_texts_of_tokens_are_what_the_model_read(folder, tmp_path):
     made = valued(str(folder), tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     passages = made.documents.set_index(["query_id", "document_id"])["text"]
     for (query, document, side), own in made.tokens.groupby(["query_id", "document_id", "side"]):
         text = "".join(own["text"])
@@ -100,7 +99,6 @@ def test_texts_of_tokens_are_what_the_model_read(folder, tmp_path):
         else:
             asked = next(each for each in QUERIES if each["id"] == query)
             assert asked["prompt"] + asked["completion"] in text
-    assert tokenizer.decode(tokenizer("é日本 🎈", add_special_tokens=False)["input_ids"])
 
 
 def test_letters_of_several_tokens_are_the_last_one_s():
@@ -108,6 +106,20 @@ def test_letters_of_several_tokens_are_the_last_one_s():
     found = pieces(lambda ids: bytes(ids).decode(errors="replace"), list(content))
     assert "".join(found) == "aé日🎈b"
     assert found == ["a", "", "é", "", "", "日", "", "", "", "🎈", "b"]
+
+
+def test_texts_of_a_long_window_are_read_a_few_tokens_at_a_time():
+    asked = []
+
+    def decode(ids):
+        asked.append(len(ids))
+        return bytes(ids).decode(errors="replace")
+
+    content = ("aé日🎈b" * 400).encode()
+    assert "".join(pieces(decode, list(content))) == content.decode()
+    assert max(asked) < 20
+    broken = [0xF0] * 40  # of no letter that ever ends
+    assert len(pieces(lambda ids: bytes(ids).decode(errors="replace"), broken)) == 40
 
 
 @pytest.mark.parametrize(
@@ -118,6 +130,32 @@ def test_where_it_is_not_told(folder, tmp_path, scoring):
     with pytest.raises(InputError, match="which tokens taught was not told"):
         made.tokens  # noqa: B018
     assert "which words taught the model is not measured" in (made.folder / "report.html").read_text()
+
+
+def test_of_a_document_of_several_windows_the_telling_one_is_told_of(folder, tmp_path):
+    made = valued(str(folder), tmp_path, corpus={"max_length": 16}, scoring={"tokens": 12, "save_matrix": True})
+    corpus, gradients = CorpusStore.open(made.parts.corpus), GradientStore.open(made.parts.gradients)
+    numbers = {name: number for number, name in enumerate(corpus.column("document_id").to_pylist())}
+    found, scores = sums(made), made.documents.set_index(["query_id", "document_id"])
+    several = [pair for pair in found.index if len(gradients.rows_of(corpus.contents[[numbers[pair[1]]]])[0]) > 1]
+    assert len(several) > 5
+    page = (made.folder / "report.html").read_text()
+    for query, document in several:
+        own = scores.loc[(query, document)]
+        first, end = corpus.first_windows[numbers[document]], corpus.first_windows[numbers[document] + 1]
+        starts = corpus.windows["character_start"][first:end]
+        window = int(first) + int(np.flatnonzero(starts == own["window_start"])[0])
+        text = "".join(
+            made.tokens[
+                (made.tokens["query_id"] == query)
+                & (made.tokens["document_id"] == document)
+                & (made.tokens["side"] == "passage")
+            ]["text"]
+        )
+        assert text.endswith(own["text"].strip()[-8:]) or own["text"].strip()[-8:] in text, (window, text)
+    both = found["answer"].notna() & found.index.isin(several)
+    np.testing.assert_allclose(found["answer"][both], found["passage"][both], rtol=1e-4, atol=1e-6)
+    assert " · this passage " in page
 
 
 def test_how_many_are_told_of_decides_no_score(folder, tmp_path):

@@ -46,7 +46,7 @@ def test_a_valuation_and_all_it_leaves(dataworth, prefect_server, checkpoints, c
     assert "report.html" in first.stdout
     out = tmp_path / "out"
     names = {"sources.parquet", "sources.csv", "documents.parquet", "scores.zarr", "report.html", "valuation.json"}
-    names |= {"figures", "machine.csv"}
+    names |= {"figures", "machine.csv", "tokens.parquet"}
     assert {path.name for path in out.iterdir()} == names
 
     sources = pd.read_parquet(out / "sources.parquet")

@@ -22,8 +22,10 @@ from dataworth.tasks.report.mlflow.tracking import log_run
 from dataworth.tasks.report.page.comparison import compared
 from dataworth.tasks.report.page.html import comparison_html, report_html
 from dataworth.tasks.report.page.tables import safe_csv
+from dataworth.tasks.report.results.candidates import Candidates
 from dataworth.tasks.report.results.folder import Results
 from dataworth.tasks.report.results.summary import QuerySummary, Summary
+from dataworth.tasks.report.results.tokens import Told
 from dataworth.tasks.report.runs import TrackedValuation
 from dataworth.tasks.visible import visible, without_password
 from tests.harness.hostile import NAMES
@@ -62,16 +64,34 @@ class Page(HTMLParser):
 
 def report(names):
     sources = [source(name, float(len(names) - number)) for number, name in enumerate(names)]
-    passages = [
-        {"source": name, "document_id": name, "score": 1.0, "relative_score": 1.0, "window_start": 0, "text": name}
-        for name in names
-    ]
-    queries = [QuerySummary(name, name, name, passages, passages, sources) for name in names]
+
+    def passages(query, sign=1):
+        row = {"query_id": query, "score": 1.0, "relative_score": 1.0, "window_start": 0}
+        return [
+            {**row, "rank": sign * rank, "source": name, "document_id": name, "text": name}
+            for rank, name in enumerate(names, 1)
+        ]
+
+    queries = [QuerySummary(name, name, name, passages(name), passages(name, -1), sources) for name in names]
+    # Of the first half of the documents it is told which tokens taught; of the others words are marked.
+    told = {
+        (query, name): Told([(name, 1.0), ("", 0.5)], [] if query == "*" else [(name, -2.0)])
+        for query in ("*", *names)
+        for name in names[: len(names) // 2]
+    }
+    columns = {"value": 1.0, "low": None, "high": None, "n_documents": 1, "n_tokens": 9, "n_known": 1, "measured": 1.0}
+    rows = pd.DataFrame([{"query_id": "*", "source": name, **columns} for name in names])
+    candidates = Candidates(rows, pd.DataFrame(passages("*")), 2)
     pairs = [{"source": name, "other": name, "overlap": 0.5} for name in names]
     facts = {name: name for name in names}
     return report_html(
         names[0],
-        Summary(queries, sources, passages, passages, facts, 0.1, {names[-1]: sources}, {}, pairs, names[0]),
+        Summary(
+            *(queries, sources, passages("*"), passages("*", -1), facts, 0.1),
+            *({names[-1]: sources}, {}, pairs, names[0]),
+            candidates=candidates,
+            told=told,
+        ),
         0.95,
     )
 

@@ -1,6 +1,6 @@
 """Vocabulary that a passage shares with a query, the rarer words first.
 
-Which tokens of a passage taught the model is not stored. What is shown instead is what a reader would look for.
+Which tokens taught is told of the best passages alone. Of the others is shown what a reader would look for.
 """
 
 import re

@@ -25,13 +25,14 @@ __all__ = [
     "read_record",
     "read_results",
     "read_sources",
+    "read_tokens",
     "whole_values",
     "write_record",
 ]
 
 RECORD = "valuation.json"
 # What commands read of a folder again; the other files are for people, who may change them.
-READ_BACK = ("sources.parquet", "documents.parquet", "candidates.parquet", "machine.csv")
+READ_BACK = ("sources.parquet", "documents.parquet", "candidates.parquet", "tokens.parquet", "machine.csv")
 REMEDY = "run `dataworth value` again"
 
 
@@ -114,6 +115,12 @@ def read_sources(name: str) -> pd.DataFrame:
 def read_candidates(name: str) -> pd.DataFrame | None:
     """`candidates.parquet` of a results folder, None where there were none; raises InputError as `read_record`."""
     return _candidates(_files(name, read_record(name)))
+
+
+def read_tokens(name: str) -> pd.DataFrame | None:
+    """`tokens.parquet` of a results folder, None where it was not told; raises InputError as `read_record`."""
+    files = _files(name, read_record(name))
+    return files.table("tokens.parquet").to_pandas() if files.has("tokens.parquet") else None
 
 
 def read_account(name: str) -> Account:

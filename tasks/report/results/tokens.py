@@ -35,7 +35,7 @@ class TokenParts(BaseModel):
 
 @dataclass(frozen=True)
 class Told:
-    """A passage and a query, token by token; the parts of each side add up to the passage's score.
+    """A passage and a query, token by token; the parts of each side add up to what the passage gives to the score.
 
     Args:
         passage: what each token of it taught; last, under no text, what is of no token.
@@ -44,6 +44,11 @@ class Told:
 
     passage: list[Piece]
     answer: list[Piece]
+
+    @property
+    def score(self) -> float:
+        """Of the passage: its part of its document's score, all of it where the document has one window."""
+        return sum(part for _, part in self.passage)
 
 
 def tokens_told(points: Sequence[TokenParts], corpus: StoreRef, queries: StoreRef) -> dict[tuple[str, str], Told]:

@@ -4,6 +4,8 @@
   const rows = [...document.querySelectorAll("tr[data-source]")];
   const passages = [...document.querySelectorAll("ol.passages > li")];
   const queries = [...document.querySelectorAll("section.query")];
+  const folds = [...document.querySelectorAll("details")];
+  const wasOpen = new Map(folds.map((each) => [each, each.open]));
   const texts = new Map();
   const textOf = (element) => {
     if (!texts.has(element)) texts.set(element, element.textContent.toLowerCase());
@@ -18,9 +20,10 @@
       element.hidden = !whole.has(element.closest("section.query")) && !fits(textOf(element));
     for (const query of queries)
       query.hidden = !whole.has(query) && ![...query.querySelectorAll("ol.passages > li")].some((each) => !each.hidden);
-    if (words.length)
-      for (const folded of document.querySelectorAll("details"))
-        folded.open = [...folded.querySelectorAll("tr[data-source], ol.passages > li")].some((each) => !each.hidden);
+    for (const folded of folds)
+      folded.open = words.length
+        ? [...folded.querySelectorAll("tr[data-source], ol.passages > li")].some((each) => !each.hidden)
+        : wasOpen.get(folded);
     const shown = (elements) => elements.filter((each) => !each.hidden).length;
     said.textContent = words.length ? `${shown(queries)} of ${queries.length} queries, ${shown(passages)} of ${passages.length} passages` : "";
   };
