@@ -55,7 +55,9 @@ def test_what_is_said_of_a_document(valued, base):
     total, before = float(scores.sum()), sources["value"]
     verb, way = ("took", "off") if total > 0 else ("added", "to")
     assert f"d1, of s1. The passage of it that tells most:\n  {TEXTS[1][:60]}" in said
-    assert f"It {verb} {number(abs(total) / n)} nats a query {way} the loss of all queries together" in said
+    assert (
+        f"By its score it {verb} {number(abs(total) / n)} nats a query {way} the loss of all queries together" in said
+    )
     for query, score in scores.items():
         assert re.search(rf"^{query} +\d* +{re.escape(number(score))}", said, re.M), (query, said)
     after = before["s1"] - total * (made.account.scaled_by or 1.0)
