@@ -89,9 +89,8 @@ def _of_queries(every: pd.DataFrame, account: Account, results: Results, source:
         place = f", rank {rank:,.0f} of all documents" if rank == rank else ""
         if account.scores_in_nats:
             verb, way = ("took", "off") if score > 0 else ("added", "to")
-            lines.append(
-                f"By its score it {verb} {number(abs(score))} nats a query {way} the loss of all queries together{place}."
-            )
+            off = f"{number(abs(score))} nats a query {way} the loss of all queries together"
+            lines.append(f"By its score it {verb} {off}{place}.")
         else:
             lines.append(f"Its score of all queries together is {number(score)} a query, without a unit{place}.")
     values = results.sources[results.sources["level"] == results.sources["level"].max()]
