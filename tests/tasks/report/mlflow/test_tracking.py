@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
@@ -103,23 +102,6 @@ def test_a_run_and_its_steps(uri, tmp_path):
     assert steps["index"].info.end_time - steps["index"].info.start_time == 40_000
     assert steps["value"].data.metrics["game/missed"] == 0.25
     assert "game/reliable" not in steps["value"].data.metrics
-
-
-def test_candidates_are_logged_beside_the_sources(uri, tmp_path):
-    folder = results_folder(tmp_path / "out", {"news": 3.0})
-    row = {"value": 2.0, "nats_per_query": 2.0, "measured": 1.5, "measured_per_query": 1.5}
-    rows = [{"query_id": query, "source": name, **row} for query in ("q0", "*") for name in (EVIL, "new")]
-    rows[-1]["measured_per_query"] = float("nan")
-    pd.DataFrame(rows).to_parquet(folder / "candidates.parquet")
-    logged = log_results(str(folder), TrackingConfig(uri=uri))
-    client = MlflowClient(uri)
-    metrics = client.get_run(logged.run_id).data.metrics
-    assert metrics["candidate/new"] == 2.0
-    assert "candidate measured/new" not in metrics
-    assert sorted(metrics.values()).count(1.5) == 1
-    assert "candidates.parquet" in {entry.path for entry in client.list_artifacts(logged.run_id)}
-    table = json.loads(Path(client.download_artifacts(logged.run_id, "tables/candidates.json")).read_text())
-    assert [row[:2] for row in table["data"]] == [["*", EVIL], ["*", "new"]]
 
 
 def test_a_series_draws_shares_over_days(uri, tmp_path):
