@@ -93,12 +93,7 @@ def tell_tokens(
             "pieces": {str(window): pieces(decode, documents.tokens(window).tolist()) for window in windows},
             "answers": {str(row): pieces(decode, asked.tokens(row).tolist()) for row in rows},
         }
-        arrays = {
-            "pair": np.array([(each.query, each.document, each.window) for each in found], np.int64).reshape(-1, 3),
-            "tokens": np.array([(len(each.passage), len(each.answer)) for each in found], np.int64).reshape(-1, 2),
-            PARTS: np.concatenate([np.zeros(0), *(part for each in found for part in (each.passage, each.answer))]),
-        }
-        LayerStore.write(root, name, [Layer(PARTS)], [arrays], attributes)
+        LayerStore.write(root, name, [Layer(PARTS)], [_arrays(found)], attributes)
 
     return kept(store, "layers", parts, "tokens", build)
 
@@ -119,6 +114,15 @@ class _Told:
     window: int
     passage: np.ndarray
     answer: np.ndarray
+
+
+def _arrays(found: list[_Told]) -> dict[str, np.ndarray]:
+    """As they are stored; see PARTS."""
+    return {
+        "pair": np.array([(each.query, each.document, each.window) for each in found], np.int64).reshape(-1, 3),
+        "tokens": np.array([(len(each.passage), len(each.answer)) for each in found], np.int64).reshape(-1, 2),
+        PARTS: np.concatenate([np.zeros(0), *(part for each in found for part in (each.passage, each.answer))]),
+    }
 
 
 @dataclass(frozen=True)

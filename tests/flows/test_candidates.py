@@ -16,6 +16,7 @@ from dataworth.storage.withdrawals import CHECKSUMS, FILE, Withdrawals
 from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
+from dataworth.tasks.training import candidates
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.retraining import losses_after_training
 from tests.harness.tuned import small_with_base
@@ -153,6 +154,29 @@ def test_a_training_that_ends_in_no_number_is_named_and_not_kept(folder, tmp_pat
         )
     made = valued(str(folder), tmp_path, given, training={"learning_rate": 1e-3})
     assert made.candidates["measured"].notna().all()
+
+
+def test_a_stopped_measurement_goes_on_at_the_source_it_was_at(folder, tmp_path, monkeypatch):
+    given = {"files": [{"id": f"n{n}", "source": f"new {n}", "text": f"A text of number {n}."} for n in range(3)]}
+    trained = []
+
+    def stopping(*arguments):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(arguments[2])
+        return losses_after_training(*arguments)
+
+    monkeypatch.setattr(candidates, "losses_after_training", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        valued(str(folder), tmp_path, {**given, "epochs": 1})
+    counted = []
+    monkeypatch.setattr(
+        candidates, "losses_after_training", lambda *each: counted.append(each) or losses_after_training(*each)
+    )
+    made = valued(str(folder), tmp_path, {**given, "epochs": 1})
+    assert len(counted) == 1
+    straight = valued(str(folder), tmp_path / "straight", {**given, "epochs": 1})
+    pd.testing.assert_frame_equal(made.candidates, straight.candidates, rtol=1e-5)
 
 
 def test_nothing_of_a_withdrawn_candidate_stays(folder, tmp_path):
