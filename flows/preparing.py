@@ -89,7 +89,8 @@ def prepared_stores(config: CorpusRunConfig, steps: Steps) -> Prepared:
     corpus = steps.prepare_corpus(store, model, config.corpus)
     covariances = None
     if needs_covariances(config):
-        covariances = steps.fit_covariances(store, model, corpus, config.curvature, config.gradients.batch_tokens)
+        batch_tokens, projection = config.gradients.batch_tokens, config.projection
+        covariances = steps.fit_covariances(store, model, corpus, config.curvature, batch_tokens, projection)
     bases = steps.make_bases(store, model, config.projection, covariances)
     return Prepared(corpus=corpus, bases=bases, covariances=covariances)
 

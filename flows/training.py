@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from dataworth.storage.encoding import encoded
@@ -22,7 +23,8 @@ from dataworth.storage.layers import LayerStore
 from dataworth.storage.locations import check_writable, location_of
 from dataworth.storage.ref import fingerprint
 from dataworth.tasks.capture.gradients import GradientCapture
-from dataworth.tasks.capture.passes import backward_losses
+from dataworth.tasks.capture.losses import Head
+from dataworth.tasks.capture.passes import Body, backward_losses
 from dataworth.tasks.corpus.batches import n_targets
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.model.halves import halves, whole
@@ -54,7 +56,7 @@ class Indexing:
         store: folder of gradient stores, or `s3://bucket/prefix`; this one is named after the model's weights on
             entering, and the projection.
         projection: of the gradients; pca needs `bases` made earlier.
-        include, exclude: patterns of names of layers (see dataworth.tasks.model.layers).
+        include, exclude, parameters: which layers (see dataworth.tasks.model.layers).
         dtype: of the stored rows: float16, bfloat16, float32 or int8.
         data: names what is indexed, such as a data set: another name is another store.
 
@@ -70,12 +72,13 @@ class Indexing:
         *,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        parameters: Literal["linear", "all"] = "linear",
         dtype: str = "float16",
         data: str | None = None,
     ) -> None:
         config = projection or ProjectionConfig()
         self._dtype = GradientsConfig.model_validate({"dtype": dtype}).dtype
-        layers = tracked_layers(model, include, exclude)
+        layers = tracked_layers(model, include, exclude, parameters=parameters)
         earlier = None if config.bases is None else LayerStore(config.bases)
         if earlier is not None:
             projections = stored_projections(earlier)
@@ -98,10 +101,13 @@ class Indexing:
         }
         table = layer_table(projections)
         self.store = GradientStore.create(root, fingerprint(parts), table, self._dtype, parts)
-        self._capture = GradientCapture([layer.modules for layer in layers], projections)
+        self._capture = GradientCapture([layer.uses for layer in layers], projections)
         second = batch_second(model)
         if second is not None:
             self._capture.doubt(second)
+        self._model = model
+        self._told: list[RemovableHandle] = []
+        self._looks_for_examples = parameters == "all" and second is None
         self._writer = self.store.writer()
         self._waiting: dict[bytes, tuple[np.ndarray, int, float]] = {}
         self._known: dict[bytes, bytes] | None = None
@@ -110,12 +116,17 @@ class Indexing:
         self._writer.__enter__()
         torch.compiler.reset()
         self._capture.__enter__()
+        if self._looks_for_examples:  # a table of positions is looked up once for all examples
+            self._told.append(self._model.register_forward_pre_hook(self._expect, with_kwargs=True))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._capture.__exit__(kind, error, trace)
+        for handle in self._told:
+            handle.remove()
+        self._told.clear()
         try:
             self._write()  # whole rows, also where the loop was interrupted
         finally:
@@ -174,6 +185,16 @@ class Indexing:
                 self._waiting[key] = (row, int(length), float(loss))
         while len(self._waiting) >= self.store.rows_per_shard:
             self._write(self.store.rows_per_shard)
+
+    def backward(self, body: Body, head: Head, input_ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """(n,) nats of each example of a batch, back-propagated (see dataworth.tasks.capture.passes)."""
+        self._capture.expect(len(input_ids))
+        return backward_losses(body, head, input_ids, mask, labels, self._capture)
+
+    def _expect(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = next((each for each in (*inputs, *named.values()) if isinstance(each, Tensor) and each.dim()), None)
+        if given is not None:
+            self._capture.expect(len(given))
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """(n_ids, n_columns) float32 stored gradients, in the order of the ids.
@@ -265,7 +286,7 @@ class IndexCallback(TrainerCallback):
 
     Args:
         store: folder of gradient stores.
-        projection, include, exclude, dtype: as in Indexing.
+        projection, include, exclude, parameters, dtype: as in Indexing.
     """
 
     def __init__(
@@ -275,10 +296,12 @@ class IndexCallback(TrainerCallback):
         *,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        parameters: Literal["linear", "all"] = "linear",
         dtype: str = "float16",
     ) -> None:
         self._store, self._projection = store, projection
-        self._settings: dict[str, Any] = {"include": include, "exclude": exclude, "dtype": dtype}
+        self._settings: dict[str, Any] = {"include": include, "exclude": exclude, "parameters": parameters}
+        self._settings["dtype"] = dtype
         self.stores: list[Indexing] = []
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -293,7 +316,7 @@ class IndexCallback(TrainerCallback):
                 mask = batch.get("attention_mask", torch.ones_like(input_ids)).to(device)
                 ids = [str(number) for number in range(first, first + len(input_ids))]
                 with torch.enable_grad():
-                    losses = backward_losses(*split, input_ids, mask, labels)
+                    losses = index.backward(*split, input_ids, mask, labels)
                 index.add(ids, losses=losses, n_tokens=mask.sum(dim=1))
                 first += len(input_ids)
         self.stores.append(index)

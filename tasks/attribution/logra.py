@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 
 from dataworth.tasks.attribution.attributor import Scorer, SingleModelAttributor
-from dataworth.tasks.attribution.rows import all_rows, example_rows, whole_space
+from dataworth.tasks.attribution.rows import all_rows, example_rows
 from dataworth.tasks.corpus.examples import Examples
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.curvature.fitting import fit, fit_covariances_in_memory
 from dataworth.tasks.curvature.kronecker import Covariances
 from dataworth.tasks.curvature.precondition import Curvature, Inverses, applied
 from dataworth.tasks.model.plain import Model
-from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.bases import covariance_space, projections_of
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.logra import LayerProjection, layer_table
 
@@ -107,7 +107,7 @@ def fitted(
     """
     whole = None
     if projection.kind == "pca" or (projection.kind == "identity" and curvature.kind in ("kfac", "ekfac")):
-        whole = fit_covariances_in_memory(model, examples, whole_space(model), curvature)
+        whole = fit_covariances_in_memory(model, examples, covariance_space(model.layers, projection), curvature)
     projections = _projections(model, projection, whole)
     columns = [layer.columns for layer in layer_table(projections)]
     if curvature.kind == "none":

@@ -10,6 +10,7 @@ backward passes.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, embedding, linear
 
 from dataworth.tasks.capture.passes import predicting_states
+from dataworth.tasks.capture.uses import looked_up, slope
 from dataworth.tasks.corpus.batches import batches_by_length
 from dataworth.tasks.corpus.examples import Examples
 from dataworth.tasks.model.layers import TrackedLayer
@@ -94,7 +96,7 @@ class CurvatureProducts:
         inputs, mask, labels = self.examples.batch(numbers, self.model.device, self.model.reading.pad_token)
         body, head = self.model.halves
         with _added(self.model.layers, self._dtype, self.model.device) as moved, sdpa_kernel(SDPBackend.MATH):
-            states, targets, _ = predicting_states(body(inputs, mask), labels)
+            states, targets, _, _ = predicting_states(body(inputs, mask), labels)
             if len(targets) == 0:
                 return np.zeros((len(vectors), self.n_columns))
             logits = head(states)
@@ -138,7 +140,7 @@ def _added(layers: Sequence[TrackedLayer], dtype: torch.dtype, device: torch.dev
         torch.zeros(layer.n_outputs, layer.n_inputs, dtype=dtype, device=device, requires_grad=True) for layer in layers
     ]
     handles = [
-        module.register_forward_hook(_adds(matrix, layer.has_bias))
+        module.register_forward_hook(_adds(matrix, layer), with_kwargs=True)
         for matrix, layer in zip(moved, layers, strict=True)
         for module in layer.modules
     ]
@@ -150,9 +152,27 @@ def _added(layers: Sequence[TrackedLayer], dtype: torch.dtype, device: torch.dev
             handle.remove()
 
 
-def _adds(matrix: Tensor, has_bias: bool) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    def add(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        weight, bias = (matrix[:, :-1], matrix[:, -1]) if has_bias else (matrix, None)
-        return output + linear(inputs[0].to(matrix.dtype), weight, bias).to(output.dtype)
+def _adds(matrix: Tensor, layer: TrackedLayer) -> Callable[..., Tensor | None]:
+    is_asking = False
+
+    def add(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor | None:
+        nonlocal is_asking
+        if is_asking:
+            return None
+        given = inputs[0] if inputs else next(iter(named.values()))
+        again = partial(module, *inputs, **named)
+        is_asking = True
+        try:
+            if isinstance(module, nn.Embedding):
+                found = looked_up(module, given, output, again)
+                assert found is not None  # a layer of another kind is not tracked
+                moved = embedding(found.ids, matrix) * found.counted[..., None]
+                return output + (moved if found.scale is None else moved * found.scale).to(output.dtype)
+            if layer.vector is not None:
+                return output + (matrix[:, 0] * slope(layer.vector, again)).to(output.dtype)
+        finally:
+            is_asking = False
+        weight, bias = (matrix[:, :-1], matrix[:, -1]) if layer.has_bias else (matrix, None)
+        return output + linear(given.to(matrix.dtype), weight, bias).to(output.dtype)
 
     return add

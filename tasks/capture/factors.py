@@ -8,19 +8,16 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dataworth.tasks.capture.hooks import LayerCapture
+from dataworth.tasks.capture.hooks import LayerCapture, SideName, Sides, Use
 
-__all__ = ["FactorCapture", "Sides"]
+__all__ = ["FactorCapture", "SizedSides"]
 
 
 @runtime_checkable
-class Sides(Protocol):
+class SizedSides(Sides, Protocol):
     """What capture of factors needs of a layer's projection (see dataworth.tasks.projection.logra)."""
-
-    @property
-    def name(self) -> str: ...
 
     @property
     def k_in(self) -> int: ...
@@ -28,46 +25,47 @@ class Sides(Protocol):
     @property
     def k_out(self) -> int: ...
 
-    def projected_activation(self, activation: Tensor) -> Tensor: ...
-
-    def projected_output_gradient(self, output_gradient: Tensor) -> Tensor: ...
-
 
 class FactorCapture(LayerCapture):
     """Running sums over tokens of x x^T and d d^T of each layer, both in the projected space, in float64.
 
     Padding is no token: `tokens` is set to each batch's attention mask before its forward pass. A backward pass under
-    each of m label draws must carry a loss scaled by sqrt(1 / m), so that S is their mean.
+    each of m label draws must carry a loss scaled by sqrt(1 / m), so that S is their mean. Of a table that is also the
+    head, A and S are means over the tokens of both.
 
     Args:
         modules: the layers (see LayerCapture).
         projections: one a layer; identity sides give the whole covariances.
     """
 
-    def __init__(self, modules: Sequence[nn.Module | tuple[nn.Module, ...]], projections: Sequence[Sides]) -> None:
-        super().__init__(modules, [projection.name for projection in projections])
-        self._projections = list(projections)
+    def __init__(self, modules: Sequence[Use | tuple[Use, ...]], projections: Sequence[SizedSides]) -> None:
+        super().__init__(modules, projections)
         self.tokens: Tensor | None = None
         self.sums: dict[str, Tensor] = {"n_tokens": torch.zeros(len(projections), dtype=torch.float64)}
         for number, entry in enumerate(projections):
             self.sums[f"input {number}"] = torch.zeros(entry.k_in, entry.k_in, dtype=torch.float64)
             self.sums[f"output {number}"] = torch.zeros(entry.k_out, entry.k_out, dtype=torch.float64)
 
-    def _kept(self, number: int, activation: Tensor) -> Tensor:
-        n_examples, n_tokens = activation.shape[:2]
-        projected = self._projections[number].projected_activation(activation).flatten(0, 1)
+    def _kept(self, number: int, side: SideName, projected: Tensor) -> Tensor:
+        n_examples, n_tokens = projected.shape[:2]
+        flat = projected.flatten(0, 1)
         counted: float = n_examples * n_tokens
         if self.tokens is not None and self.tokens.shape == (n_examples, n_tokens):
-            projected = projected * self.tokens.reshape(-1, 1).to(projected.dtype)
+            flat = flat * self.tokens.reshape(-1, 1).to(flat.dtype)
             counted = float(self.tokens.sum())
-        self.sums[f"input {number}"] = _added(self.sums[f"input {number}"], projected)
+        elif self.tokens is not None and number in self._vectors:  # heads of every token, in an order of their own
+            share = float(self.tokens.float().mean())
+            flat, counted = flat * share**0.5, counted * share
+        self._add(number, side, flat)
         self.sums["n_tokens"][number] += counted
-        return activation.new_empty(0)
+        return projected.new_empty(0)
 
-    def _arrived(self, number: int, kept: Tensor, output_gradient: Tensor) -> None:
-        flat = output_gradient.reshape(-1, output_gradient.shape[-1])
-        projected = self._projections[number].projected_output_gradient(flat)
-        self.sums[f"output {number}"] = _added(self.sums[f"output {number}"], projected)
+    def _arrived(self, number: int, side: SideName, kept: Tensor, projected: Tensor) -> None:
+        self._add(number, side, projected.flatten(0, 1))
+
+    def _add(self, number: int, side: SideName, vectors: Tensor) -> None:
+        name = f"{side} {number}"
+        self.sums[name] = _added(self.sums[name], vectors)
 
     def covariances(self, sums: dict[str, Tensor] | None = None) -> list[tuple[Tensor, Tensor]]:
         """(A, S) of each layer, float64: means over tokens of the sums, its own or those of several captures added up.

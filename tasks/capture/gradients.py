@@ -1,4 +1,4 @@
-"""Per-example projected gradients of linear layers, caught around any `loss.backward()`.
+"""Per-example projected gradients of layers, caught around any `loss.backward()`.
 
 The forward pass keeps projected activations (tokens x k, not tokens x d); the backward pass turns output gradients into
 projected gradients as they pass.
@@ -9,27 +9,22 @@ from types import TracebackType
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataworth.storage.spelling import setting
-from dataworth.tasks.capture.hooks import CaptureError, LayerCapture
+from dataworth.tasks.capture.hooks import CaptureError, LayerCapture, SideName, Sides, Use
 
 __all__ = ["GradientCapture", "Projection"]
 
 
 @runtime_checkable
-class Projection(Protocol):
-    """What capture needs of a layer's projection (see dataworth.tasks.projection.logra)."""
-
-    @property
-    def name(self) -> str: ...
+class Projection(Sides, Protocol):
+    """What capture of gradients needs of a layer's projection (see dataworth.tasks.projection.logra)."""
 
     @property
     def n_columns(self) -> int: ...
 
-    def projected_activation(self, activation: Tensor) -> Tensor: ...
-
-    def projected_gradient(self, output_gradient: Tensor, projected_activation: Tensor) -> Tensor: ...
+    def gradient(self, outputs: Tensor, inputs: Tensor) -> Tensor: ...
 
 
 class GradientCapture(LayerCapture):
@@ -47,16 +42,14 @@ class GradientCapture(LayerCapture):
 
     def __init__(
         self,
-        modules: Sequence[nn.Module | tuple[nn.Module, ...]],
+        modules: Sequence[Use | tuple[Use, ...]],
         projections: Sequence[Projection],
         dtype: torch.dtype = torch.float32,
         *,
         may_idle: bool = False,
     ) -> None:
-        super().__init__(modules, [projection.name for projection in projections])
+        super().__init__(modules, projections)
         self._projections = list(projections)
-        if len(self._projections) != len(self._modules):
-            raise ValueError(f"{len(self._modules)} layers need as many projections, got {len(self._projections)}")
         sizes = [projection.n_columns for projection in projections]
         self._columns = [slice(sum(sizes[:number]), sum(sizes[: number + 1])) for number in range(len(sizes))]
         self._n_columns = sum(sizes)
@@ -71,14 +64,16 @@ class GradientCapture(LayerCapture):
         self._rows = None
         self._reached.clear()
 
-    def _kept(self, number: int, activation: Tensor) -> Tensor:
-        return self._projections[number].projected_activation(activation)
-
-    def _arrived(self, number: int, kept: Tensor, output_gradient: Tensor) -> None:
-        by_example = output_gradient.reshape(*kept.shape[:2], output_gradient.shape[-1])
-        block = self._projections[number].projected_gradient(by_example, kept)
+    def _arrived(self, number: int, side: SideName, kept: Tensor, projected: Tensor) -> None:
+        outputs, inputs = (projected, kept) if side == "output" else (kept, projected)
+        block = self._projections[number].gradient(outputs, inputs)
         if self._rows is None:
             self._rows = torch.zeros(len(block), self._n_columns, dtype=self._dtype, device=block.device)
+        if len(block) != len(self._rows):
+            raise CaptureError(
+                f"layer {self._names[number]} reads something of {len(block)} examples where others read "
+                f"{len(self._rows)}: exclude it with {setting('model.exclude')}"
+            )
         target = self._rows[:, self._columns[number]]
         if number in self._reached:
             target.add_(block)

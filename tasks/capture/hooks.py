@@ -1,57 +1,108 @@
-"""What capture of any kind does with a layer: keep something of its input, meet its output gradient.
+"""What capture of any kind does with a layer: something of what it reads, then of its output gradient, side by side.
 
-A forward hook sees the activation; a hook on the layer's output sees the output gradient when back-propagation passes.
-Weights may be frozen: then the first tracked output is where back-propagation ends. A model under `torch.compile` must
-be compiled while hooked: its first call inside the capture does that, `torch.compiler.reset()` forgets an earlier one.
+A layer's gradient is the sum over tokens of d x^T. Of a linear layer x is the input and d the output gradient. A table
+of embeddings, (n_ids, width) as it stands, has as x the gradient of its output and as d a 1 at the token's number. A
+vector that scales or shifts, as a norm's weight and bias do, has x = 1 and as d the output gradient, times what it
+scales. A forward hook sees the one, a hook on the output the other, when back-propagation passes. Weights may be
+frozen: then the first tracked output is where back-propagation ends. A model under `torch.compile` must be compiled
+while hooked: its first call inside the capture does that, `torch.compiler.reset()` forgets an earlier one.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dataworth.storage.spelling import setting
+from dataworth.tasks.capture.heads import HeadTargets
+from dataworth.tasks.capture.uses import Lookup, Vector, is_affine, looked_up, slope
 
-__all__ = ["CaptureError", "LayerCapture"]
+__all__ = ["CaptureError", "LayerCapture", "SideName", "Sides", "Use"]
 
 ForwardHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Tensor | None]
+SideName = Literal["input", "output"]
+Use = nn.Module | Vector
 
 
 class CaptureError(RuntimeError):
     """A layer was used in a way whose per-example gradient cannot be told apart."""
 
 
+@runtime_checkable
+class Sides(Protocol):
+    """What every capture needs of a layer's projection (see dataworth.tasks.projection.logra)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def projected_activation(self, activation: Tensor) -> Tensor:
+        """A x for every token."""
+
+    def projected_output_gradient(self, output_gradient: Tensor) -> Tensor:
+        """B d for every token."""
+
+    def looked_up(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """B d for every token, where d is a 1 at its number."""
+
+
+class _Waiting(NamedTuple):
+    """Of one call of a layer, until its output gradient arrives.
+
+    Args:
+        number: of the layer.
+        side: of what will arrive.
+        kept: what the capture keeps of the other side.
+        n_examples, n_tokens: of the call.
+        factor: that the output gradient is multiplied by, if there is one.
+    """
+
+    number: int
+    side: SideName
+    kept: Tensor
+    n_examples: int
+    n_tokens: int
+    factor: Tensor | None = None
+
+
 class LayerCapture(ABC):
-    """Context manager that hooks layers, linear in their first input.
+    """Context manager that hooks layers, linear in their parameters.
 
     Args:
         modules: one a layer; a tuple where several modules share one weight, whose gradient is the sum of theirs.
-        names: of the layers.
+        projections: one a layer, in the same order.
 
     Raises:
         CaptureError: in the forward pass, if the examples of a layer's input cannot be told apart (routed tokens of a
             mixture of experts, one table for the whole batch). Of a batch of one, everything is that example's.
     """
 
-    def __init__(self, modules: Sequence[nn.Module | tuple[nn.Module, ...]], names: Sequence[str]) -> None:
+    def __init__(self, modules: Sequence[Use | tuple[Use, ...]], projections: Sequence[Sides]) -> None:
         self._modules = [module if isinstance(module, tuple) else (module,) for module in modules]
-        self._names = list(names)
+        self._sides = list(projections)
+        self._names = [projection.name for projection in projections]
+        if len(self._names) != len(self._modules):
+            raise ValueError(f"{len(self._modules)} layers need as many projections, got {len(self._names)}")
+        self._vectors = {n for n, shared in enumerate(self._modules) if any(isinstance(use, Vector) for use in shared)}
         self._n_examples: int | None = None
         self._other_axis: str | None = None
         self._shape: tuple[int, int] | None = None  # examples and tokens of the last input that shows both
         self._handles: list[RemovableHandle] = []
+        self._targets: HeadTargets | None = None
+        self._is_asking = False
+        self._known: set[int] = set()  # vectors that are what they seem
 
     def __enter__(self) -> Self:
         if self._handles:
             raise CaptureError("this capture is already active; leave it before entering again")
         for number, shared in enumerate(self._modules):
-            for module in shared:
-                self._handles.append(module.register_forward_hook(self._forward_hook(number), with_kwargs=True))
+            for use in shared:
+                module = use.module if isinstance(use, Vector) else use
+                self._handles.append(module.register_forward_hook(self._forward_hook(number, use), with_kwargs=True))
         return self
 
     def __exit__(
@@ -60,7 +111,7 @@ class LayerCapture(ABC):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._n_examples = self._shape = None
+        self._n_examples = self._shape = self._targets = None
 
     def expect(self, n_examples: int) -> None:
         """Say how many examples the next batch has; where nobody does, the first axis of a layer's input is theirs."""
@@ -70,40 +121,141 @@ class LayerCapture(ABC):
         """Say that a module of the model takes its examples along the second axis: equal axes cannot be told apart."""
         self._other_axis = module
 
-    @abstractmethod
-    def _kept(self, number: int, activation: Tensor) -> Tensor:
-        """What to keep of a layer's input (n_examples, n_tokens, n_inputs) until its output gradient arrives."""
+    def of_targets(self, examples: Tensor, places: Tensor) -> HeadTargets:
+        """Say whose states the head is given next, which reads none of the batch's others.
+
+        Args:
+            examples, places: (p,) of each state: the example, and its place among the example's tokens.
+        """
+        n_examples = self._n_examples or (int(examples.max()) + 1 if len(examples) else 1)
+        self._targets = HeadTargets(examples, places, n_examples, self._of_head)
+        return self._targets
+
+    def _kept(self, number: int, side: SideName, projected: Tensor) -> Tensor:
+        """What to keep of the side that a layer's forward pass shows, (n_examples, n_tokens, k), for the other."""
+        return projected
 
     @abstractmethod
-    def _arrived(self, number: int, kept: Tensor, output_gradient: Tensor) -> None:
-        """The layer's output gradient is there."""
+    def _arrived(self, number: int, side: SideName, kept: Tensor, projected: Tensor) -> None:
+        """The other side is there, (n_examples, n_tokens, k), on the way back."""
 
-    def _forward_hook(self, number: int) -> ForwardHook:
-        def keep(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor | None:
-            if not torch.is_grad_enabled():
+    def _of_head(self, number: int, inputs: Tensor, outputs: Tensor, targets: HeadTargets) -> None:
+        """Both sides of a head that was given targets only, (p, k) each."""
+        self._arrived(number, "output", targets.by_example(inputs), targets.by_example(outputs))
+
+    def _forward_hook(self, number: int, use: Use) -> ForwardHook:
+        def keep(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor | None:
+            if not torch.is_grad_enabled() or self._is_asking:
                 return None
-            activation = inputs[0] if inputs else next(iter(named.values()), None)
-            if not isinstance(activation, Tensor) or not isinstance(output, Tensor):
+            given = inputs[0] if inputs else next(iter(named.values()), None)
+            if not isinstance(given, Tensor) or not isinstance(output, Tensor):
                 raise CaptureError(
                     f"layer {self._names[number]} does not turn one tensor into one: exclude it with "
                     f"{setting('model.exclude')}"
                 )
+            again = partial(module, *inputs, **named)
+            found = self._looked_up(number, use, given, output, again) if isinstance(use, nn.Embedding) else None
+            told = output if found is None else self._for_each_example(found.ids, output)
             with torch.no_grad():
-                kept = self._kept(number, self._by_example(activation.detach(), self._names[number]))
-            begins = not output.requires_grad
+                if found is None:
+                    meet = self._meets(number, use, given.detach(), told.detach(), again)
+                else:
+                    meet = self._meets_table(number, found, told.detach())
+            begins = not told.requires_grad
             if begins:
                 # A copy, since models change outputs in place, which autograd forbids for what it begins with.
-                output = output.requires_grad_(True).clone()
-            _at_gradient(output, partial(self._meet, number, kept))
-            return output if begins else None
+                told = told.requires_grad_(True).clone()
+            _at_gradient(told, meet)
+            return None if told is output else told
 
         # A compiled model runs this as it is, between its compiled parts.
         undisturbed: ForwardHook = torch.compiler.disable(keep)
         return undisturbed
 
+    def _meets(
+        self, number: int, use: Use, given: Tensor, output: Tensor, again: Callable[[], Tensor]
+    ) -> Callable[[Tensor], None]:
+        """What to do with the output gradient of one call of a layer."""
+        sides, name = self._sides[number], self._names[number]
+        if self._targets is not None and self._targets.is_asked:
+            read = given.new_ones(len(given), 1) if isinstance(use, Vector) else given
+            inputs = sides.projected_activation(read[None])
+            self._kept(number, "input", inputs)
+            return partial(self._meet_target, number, inputs[0], self._targets)
+        if isinstance(use, Vector):
+            by_example = self._by_example(output, name)
+            n_examples, n_tokens = by_example.shape[:2]
+            factor = None
+            if use.scales:
+                factor = self._slope(number, use, again).reshape(by_example.shape)
+            ones = sides.projected_activation(by_example.new_ones(n_examples, n_tokens, 1))
+            kept = self._kept(number, "input", ones)
+            return partial(self._meet, _Waiting(number, "output", kept, n_examples, n_tokens, factor))
+        inputs = self._by_example(given, name)
+        kept = self._kept(number, "input", sides.projected_activation(inputs))
+        return partial(self._meet, _Waiting(number, "output", kept, inputs.shape[0], inputs.shape[1]))
+
+    def _meets_table(self, number: int, found: Lookup, output: Tensor) -> Callable[[Tensor], None]:
+        """The same of a table of rows."""
+        by_example = self._by_example(output, self._names[number])
+        n_examples, n_tokens = by_example.shape[:2]
+        ids, counted = (each.expand(output.shape[:-1]).reshape(n_examples, n_tokens) for each in found[:2])
+        projected = self._sides[number].looked_up(ids, output.dtype) * counted[..., None]
+        kept = self._kept(number, "output", projected)
+        return partial(self._meet, _Waiting(number, "input", kept, n_examples, n_tokens, found.scale))
+
+    def _looked_up(
+        self, number: int, table: nn.Embedding, given: Tensor, output: Tensor, again: Callable[[], Tensor]
+    ) -> Lookup:
+        self._is_asking = True
+        try:
+            found = looked_up(table, given, output, again)
+        finally:
+            self._is_asking = False
+        if found is None:
+            raise CaptureError(
+                f"layer {self._names[number]} is a table that gives something else than its rows: exclude it with "
+                f"{setting('model.exclude')}"
+            )
+        return found
+
+    def _slope(self, number: int, vector: Vector, again: Callable[[], Tensor]) -> Tensor:
+        self._is_asking = True
+        try:
+            if number not in self._known and not is_affine(vector, again):
+                raise CaptureError(
+                    f"layer {self._names[number]} is a vector whose gradient cannot be told from the output of its "
+                    f"module: exclude it with {setting('model.exclude')}"
+                )
+            self._known.add(number)
+            return slope(vector, again)
+        finally:
+            self._is_asking = False
+
     @torch.no_grad()
-    def _meet(self, number: int, kept: Tensor, output_gradient: Tensor) -> None:
-        self._arrived(number, kept, output_gradient)
+    def _meet(self, call: _Waiting, gradient: Tensor) -> None:
+        by_example = gradient.reshape(call.n_examples, call.n_tokens, gradient.shape[-1])
+        if call.factor is not None:
+            by_example = by_example * call.factor
+        sides = self._sides[call.number]
+        is_output = call.side == "output"
+        projected = (sides.projected_output_gradient if is_output else sides.projected_activation)(by_example)
+        self._arrived(call.number, call.side, call.kept, projected)
+
+    @torch.no_grad()
+    def _meet_target(self, number: int, inputs: Tensor, targets: HeadTargets, gradient: Tensor) -> None:
+        targets.add(number, inputs, self._sides[number].projected_output_gradient(gradient))
+
+    def _for_each_example(self, ids: Tensor, output: Tensor) -> Tensor:
+        """A table's output, once for every example where it is one for all: of positions."""
+        n_examples = self._n_examples
+        if n_examples in (None, 1):
+            return output
+        if ids.dim() == 2 and len(ids) == 1:
+            return output.expand(n_examples, *output.shape[1:])
+        if ids.dim() == 1 and len(ids) > 1 and bool((ids.diff() == 1).all()):
+            return output.expand(n_examples, *output.shape)
+        return output
 
     def _by_example(self, activation: Tensor, name: str) -> Tensor:
         """(n_examples, n_tokens, n_inputs): the example comes first, all between it and the inputs are its tokens."""

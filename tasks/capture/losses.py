@@ -6,12 +6,15 @@ logits of a piece are the most that exists.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from dataworth.tasks.capture.heads import HeadTargets
 
 __all__ = [
     "IGNORED",
@@ -101,53 +104,64 @@ class _TargetLosses(torch.autograd.Function):
     """One vector of losses for each of the m labels, sqrt(weight) * -log p, and the way back to the hidden states."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, labeller: Labeller) -> tuple[Tensor, ...]:
-        losses, gradients = [], []
+    def forward(
+        ctx: Any, hidden: Tensor, head: Head, labeller: Labeller, seen: HeadTargets | None
+    ) -> tuple[Tensor, ...]:
+        losses: list[list[Tensor]] = []
+        gradients: list[list[Tensor]] = []
         for first in range(0, len(hidden), PIECE_TARGETS):
             piece = slice(first, min(first + PIECE_TARGETS, len(hidden)))
             state = hidden[piece].detach().requires_grad_(True)
             with torch.enable_grad():
-                logits = head(state)
+                with nullcontext() if seen is None else seen:
+                    logits = head(state)
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 labels, weights = labeller(logits, piece)
                 scaled = [
                     cross_entropy(logits, label, reduction="none") * weight.sqrt()
                     for label, weight in zip(labels, weights, strict=True)
                 ]
-            last = len(scaled) - 1
-            gradients.append(
-                [
-                    torch.autograd.grad(loss, state, torch.ones_like(loss), retain_graph=n < last)[0]
-                    for n, loss in enumerate(scaled)
-                ]
-            )
+            gradients.append([])
+            for number, loss in enumerate(scaled):
+                if seen is not None:
+                    seen.draw(number)
+                is_last = number == len(scaled) - 1
+                gradients[-1] += torch.autograd.grad(loss, state, torch.ones_like(loss), retain_graph=not is_last)
             losses.append([loss.detach() for loss in scaled])
+        ctx.seen = seen
         ctx.gradients = [torch.cat(parts) for parts in zip(*gradients, strict=True)]
         ctx.set_materialize_grads(False)
         return tuple(torch.cat(parts) for parts in zip(*losses, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, *from_losses: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *from_losses: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         total = None
-        for gradient, outer in zip(ctx.gradients, from_losses, strict=True):
+        for number, (gradient, outer) in enumerate(zip(ctx.gradients, from_losses, strict=True)):
             if outer is not None:
+                if ctx.seen is not None:
+                    ctx.seen.arrive(number, outer)
                 part = gradient * outer[:, None].to(gradient.dtype)
                 total = part if total is None else total + part
-        return total, None, None
+        return total, None, None, None
 
 
-def target_losses(hidden: Float[Tensor, "p d"], head: Head, labeller: Labeller) -> tuple[Tensor, ...]:
+def target_losses(
+    hidden: Float[Tensor, "p d"], head: Head, labeller: Labeller, seen: HeadTargets | None = None
+) -> tuple[Tensor, ...]:
     """sqrt(weight) * -log p(label) of every target, one vector for each of the labeller's m labels.
 
     Args:
         hidden: (p, d) states from which the targets are predicted.
         head: from (p, d) to logits (p, v); its own weights get no gradient.
         labeller: the labels of each target.
+        seen: whose targets they are, where a capture is on the head.
 
     Returns:
         m tensors (p,), nats, float32 (float64 from float64 logits).
     """
     if len(hidden) == 0:
         return (hidden.sum(dim=1).float(),)
-    losses: tuple[Tensor, ...] = _TargetLosses.apply(hidden, head, labeller)
+    if seen is not None and torch.is_grad_enabled() and not hidden.requires_grad:
+        hidden = hidden.detach().requires_grad_(True)  # nothing below the head is captured
+    losses: tuple[Tensor, ...] = _TargetLosses.apply(hidden, head, labeller, seen)
     return losses

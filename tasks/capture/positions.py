@@ -10,28 +10,22 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from dataworth.tasks.capture.hooks import LayerCapture
+from dataworth.tasks.capture.heads import HeadTargets
+from dataworth.tasks.capture.hooks import LayerCapture, SideName, Sides, Use
 
 __all__ = ["PositionCapture", "ProductCapture", "Products"]
 
 
 @runtime_checkable
-class Products(Protocol):
+class Products(Sides, Protocol):
     """What this capture needs of a layer's projection (see dataworth.tasks.projection.logra)."""
-
-    @property
-    def name(self) -> str: ...
 
     @property
     def n_columns(self) -> int: ...
 
-    def projected_activation(self, activation: Tensor) -> Tensor: ...
-
-    def gradient_products(
-        self, output_gradient: Tensor, projected_activation: Tensor, directions: Tensor
-    ) -> Tensor: ...
+    def gradient_products(self, outputs: Tensor, inputs: Tensor, directions: Tensor) -> Tensor: ...
 
 
 class ProductCapture(LayerCapture):
@@ -46,27 +40,24 @@ class ProductCapture(LayerCapture):
 
     def __init__(
         self,
-        modules: Sequence[nn.Module | tuple[nn.Module, ...]],
+        modules: Sequence[Use | tuple[Use, ...]],
         projections: Sequence[Products],
         directions: Float[Tensor, "m c"],
         n_rows: int,
     ) -> None:
-        super().__init__(modules, [projection.name for projection in projections])
+        super().__init__(modules, projections)
         self._projections = list(projections)
         self._directions = directions.split([projection.n_columns for projection in projections], dim=1)
         self.products = directions.new_zeros(n_rows, len(directions), dtype=torch.float64)
         self.expect(n_rows)
 
-    def _kept(self, number: int, activation: Tensor) -> Tensor:
-        return self._projections[number].projected_activation(activation)
+    def _arrived(self, number: int, side: SideName, kept: Tensor, projected: Tensor) -> None:
+        self._add(number, side, kept, projected, slice(len(kept)))
 
-    def _arrived(self, number: int, kept: Tensor, output_gradient: Tensor) -> None:
-        by_row = output_gradient.reshape(*kept.shape[:2], output_gradient.shape[-1])
-        products = self._projections[number].gradient_products(by_row, kept, self._directions[number])
-        self.products[self._rows_of(kept)] += products.double()
-
-    def _rows_of(self, kept: Tensor) -> slice:
-        return slice(len(kept))
+    def _add(self, number: int, side: SideName, kept: Tensor, projected: Tensor, rows: slice | Tensor) -> None:
+        outputs, inputs = (projected, kept) if side == "output" else (kept, projected)
+        found = self._projections[number].gradient_products(outputs, inputs, self._directions[number])
+        self.products[rows] += found.double()
 
 
 class PositionCapture(ProductCapture):
@@ -81,7 +72,7 @@ class PositionCapture(ProductCapture):
 
     def __init__(
         self,
-        modules: Sequence[nn.Module | tuple[nn.Module, ...]],
+        modules: Sequence[Use | tuple[Use, ...]],
         projections: Sequence[Products],
         directions: Float[Tensor, "m c"],
         n_positions: int,
@@ -90,9 +81,12 @@ class PositionCapture(ProductCapture):
         self._n_positions = n_positions
         self.expect(1)
 
-    def _kept(self, number: int, activation: Tensor) -> Tensor:
-        is_told = activation.shape[1] == self._n_positions
-        return super()._kept(number, activation.transpose(0, 1) if is_told else activation)
+    def _arrived(self, number: int, side: SideName, kept: Tensor, projected: Tensor) -> None:
+        if kept.shape[1] == self._n_positions:
+            kept, projected = kept.transpose(0, 1), projected.transpose(0, 1)
+            self._add(number, side, kept, projected, slice(self._n_positions))
+        else:
+            self._add(number, side, kept, projected, slice(self._n_positions, None))
 
-    def _rows_of(self, kept: Tensor) -> slice:
-        return slice(self._n_positions) if len(kept) == self._n_positions else slice(self._n_positions, None)
+    def _of_head(self, number: int, inputs: Tensor, outputs: Tensor, targets: HeadTargets) -> None:
+        self._add(number, "output", inputs[:, None], outputs[:, None], targets.places)

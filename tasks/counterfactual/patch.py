@@ -6,7 +6,6 @@ nothing by it.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,11 +57,8 @@ def patched_falls(
 
 def _weight_length(model: Model) -> float:
     """Of the tracked weights and biases together."""
-    nothing: dict[str, Any] = {
-        f"{layer.name}.{part}": torch.zeros_like(getattr(layer.module, part))
-        for layer in model.layers
-        for part in ("weight", "bias")
-        if part == "weight" or layer.has_bias
+    nothing = {
+        name: torch.zeros_like(parameter) for layer in model.layers for name, parameter in layer.parameters.items()
     }
     return float(np.sqrt(sum(float((away**2).sum()) for away in base_displacements(model.layers, nothing))))
 

@@ -37,7 +37,7 @@ from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.model.plain import Model, gradient_capture
 from dataworth.tasks.progress import progress, run_logger
-from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.bases import covariance_space
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.logra import LayerProjection, layer_table, stored_projections
 from dataworth.tasks.torchrun import processes
@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
+IDENTITY = ProjectionConfig(kind="identity")
 # Of a pass over examples in memory.
 BATCH_TOKENS = 4096
 Result = TypeVar("Result")
@@ -74,7 +75,7 @@ def covariance_sums(
     model: Model, projections: Sequence[LayerProjection], curvature: CurvatureConfig, dtype: torch.dtype
 ) -> tuple[LayerCapture, Accumulator[Sequence[Covariances]]]:
     """KFAC's two covariances of each layer."""
-    capture = FactorCapture([layer.modules for layer in model.layers], projections)
+    capture = FactorCapture([layer.uses for layer in model.layers], projections)
     return capture, CovarianceSums(capture)
 
 
@@ -149,7 +150,11 @@ def _projected(whole: Covariances, projection: LayerProjection) -> Covariances:
     """A C A^T of the covariance C of each side with its basis A."""
     exact = projection.to(torch.device("cpu"), torch.float64)
     sides = []
-    for covariance, side in ((whole.inputs, exact.input_side), (whole.outputs, exact.output_side)):
+    pairs = ((whole.inputs, exact.input_side, exact.n_inputs), (whole.outputs, exact.output_side, exact.n_outputs))
+    for covariance, side, size in pairs:
+        if len(covariance) != size:  # fitted in the projected space: see covariance_space
+            sides.append(covariance)
+            continue
         half = side.projected(torch.from_numpy(covariance), trailing_one=False)
         sides.append(side.projected(half.T.contiguous(), trailing_one=False).numpy())
     return Covariances(*sides)
@@ -213,7 +218,8 @@ class StoredPasses:
         store: root of the stores.
         model: the checkpoint.
         corpus: documents.
-        bases: of the projection; None: the whole space.
+        bases: of the projection; None: the space of covariances.
+        projection: that they are fitted for.
         curvature: labels, draws and seed.
         batch_tokens: most tokens of one pass; None: what fits.
         windows: numbers of those that count.
@@ -230,17 +236,26 @@ class StoredPasses:
     windows: np.ndarray
     name: str
     towards_base: float = 0.0
+    projection: ProjectionConfig = IDENTITY
 
     def result(self, build: Build[Result]) -> Result:
         """What one pass over all windows adds up to, by all processes together; on the leading one."""
         processes().order("fit", {"passes": self, "build": build})
         return self.summed(build).result(len(self.windows))
 
+    def _projections(self, loaded: LoadedModel) -> list[LayerProjection]:
+        """On the model's device."""
+        if self.bases is None:
+            projections = covariance_space(loaded.layers, self.projection)
+        else:
+            projections = stored_projections(LayerStore.open(self.bases))
+        return [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
+
     def summed(self, build: Build[Result]) -> Accumulator[Result]:
         """As far as this process knows, once all have added up theirs."""
         loaded, place = load(self.model, self.towards_base), processes()
         documents = CorpusExamples(CorpusStore.open(self.corpus))
-        projections = _projections(loaded, self.bases)
+        projections = self._projections(loaded)
         capture, sums = build(loaded, projections, self.curvature, torch.float32)
         batch_tokens = self.batch_tokens
         if batch_tokens is None:
@@ -290,15 +305,6 @@ def _nothing_added(capture: LayerCapture) -> Iterator[None]:
     yield
     if isinstance(capture, FactorCapture):
         capture.sums = before
-
-
-def _projections(loaded: LoadedModel, bases: StoreRef | None) -> list[LayerProjection]:
-    """Those stored, on the model's device; without bases the whole space."""
-    if bases is None:
-        projections = projections_of(loaded.layers, ProjectionConfig(kind="identity"))
-    else:
-        projections = stored_projections(LayerStore.open(bases))
-    return [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
 
 
 def _measured(loaded: LoadedModel, capture: LayerCapture, examples: Examples, config: CurvatureConfig) -> int:

@@ -53,7 +53,7 @@ def curvature_passes(
         return drawn_labels(torch.from_numpy(uniforms).to(targets.device))
 
     try:
-        yield from backward_passes(*model.halves, input_ids, attention_mask, labels, labeller)
+        yield from backward_passes(*model.halves, input_ids, attention_mask, labels, labeller, capture)
     except CaptureError as error:
         raise InputError(str(error)) from error
     except torch.OutOfMemoryError:

@@ -34,33 +34,69 @@ from dataworth.tasks.keeping import kept
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.progress import run_logger
-from dataworth.tasks.projection.bases import projections_of
+from dataworth.tasks.projection.bases import covariance_space
 from dataworth.tasks.projection.config import ProjectionConfig
-from dataworth.tasks.projection.logra import layer_table, stored_projections
+from dataworth.tasks.projection.logra import LayerProjection, layer_table, stored_projections
 
 __all__ = ["fit_covariances", "fit_matrices", "fit_query_factors", "fit_source_sums"]
 
 ALGORITHM = 2
+MAX_COVARIANCE_BYTES = 8 * 2**30
 # Of the sums by source and group of documents.
 SOURCE_SUMS = 3
 
 
 def fit_covariances(
-    store: str, model: ModelConfig, corpus: StoreRef, curvature: CurvatureConfig, batch_tokens: int | None
+    store: str,
+    model: ModelConfig,
+    corpus: StoreRef,
+    curvature: CurvatureConfig,
+    batch_tokens: int | None,
+    projection: ProjectionConfig | None = None,
 ) -> StoreRef:
     """KFAC's two covariances of every tracked layer, whole: what PCA bases are made of, and EK-FAC without projection.
 
-    Memory: (n_inputs^2 + n_outputs^2) float64 a layer, whatever the size of the corpus.
+    Memory: (n_inputs^2 + n_outputs^2) float64 a layer, whatever the size of the corpus. Where bases are pca, outputs
+    that are tokens are projected first.
+
+    Args:
+        store: root of the stores.
+        model: the checkpoint.
+        corpus: documents.
+        curvature: labels, draws, fraction and seed.
+        batch_tokens: most tokens of one pass; None: what fits.
+        projection: that they are fitted for; None: none.
+
+    Raises:
+        InputError: they do not fit in memory.
     """
     loaded, documents = load(model), CorpusStore.open(corpus)
+    projection = projection or ProjectionConfig(kind="identity")
+    projections = covariance_space(loaded.layers, projection)
+    _refuse_large(projections)
     parts = _parts(loaded, documents, curvature) | {"covariances": ALGORITHM}
-    projections = projections_of(loaded.layers, ProjectionConfig(kind="identity"))
+    parts["layers"] = [[layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias] for layer in loaded.layers]
+    if projection.kind == "pca" and any(layer.is_vocabulary for layer in loaded.layers):
+        parts["vocabulary"] = projection.model_dump(include={"rank", "ranks", "seed"})
 
     def made(windows: np.ndarray) -> list[dict[str, np.ndarray]]:
         passes = StoredPasses(store, model, corpus, None, curvature, batch_tokens, windows, fingerprint(parts))
+        passes = replace(passes, projection=projection)
         return [covariances.arrays for covariances in passes.result(covariance_sums)]
 
     return _stored(store, parts, layer_table(projections), documents, curvature, made)
+
+
+def _refuse_large(projections: Sequence[LayerProjection]) -> None:
+    for entry in projections:
+        largest = max(entry.k_in, entry.k_out)
+        n_bytes = 8 * largest**2
+        if n_bytes > MAX_COVARIANCE_BYTES:
+            raise InputError(
+                f"layer {entry.name} has a side of {largest:,} dimensions, whose covariance takes {n_bytes / 1e9:.0f} "
+                f"GB: pass another {setting('projection.kind')} or {setting('curvature.kind')} fisher, or exclude it "
+                f"with {setting('model.exclude')}"
+            )
 
 
 def fit_matrices(

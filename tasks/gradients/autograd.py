@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers.pytorch_utils import Conv1D
 
 from dataworth.tasks.capture.passes import gradient_rows
 from dataworth.tasks.corpus.batches import batches_by_length, padded_batch
@@ -30,13 +29,7 @@ def comparable_layers(layers: Sequence[TrackedLayer], count: int) -> list[Tracke
         layers: of the model.
         count: at most so many.
     """
-    plain = [
-        layer
-        for layer in layers
-        if isinstance(getattr(layer.module, "weight", None), nn.Parameter)
-        and layer.module.weight.is_floating_point()  # type: ignore[operator]  # a parameter, see above
-        and layer.n_inputs * layer.n_outputs <= MAX_ENTRIES
-    ]
+    plain = [layer for layer in layers if layer.is_plain and layer.n_inputs * layer.n_outputs <= MAX_ENTRIES]
     places = np.unique(np.linspace(0, len(plain) - 1, min(count, len(plain))).round().astype(int))
     return [plain[place] for place in places]
 
@@ -84,7 +77,7 @@ def _by_autograd(
     loaded: LoadedModel, layers: Sequence[TrackedLayer], ids: Tensor, label: int
 ) -> Float[np.ndarray, " c"]:
     """The gradient of one text's loss, without padding, mask, hooks or a split of the model."""
-    parameters = {id(p): p for layer in layers for p in layer.module.parameters(recurse=False)}
+    parameters = {id(p): p for layer in layers for p in layer.parameters.values()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     try:
@@ -105,13 +98,9 @@ def _by_autograd(
 
 def _flat(layer: TrackedLayer, by_parameter: Mapping[int, Tensor | None]) -> np.ndarray:
     """(n_outputs * n_inputs,) of one layer, the bias as its last column; zeros where it has no part."""
-    parts = []
-    for name in ("weight", "bias"):
-        parameter = getattr(layer.module, name, None)
-        if parameter is not None:
-            gradient = by_parameter[id(parameter)]
-            gradient = torch.zeros_like(parameter) if gradient is None else gradient
-            gradient = gradient[:, None] if name == "bias" else gradient
-            parts.append(gradient.T if name == "weight" and isinstance(layer.module, Conv1D) else gradient)
-    flat: np.ndarray = torch.cat(parts, dim=1).flatten().float().cpu().numpy()
+    gradients = []
+    for parameter in layer.parameters.values():
+        gradient = by_parameter[id(parameter)]
+        gradients.append(torch.zeros_like(parameter) if gradient is None else gradient)
+    flat: np.ndarray = layer.matrix(gradients).flatten().float().cpu().numpy()
     return flat

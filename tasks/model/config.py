@@ -46,6 +46,11 @@ class _Loading(Configuration):
         "auto",
         description="Of a model with LoRA adapters: track only those, or none of them (the layers below); auto: only.",
     )
+    parameters: Literal["linear", "all"] = Field(
+        "linear",
+        description="Whose gradients are kept: linear, of the linear layers between embeddings and head; all: also of "
+        "embeddings, head, and vectors such as norms have.",
+    )
     shard: bool = Field(
         False,
         description="Spread the weights over the processes torchrun started (FSDP2), for a model larger than one.",
@@ -68,8 +73,9 @@ class ModelConfig(_Loading):
     @property
     def identity(self) -> dict[str, Any]:
         """What results were always kept under, and of what can be chosen since then, what was."""
-        kept: dict[str, Any] = self.model_dump(mode="json", exclude={"tokenizer", "point"})
+        kept: dict[str, Any] = self.model_dump(mode="json", exclude={"tokenizer", "point", "parameters"})
         chosen = {} if self.tokenizer is None else {"tokenizer": self.tokenizer}
+        chosen |= {} if self.parameters == "linear" else {"parameters": self.parameters}
         return kept | chosen | ({"point": self.point} if self.point in ("base", "both") else {})
 
 

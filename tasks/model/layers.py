@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
+from dataworth.tasks.capture.hooks import Use
+from dataworth.tasks.capture.uses import Vector
 from dataworth.tasks.model.adapters import ADAPTER_PARTS
 
 __all__ = ["Coverage", "TrackedLayer", "batch_second", "coverage", "tracked_layers"]
@@ -18,20 +21,23 @@ __all__ = ["Coverage", "TrackedLayer", "batch_second", "coverage", "tracked_laye
 
 @dataclass(frozen=True)
 class TrackedLayer:
-    """A linear layer y = W x (+ b).
+    """Parameters W, of which a part of the model makes W x, for vectors x it reads.
 
     Args:
-        name: the module's name in the model, the first one where several share the weight.
-        modules: linear modules of one weight, most often a single one: nn.Linear, Conv1D with its transposed weight,
-            or a linear layer of another kind (quantised) that says `in_features` and `out_features`.
+        name: the module's name in the model, the first one where several share the weight; of a vector the parameter's.
+        modules: modules of one weight, most often a single one: nn.Linear, Conv1D with its transposed weight, a linear
+            layer of another kind (quantised) that says `in_features` and `out_features`; nn.Embedding, whose rows are
+            the outputs; or a module with a vector.
         n_inputs: columns of W, plus one for the bias where there is one (x then carries a trailing 1).
         n_outputs: rows of W.
+        vector: W is one column, a vector of the module that its output is affine in, entry by entry.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
     n_inputs: int
     n_outputs: int
+    vector: Vector | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -40,7 +46,50 @@ class TrackedLayer:
 
     @property
     def has_bias(self) -> bool:
+        if self.vector is not None or any(isinstance(module, nn.Embedding) for module in self.modules):
+            return False  # that of a head whose weight is also a table is a vector of its own
         return getattr(self.module, "bias", None) is not None
+
+    @property
+    def is_vocabulary(self) -> bool:
+        """Its outputs are the rows of a table, such as tokens: too many for a covariance."""
+        return any(isinstance(module, nn.Embedding) for module in self.modules)
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """What a capture hooks."""
+        return self.modules if self.vector is None else (self.vector,)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Weight, and bias where there is one, by their names in the model; quantised ones are not among them."""
+        if self.vector is not None:
+            return {self.name: self.module.get_parameter(self.vector.parameter)}
+        parts = ("weight", "bias") if self.has_bias else ("weight",)
+        found = {name: getattr(self.module, name, None) for name in parts}
+        return {
+            f"{self.name}.{name}": tensor
+            for name, tensor in found.items()
+            if isinstance(tensor, Tensor) and tensor.is_floating_point()
+        }
+
+    @property
+    def is_plain(self) -> bool:
+        """Its parameters are numbers that can be read and moved: they are not quantised."""
+        return len(self.parameters) == 1 + self.has_bias
+
+    def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
+        """(n_outputs, n_inputs) of tensors in the shapes of `parameters`: bias last."""
+        first = tensors[0].T if isinstance(self.module, Conv1D) else tensors[0]
+        columns = [first[:, None] if first.dim() == 1 else first, *(bias[:, None] for bias in tensors[1:])]
+        return torch.cat(columns, dim=1)
+
+    def tensors(self, matrix: Tensor) -> list[Tensor]:
+        """The way back from `matrix`."""
+        if self.vector is not None:
+            return [matrix[:, 0]]
+        weight, bias = (matrix[:, :-1], [matrix[:, -1]]) if self.has_bias else (matrix, [])
+        return [weight.T if isinstance(self.module, Conv1D) else weight, *bias]
 
 
 @dataclass(frozen=True)
@@ -102,13 +151,39 @@ def _linear_layers(model: nn.Module) -> list[TrackedLayer]:
     return list(by_weight.values())
 
 
+def _all_layers(model: nn.Module) -> list[TrackedLayer]:
+    """Every linear layer, table of embeddings and vector once, modules that share a weight together."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    found: dict[object, TrackedLayer] = {}
+    for name, module in model.named_modules():
+        shape, apart = _shape(module), True
+        if isinstance(module, nn.Embedding):
+            shape = (module.embedding_dim, module.num_embeddings)
+        if shape is not None:
+            weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+            apart = id(weight) in tables
+            key = (id(module if weight is None else weight), None if apart else id(bias))
+            first = found.get(key)
+            shared = (module,) if first is None else (*first.modules, module)
+            n_inputs = shape[0] + (bias is not None and not apart)
+            found[key] = TrackedLayer(name if first is None else first.name, shared, n_inputs, shape[1])
+        for part, parameter in module.named_parameters(prefix=name, recurse=False):
+            inside = part.rpartition(".")[2]
+            if parameter.dim() != 1 or not parameter.is_floating_point() or not apart or (inside == "weight" and shape):
+                continue
+            vector = Vector(module, inside, scales=inside != "bias")
+            found.setdefault(id(parameter), TrackedLayer(part, (module,), 1, len(parameter), vector))
+    return list(found.values())
+
+
 def tracked_layers(
     model: nn.Module,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     adapters: Literal["auto", "only", "none"] = "auto",
+    parameters: Literal["linear", "all"] = "linear",
 ) -> list[TrackedLayer]:
-    """The linear layers of the transformer's body, in the model's order; the head and embeddings are not among them.
+    """The layers to track, in the model's order.
 
     Args:
         model: a transformers model, or any module (then its linear layers are all body).
@@ -116,17 +191,18 @@ def tracked_layers(
         exclude: patterns of which a name must match none.
         adapters: `only`: the matrices of LoRA adapters; `none`: the layers they adapt and all others; `auto`: adapters
             where the model has any.
+        parameters: `linear`: linear layers of the transformer's body; `all`: also its head, tables of embeddings, and
+            vectors such as norms have.
 
     Raises:
         InputError: a pattern matches no layer, or nothing is left to track.
     """
-    layers = list(_of_kind(_linear_layers(model), adapters))
+    kind = "layers" if parameters == "all" else "linear layers"
+    layers = list(_of_kind(_all_layers(model) if parameters == "all" else _linear_layers(model), adapters))
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             example = f", such as {layers[0].name}" if layers else ""
-            raise InputError(
-                f"the pattern {pattern!r} matches none of the model's {len(layers)} linear layers{example}"
-            )
+            raise InputError(f"the pattern {pattern!r} matches none of the model's {len(layers)} {kind}{example}")
     kept = [
         layer
         for layer in layers
@@ -134,7 +210,7 @@ def tracked_layers(
         and not any(fnmatchcase(layer.name, pattern) for pattern in exclude)
     ]
     if not kept:
-        raise InputError(f"no layer is left to track out of the model's {len(layers)} linear layers of the body")
+        raise InputError(f"no layer is left to track out of the model's {len(layers)} {kind}")
     return kept
 
 
@@ -148,7 +224,7 @@ def _of_kind(layers: list[TrackedLayer], adapters: str) -> Iterator[TrackedLayer
 
 def coverage(model: nn.Module, layers: Sequence[TrackedLayer]) -> Coverage:
     """How many of the model's parameters the tracked layers hold; a quantised weight counts as what it stands for."""
-    tracked = {id(parameter) for layer in layers for m in layer.modules for parameter in m.parameters(recurse=False)}
+    tracked = {id(parameter) for layer in layers for parameter in _held(layer)}
     untracked: dict[str, int] = {}
     seen: set[int] = set()
     for module in model.modules():
@@ -159,6 +235,14 @@ def coverage(model: nn.Module, layers: Sequence[TrackedLayer]) -> Coverage:
             seen.add(id(parameter))
     n_tracked = sum(layer.n_inputs * layer.n_outputs for layer in layers)
     return Coverage(n_tracked + sum(untracked.values()), n_tracked, untracked)
+
+
+def _held(layer: TrackedLayer) -> Iterator[Tensor]:
+    """Parameters that a layer is made of, quantised ones as they are kept."""
+    if layer.vector is not None or any(isinstance(module, nn.Embedding) for module in layer.modules):
+        yield from layer.parameters.values()
+    else:
+        yield from (parameter for module in layer.modules for parameter in module.parameters(recurse=False))
 
 
 def batch_second(model: nn.Module) -> str | None:

@@ -272,7 +272,7 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_
         _move_towards(model, config, towards_base)
     model.config.use_cache = False
     identity = model_fingerprint(model)
-    layers = tracked_layers(model, config.include, config.exclude, config.adapters)
+    layers = tracked_layers(model, config.include, config.exclude, config.adapters, config.parameters)
     if not config.shard and not getattr(model, "is_quantized", False):
         nn.Module.to(model, device)
     parts = whole(model) if config.shard or labels is not None else halves(model)

@@ -50,7 +50,7 @@ def gradient_capture(
         projections: one a layer, in the same order.
         dtype: of the rows.
     """
-    modules = [layer.modules for layer in model.layers]
+    modules = [layer.uses for layer in model.layers]
     return GradientCapture(modules, projections, dtype, may_idle=model.reading.may_idle)
 
 

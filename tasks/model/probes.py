@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from dataworth.tasks.capture.gradients import GradientCapture
 from dataworth.tasks.capture.hooks import CaptureError
 from dataworth.tasks.capture.passes import gradient_rows
+from dataworth.tasks.capture.uses import is_affine, looked_up
 from dataworth.tasks.model.halves import Halves
 from dataworth.tasks.model.layers import TrackedLayer
 from dataworth.tasks.model.reading import Batching
@@ -74,6 +75,7 @@ class _Corner:
         name: of the layer.
         inputs, outputs: (n_inputs, k) and (n_outputs, k) random directions.
         has_bias: the input carries a trailing 1.
+        reads_tokens: it reads all tokens of a text, padding too; a head reads those that predict, vectors do not mind.
         lengths: gets how many tokens an example's input was seen to have, where its output had a gradient.
     """
 
@@ -81,6 +83,7 @@ class _Corner:
     inputs: Tensor
     outputs: Tensor
     has_bias: bool
+    reads_tokens: bool
     lengths: set[int]
 
     @property
@@ -93,9 +96,15 @@ class _Corner:
             return activation @ inputs
         return activation @ inputs[:-1] + inputs[-1]
 
-    def projected_gradient(self, output_gradient: Tensor, projected_activation: Tensor) -> Tensor:
-        self.lengths.add(output_gradient.shape[1])
-        return torch.bmm((output_gradient @ self.outputs.to(output_gradient)).mT, projected_activation).flatten(1)
+    def projected_output_gradient(self, output_gradient: Tensor) -> Tensor:
+        return output_gradient @ self.outputs.to(output_gradient)
+
+    def looked_up(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.outputs.to(ids.device, dtype)[ids]
+
+    def gradient(self, outputs: Tensor, inputs: Tensor) -> Tensor:
+        self.lengths.add(outputs.shape[1] if self.reads_tokens else 1)
+        return torch.bmm(outputs.mT, inputs).flatten(1)
 
 
 class Probe:
@@ -126,12 +135,14 @@ class Probe:
         self._parts, self._layers, self._rows = parts, layers, rows
         self._classifies, self._device = classifies, device
         generator = torch.Generator().manual_seed(0)
+        head = set(parts.head.modules()) if isinstance(parts.head, nn.Module) else set()
         self._corners = [
             _Corner(
                 layer.name,
                 torch.randn(layer.n_inputs, self.N_DIRECTIONS, generator=generator),
                 torch.randn(layer.n_outputs, self.N_DIRECTIONS, generator=generator),
                 layer.has_bias,
+                layer.vector is None and not any(module in head for module in layer.modules),
                 set(),
             )
             for layer in layers
@@ -149,7 +160,7 @@ class Probe:
             mask[place, : len(self._rows[number])] = 1
         labels = torch.zeros(len(numbers), dtype=torch.int64) if self._classifies else ids.masked_fill(mask == 0, -100)
         batch = [tensor.to(self._device) for tensor in (ids, mask, labels)]
-        modules = [layer.modules for layer in self._layers]
+        modules = [layer.uses for layer in self._layers]
         with torch.enable_grad(), GradientCapture(modules, self._corners, may_idle=True) as capture:
             rows, _ = gradient_rows(*self._parts, capture, *batch)
         return rows.double().cpu().view(len(numbers), len(self._layers), -1)
@@ -249,21 +260,41 @@ def usable_positions(run: Callable[[], Any], n_tokens: int) -> int | None:
 
 @torch.no_grad()
 def plain_layers(run: Callable[[], Any], layers: Sequence[TrackedLayer]) -> list[TrackedLayer]:
-    """The layers that are y = W x + b of their first input; one of a kind of its own may scale, group or route.
+    """The layers that are what they seem: y = W x + b of their first input, rows of a table, entries that scale.
+
+    One of a kind of its own may scale, group or route.
 
     Args:
         run: one pass over a row of tokens.
         layers: of the model.
     """
     other: set[str] = set()
+    is_asking = False
 
-    def look(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+    def look(
+        layer: TrackedLayer, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> None:
+        nonlocal is_asking
+        if is_asking:
+            return
         given = inputs[0] if inputs else next(iter(named.values()), None)
-        if not isinstance(given, Tensor) or not isinstance(output, Tensor) or not _is_linear(module, given, output):
-            other.add(name)
+        is_asking = True
+        try:
+            if not isinstance(given, Tensor) or not isinstance(output, Tensor):
+                is_plain = False
+            elif layer.vector is not None:
+                is_plain = is_affine(layer.vector, partial(module, *inputs, **named))
+            elif isinstance(module, nn.Embedding):
+                is_plain = looked_up(module, given, output, partial(module, *inputs, **named)) is not None
+            else:
+                is_plain = _is_linear(module, given, output)
+        finally:
+            is_asking = False
+        if not is_plain:
+            other.add(layer.name)
 
     handles = [
-        module.register_forward_hook(partial(look, layer.name), with_kwargs=True)
+        module.register_forward_hook(partial(look, layer), with_kwargs=True)
         for layer in layers
         for module in layer.modules
     ]

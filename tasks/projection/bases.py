@@ -6,6 +6,7 @@ expectation; coordinate masks and FactGraSS, Hu et al. 2025 (arXiv 2505.18976).
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol, runtime_checkable
 
@@ -21,6 +22,7 @@ from dataworth.tasks.projection.sketch import SparseSketch
 __all__ = [
     "Covariances",
     "LayerShape",
+    "covariance_space",
     "layer_projection",
     "layer_rank",
     "leading_basis",
@@ -52,6 +54,9 @@ class LayerShape(Protocol):
 
     @property
     def has_bias(self) -> bool: ...
+
+    @property
+    def is_vocabulary(self) -> bool: ...
 
 
 def _generator(layer: str, part: str, seed: int) -> np.random.Generator:
@@ -124,6 +129,7 @@ def layer_projection(
     has_bias: bool,
     config: ProjectionConfig,
     covariances: Covariances | None = None,
+    is_vocabulary: bool = False,
 ) -> LayerProjection:
     """The projection of one layer; a side that would keep everything is left as it is.
 
@@ -134,12 +140,15 @@ def layer_projection(
         has_bias: of the layer.
         config: kind, rank and seed.
         covariances: of its inputs and of its output gradients, for pca bases.
+        is_vocabulary: its outputs are tokens. Where others are pca, theirs are random: the leading eigenvectors would
+            be the most frequent tokens, and say nothing of the rare ones, in which texts differ.
     """
     k_in, k_out = layer_rank(layer, n_inputs, config), layer_rank(layer, n_outputs, config)
     if config.kind != "factgrass":
         of_inputs, of_outputs = covariances or (None, None)
         input_side = _side(layer, "input", n_inputs, k_in, config, of_inputs)
-        output_side = _side(layer, "output", n_outputs, k_out, config, of_outputs)
+        by = config.model_copy(update={"kind": "random"}) if is_vocabulary and config.kind == "pca" else config
+        output_side = _side(layer, "output", n_outputs, k_out, by, of_outputs)
         return LayerProjection(layer, n_inputs, n_outputs, has_bias, input_side, output_side)
     input_side = _side(layer, "input", n_inputs, min(n_inputs, round(FACTGRASS_WIDTH * k_in)), config)
     output_side = _side(layer, "output", n_outputs, min(n_outputs, round(FACTGRASS_WIDTH * k_out)), config)
@@ -163,9 +172,27 @@ def projections_of(
         config: kind, rank and seed.
         covariances: by layer name, for pca bases.
     """
-    return [
-        layer_projection(
-            layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias, config, (covariances or {}).get(layer.name)
-        )
-        for layer in layers
-    ]
+    return [_of(layer, config, (covariances or {}).get(layer.name)) for layer in layers]
+
+
+def covariance_space(layers: Sequence[LayerShape], config: ProjectionConfig) -> list[LayerProjection]:
+    """The space in which covariances are fitted: the whole one, but for outputs that are tokens where others are pca.
+
+    Args:
+        layers, config: as in `projections_of`.
+    """
+    whole = config.model_copy(update={"kind": "identity"})
+    is_pca = config.kind == "pca"
+    found = []
+    for layer in layers:
+        entry = _of(layer, whole)
+        if is_pca and layer.is_vocabulary:
+            random = _of(layer, config.model_copy(update={"kind": "random"}))
+            entry = replace(entry, output_side=random.output_side)
+        found.append(entry)
+    return found
+
+
+def _of(layer: LayerShape, config: ProjectionConfig, covariances: Covariances | None = None) -> LayerProjection:
+    shape = (layer.name, layer.n_inputs, layer.n_outputs, layer.has_bias)
+    return layer_projection(*shape, config, covariances, layer.is_vocabulary)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dataworth.storage.layer_table import Layer
@@ -83,28 +83,25 @@ class LayerProjection:
         """B d for every token."""
         return self.output_side.projected(output_gradient, trailing_one=False)
 
-    def projected_gradient(
-        self, output_gradient: Float[Tensor, "n t o"], projected_activation: Float[Tensor, "n t k"]
-    ) -> Float[Tensor, "n c"]:
+    def looked_up(self, ids: Int[Tensor, "n t"], dtype: torch.dtype) -> Float[Tensor, "n t k"]:
+        """B d for every token of a table of rows, where d is a 1 at the token's number."""
+        return self.output_side.looked_up(ids, dtype)
+
+    def gradient(self, outputs: Float[Tensor, "n t j"], inputs: Float[Tensor, "n t k"]) -> Float[Tensor, "n c"]:
         """(n, n_columns): sum over tokens of (B d_t) (A x_t)^T of each example, one matrix product an example."""
-        projected = self.projected_output_gradient(output_gradient)
-        rows = torch.bmm(projected.transpose(1, 2), projected_activation).flatten(1)
+        rows = torch.bmm(outputs.transpose(1, 2), inputs).flatten(1)
         return rows if self.sketch is None else self.sketch.sketched(rows)
 
     def gradient_products(
-        self,
-        output_gradient: Float[Tensor, "n t o"],
-        projected_activation: Float[Tensor, "n t k"],
-        directions: Float[Tensor, "m c"],
+        self, outputs: Float[Tensor, "n t j"], inputs: Float[Tensor, "n t k"], directions: Float[Tensor, "m c"]
     ) -> Float[Tensor, "n m"]:
         """(n, m) products of projected gradients with directions; without a sketch no gradient is held."""
         if self.sketch is not None:
-            parts = zip(output_gradient.split(AT_ONCE), projected_activation.split(AT_ONCE), strict=True)
-            return torch.cat([self.projected_gradient(*part).to(directions.dtype) @ directions.T for part in parts])
-        projected = self.projected_output_gradient(output_gradient).to(directions.dtype)
-        activation = projected_activation.to(directions.dtype)
+            parts = zip(outputs.split(AT_ONCE), inputs.split(AT_ONCE), strict=True)
+            return torch.cat([self.gradient(*part).to(directions.dtype) @ directions.T for part in parts])
+        outputs, inputs = outputs.to(directions.dtype), inputs.to(directions.dtype)
         matrices = directions.view(len(directions), self.k_out, self.k_in)
-        return torch.stack([((projected @ each) * activation).sum(dim=(1, 2)) for each in matrices], dim=1)
+        return torch.stack([((outputs @ each) * inputs).sum(dim=(1, 2)) for each in matrices], dim=1)
 
 
 def projected_weights(projection: LayerProjection, weights: Float[Tensor, "o i"]) -> Float[np.ndarray, " c"]:

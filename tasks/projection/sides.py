@@ -9,9 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import embedding, linear, one_hot, pad
 
 __all__ = ["BasisSide", "CoordinateSide", "IdentitySide", "Side", "side_matrices", "stored_side"]
 
@@ -27,6 +27,9 @@ class Side(Protocol):
     def projected(self, vectors: Tensor, *, trailing_one: bool) -> Tensor:
         """(…, n or n - 1) → (…, k); `trailing_one`: the last of the n dimensions is a 1 that the vectors lack."""
 
+    def looked_up(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """(n, t) → (n, t, k): of vectors that are 1 at one place and 0 elsewhere."""
+
     def to(self, device: torch.device, dtype: torch.dtype) -> "Side":
         """The same side on a device, in the model's data type."""
 
@@ -40,6 +43,10 @@ class IdentitySide:
     def projected(self, vectors: Float[Tensor, "... n"], *, trailing_one: bool) -> Float[Tensor, "... k"]:
         """The vectors, with the trailing 1 where they lack it."""
         return pad(vectors, (0, 1), value=1.0) if trailing_one else vectors
+
+    def looked_up(self, ids: Int[Tensor, "n t"], dtype: torch.dtype) -> Float[Tensor, "n t k"]:
+        """The vectors themselves."""
+        return one_hot(ids, self.size).to(dtype)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "IdentitySide":
         """Itself."""
@@ -61,6 +68,10 @@ class BasisSide:
         if trailing_one:
             return linear(vectors, self.basis[:, :-1], self.basis[:, -1])
         return linear(vectors, self.basis)
+
+    def looked_up(self, ids: Int[Tensor, "n t"], dtype: torch.dtype) -> Float[Tensor, "n t k"]:
+        """Columns of the basis."""
+        return embedding(ids, self.basis.T).to(dtype)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "BasisSide":
         """The same basis elsewhere."""
@@ -92,6 +103,12 @@ class CoordinateSide:
         kept = vectors.flatten(0, -2).index_select(1, chosen).mul_(scale)
         kept = pad(kept, (0, 1), value=scale) if has_one else kept
         return kept.view(*vectors.shape[:-1], self.size)
+
+    def looked_up(self, ids: Int[Tensor, "n t"], dtype: torch.dtype) -> Float[Tensor, "n t k"]:
+        """1, scaled, where the place is among the chosen ones."""
+        places = torch.searchsorted(self.index, ids).clamp_(max=self.size - 1)
+        scale = (self.index[places] == ids).to(dtype) * (self.n / self.size) ** 0.5
+        return one_hot(places, self.size).to(dtype) * scale[..., None]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "CoordinateSide":
         """The same coordinates elsewhere."""

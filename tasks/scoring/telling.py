@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dataworth.storage.corpus import CorpusStore
+from dataworth.tasks.capture.hooks import Use
 from dataworth.tasks.capture.losses import IGNORED
 from dataworth.tasks.capture.passes import backward_losses
 from dataworth.tasks.capture.positions import PositionCapture, ProductCapture
@@ -51,7 +52,7 @@ class Teller:
         """
         batch = self._batch(corpus, window)
         with PositionCapture(*self._captured, self._rows(directions), int(batch[0].shape[1])) as capture:
-            backward_losses(*self.model.halves, *batch)
+            backward_losses(*self.model.halves, *batch, capture)
             found = capture.products
         return _at_targets(found, predicts=self.model.n_classes is None).cpu().numpy()
 
@@ -80,7 +81,7 @@ class Teller:
             copies = (input_ids.repeat(len(some), 1), mask.repeat(len(some), 1), own)
             try:
                 with ProductCapture(*self._captured, self._rows(directions), len(some)) as capture:
-                    backward_losses(*self.model.halves, *copies)
+                    backward_losses(*self.model.halves, *copies, capture)
                     found[some.cpu().numpy()] = capture.products.cpu().numpy()
             except torch.OutOfMemoryError:
                 if at_once == 1:
@@ -98,8 +99,8 @@ class Teller:
         )
 
     @property
-    def _captured(self) -> tuple[list[tuple[torch.nn.Module, ...]], Sequence[LayerProjection]]:
-        return [layer.modules for layer in self.model.layers], self.projections
+    def _captured(self) -> tuple[list[tuple[Use, ...]], Sequence[LayerProjection]]:
+        return [layer.uses for layer in self.model.layers], self.projections
 
     def _batch(self, corpus: CorpusStore, window: int) -> tuple[Tensor, Tensor, Tensor]:
         return corpus_batch(corpus, np.array([window]), self.model.device, self.model.reading.pad_token)

@@ -30,7 +30,7 @@ def _one_layer(kind: str, rank: int) -> Callable[[], None]:
     activation, gradient = (torch.randn(BATCH, TOKENS, WIDTH, generator=generator) for _ in range(2))
 
     def project() -> None:
-        projection.projected_gradient(gradient, projection.projected_activation(activation))
+        projection.gradient(projection.projected_output_gradient(gradient), projection.projected_activation(activation))
 
     return project
 

@@ -30,7 +30,8 @@ class Pipeline:
     def __init__(
         self, store, checkpoint, corpus_file, queries_file, projection, curvature, gradients=PRECISE, fields=()
     ):
-        self.store, self.model = str(store), ModelConfig(name=str(checkpoint), exclude=projection.pop("exclude", []))
+        of_model = {name: projection.pop(name) for name in ("exclude", "parameters") if name in projection}
+        self.store, self.model = str(store), ModelConfig(name=str(checkpoint), **of_model)
         corpus_config = CorpusConfig(files=[str(corpus_file)], max_length=MAX_LENGTH, fields=list(fields))
         self.curvature_config = curvature
         self.corpus = prepare_corpus(self.store, self.model, corpus_config)
@@ -38,7 +39,9 @@ class Pipeline:
         self.covariances = None
         factored = projection["kind"] == "identity" and curvature.kind in ("kfac", "ekfac")
         if projection["kind"] == "pca" or factored:
-            self.covariances = fit_covariances(self.store, self.model, self.corpus, curvature, gradients.batch_tokens)
+            of_bases = ProjectionConfig(**projection)
+            tokens = gradients.batch_tokens
+            self.covariances = fit_covariances(self.store, self.model, self.corpus, curvature, tokens, of_bases)
         self.bases = make_bases(self.store, self.model, ProjectionConfig(**projection), self.covariances)
         self.curvature = None
         if curvature.kind != "none":

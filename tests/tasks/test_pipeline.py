@@ -70,23 +70,26 @@ def test_scores_equal_the_dense_computation(tmp_path, checkpoints, corpus_file, 
     assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, in_nats(pipeline, expected)))
 
 
+def drawn_examples(pipeline, model, draws):
+    """Every window under each draw of its labels: the same numbers as in a run, each example by itself."""
+    corpus, found = CorpusStore.open(pipeline.corpus), []
+    for window, (ids, labels) in enumerate(tokens_of(pipeline.corpus)):
+        document = corpus.windows["document"][window]
+        place = int(window - corpus.first_windows[document])
+        of_window = ([corpus.contents[document]], [place], [len(ids) - 1], draws)
+        uniforms = torch.from_numpy(label_uniforms(*of_window, pipeline.curvature_config.seed))
+        drawn, _ = drawn_labels(uniforms)(model(input_ids=ids[None]).logits[0, :-1], slice(0, len(ids) - 1))
+        found += [(ids, torch.cat([labels[:1], own])) for own in drawn]
+    return found
+
+
 def test_scores_with_sampled_labels_equal_the_dense_computation(tmp_path, checkpoints, corpus_file, queries_file):
     curvature = CurvatureConfig(labels="sampled", draws=3, damping=DampingConfig(rule="absolute", value=0.5))
     pipeline = Pipeline(tmp_path, checkpoints["llama"], corpus_file, queries_file, {"kind": "identity"}, curvature)
     model, gradients = reference(pipeline, checkpoints["llama"])
-    corpus_store = CorpusStore.open(pipeline.corpus)
-    # The same numbers, each example by itself.
-    in_float32 = model.float()
-    drawn_examples = []
-    for window, (ids, labels) in enumerate(tokens_of(pipeline.corpus)):
-        document = corpus_store.windows["document"][window]
-        place = int(window - corpus_store.first_windows[document])
-        uniforms = label_uniforms([corpus_store.contents[document]], [place], [len(ids) - 1], 3, curvature.seed)
-        logits = in_float32(input_ids=ids[None]).logits[0, :-1]
-        drawn, _ = drawn_labels(torch.from_numpy(uniforms))(logits, slice(0, len(ids) - 1))
-        drawn_examples += [(ids, torch.cat([labels[:1], own])) for own in drawn]
+    examples = drawn_examples(pipeline, model.float(), 3)
     model.double()
-    fisher = mean_outer(gradients(drawn_examples))
+    fisher = mean_outer(gradients(examples))
     corpus, queries = (gradients(tokens_of(ref)) for ref in (pipeline.corpus, pipeline.queries))
     expected = dense_scores(queries, corpus, fisher, 0.5)
     assert_same_scores(matrix_by_id(pipeline.scores(), 2), document_scores(pipeline, in_nats(pipeline, expected)))

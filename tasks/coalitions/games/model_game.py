@@ -170,8 +170,7 @@ def _origin(
     coordinates: Sequence[np.ndarray | None],
 ) -> list[np.ndarray]:
     """theta_0 - theta* of each layer, in the coordinates."""
-    parts = ("weight", "bias")
-    names = [f"{layer.name}.{part}" for layer in loaded.layers for part in parts if part == "weight" or layer.has_bias]
+    names = [name for layer in loaded.layers for name in layer.parameters]
     away = base_displacements(loaded.layers, base_weights(model, names))
     displacements = []
     for amount, projection, turn in zip(away, projections, coordinates, strict=True):

@@ -52,7 +52,9 @@ def test_a_rank_that_keeps_everything_is_the_identity(kind, rank):
 
 
 def gradient_of(projection, output_gradient, activation):
-    return projection.projected_gradient(output_gradient, projection.projected_activation(activation))
+    return projection.gradient(
+        projection.projected_output_gradient(output_gradient), projection.projected_activation(activation)
+    )
 
 
 @pytest.mark.parametrize("has_bias", [False, True])

@@ -33,7 +33,7 @@ def test_projected_gradient(n, t, n_in, n_out, k_in, k_out, bias, project_in, pr
         expected = projection.output_side.basis @ expected
     if project_in:
         expected = expected @ projection.input_side.basis.T
-    found = projection.projected_gradient(d, projection.projected_activation(x))
+    found = projection.gradient(projection.projected_output_gradient(d), projection.projected_activation(x))
     torch.testing.assert_close(found, expected.flatten(1))
     assert found.shape[1] == projection.n_columns
 
