@@ -43,8 +43,8 @@ LENGTHS = (9, 5, 9)
 # up to 1.3e-5 where two passes should agree, from 3.7e-2 where one is wrong.
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
 ROUNDING_OF_HALF = 0.1
-# A fine-tuned model of 30 layers was met whose gradients of one text change by up to 5.7e-3 with the number of its
-# copies in a batch, whatever else is there: so much is rounding where the copies, too, are that far from the text alone.
+# Of a fine-tuned model of 30 layers gradients of one text change by up to 5.7e-3 with the number of its copies in a
+# batch, whatever else is there: so much is rounding where the copies, too, are that far from the text alone.
 ROUNDING_OF_COPIES = {torch.float64: 1e-5, torch.float32: 2e-2}
 ROUNDING_OF_COPIES_OF_HALF = 0.2
 # The same of what is computed twice in the same shapes: causal models differ by nothing at all, or by the order in
