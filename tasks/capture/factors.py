@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from dataworth.tasks.capture.heads import Rows
 from dataworth.tasks.capture.hooks import LayerCapture, SideName, Sides, Use
 
 __all__ = ["FactorCapture", "SizedSides"]
@@ -46,22 +47,30 @@ class FactorCapture(LayerCapture):
             self.sums[f"input {number}"] = torch.zeros(entry.k_in, entry.k_in, dtype=torch.float64)
             self.sums[f"output {number}"] = torch.zeros(entry.k_out, entry.k_out, dtype=torch.float64)
 
-    def _kept(self, number: int, side: SideName, projected: Tensor) -> Tensor:
+    def _kept(self, number: int, side: SideName, projected: Tensor, rows: Rows | None = None) -> Tensor:
         n_examples, n_tokens = projected.shape[:2]
         flat = projected.flatten(0, 1)
         counted: float = n_examples * n_tokens
-        if self.tokens is not None and self.tokens.shape == (n_examples, n_tokens):
-            flat = flat * self.tokens.reshape(-1, 1).to(flat.dtype)
-            counted = float(self.tokens.sum())
-        elif self.tokens is not None and number in self._vectors:  # heads of every token, in an order of their own
-            share = float(self.tokens.float().mean())
-            flat, counted = flat * share**0.5, counted * share
+        if self.tokens is not None:
+            is_token = None
+            if rows is not None:
+                is_token = self.tokens[rows.examples, rows.places]
+            elif self.tokens.shape == (n_examples, n_tokens):
+                is_token = self.tokens.reshape(-1)
+            if is_token is not None:
+                flat, counted = flat * is_token[:, None].to(flat.dtype), float(is_token.sum())
+            elif number in self._vectors:  # heads of every token, in an order of their own
+                share = float(self.tokens.float().mean())
+                flat, counted = flat * share**0.5, counted * share
         self._add(number, side, flat)
         self.sums["n_tokens"][number] += counted
         return projected.new_empty(0)
 
     def _arrived(self, number: int, side: SideName, kept: Tensor, projected: Tensor) -> None:
         self._add(number, side, projected.flatten(0, 1))
+
+    def _of_rows(self, number: int, inputs: Tensor, outputs: Tensor, rows: Rows) -> None:
+        self._add(number, "output", outputs)
 
     def _add(self, number: int, side: SideName, vectors: Tensor) -> None:
         name = f"{side} {number}"
@@ -75,8 +84,9 @@ class FactorCapture(LayerCapture):
         """
         total = self.sums if sums is None else sums
         counts = total["n_tokens"]
-        if not bool((counts > 0).all()):
+        if not bool((counts > 0).any()):
             raise ValueError("the covariances of no token are not defined")
+        counts = counts.clamp(min=1)  # an expert that no token was sent to: zeros
         return [
             (total[f"input {number}"] / float(count), total[f"output {number}"] / float(count))
             for number, count in enumerate(counts)

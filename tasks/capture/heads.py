@@ -1,7 +1,8 @@
-"""The head of a language model reads the states that predict something, in pieces: whose they are, and what it met.
+"""Layers that read some of a batch's tokens only, and whose those are: heads, experts.
 
-Each piece is taken forward and, for every draw of its labels, backward at once (see capture/losses.py), before the
-losses' own backward pass asks for any of it. What a capture projected of both sides waits here until then.
+The head of a language model reads the states that predict something, in pieces. Each piece is taken forward and, for
+every draw of its labels, backward at once (see capture/losses.py), before the losses' own backward pass asks for any of
+it. What a capture projected of both sides waits here until then.
 """
 
 from collections.abc import Callable
@@ -11,15 +12,43 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["HeadTargets"]
+__all__ = ["HeadTargets", "Rows"]
 
 
-class HeadTargets:
+class Rows:
+    """Vectors of some tokens of a batch, one a row.
+
+    Args:
+        examples, places: (p,) of each: the example, and its place among the example's tokens.
+        n_examples: of the batch.
+    """
+
+    def __init__(self, examples: Int[Tensor, " p"], places: Int[Tensor, " p"], n_examples: int) -> None:
+        self.examples, self.places, self.n_examples = examples, places, n_examples
+
+    @cached_property
+    def _slots(self) -> tuple[Tensor, int]:
+        """(p,) of each row among its example's, and the most that an example has."""
+        counts = torch.bincount(self.examples, minlength=self.n_examples)
+        first = counts.cumsum(0) - counts
+        order = torch.argsort(self.examples, stable=True)
+        slots = torch.empty_like(order)
+        slots[order] = torch.arange(len(order), device=order.device) - first[self.examples[order]]
+        return slots, int(counts.max())
+
+    def by_example(self, vectors: Float[Tensor, "p k"]) -> Float[Tensor, "n t k"]:
+        """The vectors of each example, filled up with zeros."""
+        slots, most = self._slots
+        filled = vectors.new_zeros(self.n_examples, most, vectors.shape[1])
+        filled[self.examples, slots] = vectors
+        return filled
+
+
+class HeadTargets(Rows):
     """The targets of one batch, and both sides of the layers that its head is made of.
 
     Args:
-        examples, places: (p,) of each target: the example, and its place among the example's tokens.
-        n_examples: of the batch.
+        examples, places, n_examples: of the targets, in their order.
         arrived: gets, for a layer, its inputs (p, k), its outputs (p, k) and these targets.
     """
 
@@ -28,9 +57,9 @@ class HeadTargets:
         examples: Int[Tensor, " p"],
         places: Int[Tensor, " p"],
         n_examples: int,
-        arrived: Callable[[int, Tensor, Tensor, "HeadTargets"], None],
+        arrived: Callable[[int, Tensor, Tensor, Rows], None],
     ) -> None:
-        self.examples, self.places, self.n_examples = examples, places, n_examples
+        super().__init__(examples, places, n_examples)
         self._arrived = arrived
         self._draw: int | None = None
         self._met: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
@@ -58,18 +87,3 @@ class HeadTargets:
         for number, layer in [key for key in self._met if key[0] == draw]:
             inputs, outputs = (torch.cat(parts) for parts in zip(*self._met.pop((number, layer)), strict=True))
             self._arrived(layer, inputs, outputs * outer[:, None].to(outputs.dtype), self)
-
-    @cached_property
-    def _slots(self) -> tuple[Tensor, int]:
-        """(p,) of each target among its example's, and the most that an example has."""
-        counts = torch.bincount(self.examples, minlength=self.n_examples)
-        first = counts.cumsum(0) - counts
-        order = torch.arange(len(self.examples), device=self.examples.device)
-        return order - first[self.examples], int(counts.max())
-
-    def by_example(self, vectors: Float[Tensor, "p k"]) -> Float[Tensor, "n t k"]:
-        """The vectors of each example, which come one after another, filled up with zeros."""
-        slots, most = self._slots
-        filled = vectors.new_zeros(self.n_examples, most, vectors.shape[1])
-        filled[self.examples, slots] = vectors
-        return filled

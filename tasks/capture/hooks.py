@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dataworth.storage.spelling import setting
-from dataworth.tasks.capture.heads import HeadTargets
-from dataworth.tasks.capture.uses import Lookup, Vector, is_affine, looked_up, slope
+from dataworth.tasks.capture.heads import HeadTargets, Rows
+from dataworth.tasks.capture.uses import Lookup, Routed, Vector, is_affine, looked_up, slope
 
 __all__ = ["CaptureError", "LayerCapture", "SideName", "Sides", "Use"]
 
@@ -128,20 +128,27 @@ class LayerCapture(ABC):
             examples, places: (p,) of each state: the example, and its place among the example's tokens.
         """
         n_examples = self._n_examples or (int(examples.max()) + 1 if len(examples) else 1)
-        self._targets = HeadTargets(examples, places, n_examples, self._of_head)
+        self._targets = HeadTargets(examples, places, n_examples, self._of_rows)
         return self._targets
 
-    def _kept(self, number: int, side: SideName, projected: Tensor) -> Tensor:
-        """What to keep of the side that a layer's forward pass shows, (n_examples, n_tokens, k), for the other."""
+    def _kept(self, number: int, side: SideName, projected: Tensor, rows: Rows | None = None) -> Tensor:
+        """What to keep of the side that a layer's forward pass shows, for the other.
+
+        Args:
+            number: of the layer.
+            side: which one.
+            projected: (n_examples, n_tokens, k), or (1, p, k).
+            rows: of which tokens these p are; None: of all.
+        """
         return projected
 
     @abstractmethod
     def _arrived(self, number: int, side: SideName, kept: Tensor, projected: Tensor) -> None:
         """The other side is there, (n_examples, n_tokens, k), on the way back."""
 
-    def _of_head(self, number: int, inputs: Tensor, outputs: Tensor, targets: HeadTargets) -> None:
-        """Both sides of a head that was given targets only, (p, k) each."""
-        self._arrived(number, "output", targets.by_example(inputs), targets.by_example(outputs))
+    def _of_rows(self, number: int, inputs: Tensor, outputs: Tensor, rows: Rows) -> None:
+        """Both sides of a layer that read some tokens only, (p, k) each."""
+        self._arrived(number, "output", rows.by_example(inputs), rows.by_example(outputs))
 
     def _forward_hook(self, number: int, use: Use) -> ForwardHook:
         def keep(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor | None:
@@ -180,7 +187,7 @@ class LayerCapture(ABC):
         if self._targets is not None and self._targets.is_asked:
             read = given.new_ones(len(given), 1) if isinstance(use, Vector) else given
             inputs = sides.projected_activation(read[None])
-            self._kept(number, "input", inputs)
+            self._kept(number, "input", inputs, self._targets)
             return partial(self._meet_target, number, inputs[0], self._targets)
         if isinstance(use, Vector):
             by_example = self._by_example(output, name)
@@ -191,6 +198,10 @@ class LayerCapture(ABC):
             ones = sides.projected_activation(by_example.new_ones(n_examples, n_tokens, 1))
             kept = self._kept(number, "input", ones)
             return partial(self._meet, _Waiting(number, "output", kept, n_examples, n_tokens, factor))
+        if isinstance(use, Routed):
+            rows, inputs = self._rows_of(use, name), sides.projected_activation(given[None])
+            self._kept(number, "input", inputs, rows)
+            return partial(self._meet_rows, number, inputs[0], rows)
         inputs = self._by_example(given, name)
         kept = self._kept(number, "input", sides.projected_activation(inputs))
         return partial(self._meet, _Waiting(number, "output", kept, inputs.shape[0], inputs.shape[1]))
@@ -245,6 +256,21 @@ class LayerCapture(ABC):
     @torch.no_grad()
     def _meet_target(self, number: int, inputs: Tensor, targets: HeadTargets, gradient: Tensor) -> None:
         targets.add(number, inputs, self._sides[number].projected_output_gradient(gradient))
+
+    @torch.no_grad()
+    def _meet_rows(self, number: int, inputs: Tensor, rows: Rows, gradient: Tensor) -> None:
+        self._of_rows(number, inputs, self._sides[number].projected_output_gradient(gradient), rows)
+
+    def _rows_of(self, layer: Routed, name: str) -> Rows:
+        """Whose tokens a layer was given."""
+        n_examples = self._n_examples or (None if self._shape is None else self._shape[0])
+        if layer.tokens is None or n_examples is None or layer.n_tokens % n_examples:
+            raise CaptureError(
+                f"layer {name} reads some tokens of which nobody says whose they are: exclude it with "
+                f"{setting('model.exclude')}"
+            )
+        n_tokens = layer.n_tokens // n_examples
+        return Rows(layer.tokens // n_tokens, layer.tokens % n_tokens, n_examples)
 
     def _for_each_example(self, ids: Tensor, output: Tensor) -> Tensor:
         """A table's output, once for every example where it is one for all: of positions."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dataworth.tasks.capture.heads import HeadTargets
+from dataworth.tasks.capture.heads import Rows
 from dataworth.tasks.capture.hooks import LayerCapture, SideName, Sides, Use
 
 __all__ = ["PositionCapture", "ProductCapture", "Products"]
@@ -57,7 +57,10 @@ class ProductCapture(LayerCapture):
     def _add(self, number: int, side: SideName, kept: Tensor, projected: Tensor, rows: slice | Tensor) -> None:
         outputs, inputs = (projected, kept) if side == "output" else (kept, projected)
         found = self._projections[number].gradient_products(outputs, inputs, self._directions[number])
-        self.products[rows] += found.double()
+        if isinstance(rows, slice):
+            self.products[rows] += found.double()
+        else:  # a token may come to several experts, but to each one once
+            self.products.index_add_(0, rows, found.double())
 
 
 class PositionCapture(ProductCapture):
@@ -88,5 +91,5 @@ class PositionCapture(ProductCapture):
         else:
             self._add(number, side, kept, projected, slice(self._n_positions, None))
 
-    def _of_head(self, number: int, inputs: Tensor, outputs: Tensor, targets: HeadTargets) -> None:
-        self._add(number, "output", inputs[:, None], outputs[:, None], targets.places)
+    def _of_rows(self, number: int, inputs: Tensor, outputs: Tensor, rows: Rows) -> None:
+        self._add(number, "output", inputs[:, None], outputs[:, None], rows.places)

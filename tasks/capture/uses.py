@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Lookup", "Vector", "is_affine", "looked_up", "slope"]
+__all__ = ["Lookup", "Routed", "Vector", "is_affine", "looked_up", "slope"]
 
 # Of what a module gives, how far it may be from what its form says: some compute in float32 whatever their type; half
 # precision rounds by 2^-8.
@@ -63,6 +63,26 @@ def _at(vector: Vector, values: Tensor, run: Callable[[], Tensor]) -> Tensor:
         return run()
     finally:
         parameters[name] = own
+
+
+class Routed(nn.Module):
+    """A linear layer that is given some of a batch's tokens, and knows which.
+
+    tokens: (r,) numbers among all tokens of the batch, example by example, of what it is given now.
+    n_tokens: of the batch.
+    """
+
+    tokens: Tensor | None = None
+    n_tokens: int = 0
+
+    def of_tokens(self, vectors: Tensor, tokens: Tensor, n_tokens: int) -> Tensor:
+        """Its output for the vectors of these tokens."""
+        self.tokens, self.n_tokens = tokens, n_tokens
+        try:
+            output: Tensor = self(vectors)
+            return output
+        finally:
+            self.tokens = None
 
 
 class Lookup(NamedTuple):

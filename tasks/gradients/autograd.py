@@ -77,7 +77,7 @@ def _by_autograd(
     loaded: LoadedModel, layers: Sequence[TrackedLayer], ids: Tensor, label: int
 ) -> Float[np.ndarray, " c"]:
     """The gradient of one text's loss, without padding, mask, hooks or a split of the model."""
-    parameters = {id(p): p for layer in layers for p in layer.parameters.values()}
+    parameters = {id(p): p for layer in layers for p, _ in layer.leaves.values()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     try:
@@ -99,8 +99,9 @@ def _by_autograd(
 def _flat(layer: TrackedLayer, by_parameter: Mapping[int, Tensor | None]) -> np.ndarray:
     """(n_outputs * n_inputs,) of one layer, the bias as its last column; zeros where it has no part."""
     gradients = []
-    for parameter in layer.parameters.values():
+    for parameter, number in layer.leaves.values():
         gradient = by_parameter[id(parameter)]
-        gradients.append(torch.zeros_like(parameter) if gradient is None else gradient)
+        gradient = torch.zeros_like(parameter) if gradient is None else gradient
+        gradients.append(gradient if number is None else gradient[number])
     flat: np.ndarray = layer.matrix(gradients).flatten().float().cpu().numpy()
     return flat

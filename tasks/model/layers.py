@@ -15,6 +15,7 @@ from dataworth.storage.spelling import setting
 from dataworth.tasks.capture.hooks import Use
 from dataworth.tasks.capture.uses import Vector
 from dataworth.tasks.model.adapters import ADAPTER_PARTS
+from dataworth.tasks.model.experts import ExpertMatrix, matrices_of
 
 __all__ = ["Coverage", "TrackedLayer", "batch_second", "coverage", "tracked_layers"]
 
@@ -61,17 +62,30 @@ class TrackedLayer:
         return self.modules if self.vector is None else (self.vector,)
 
     @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Weight, and bias where there is one, by their names in the model; quantised ones are not among them."""
+    def leaves(self) -> dict[str, tuple[Tensor, int | None]]:
+        """Weight, and bias where there is one, by their names; of experts all of them, and which one it is.
+
+        Quantised ones are not among them.
+        """
+        module = self.module
         if self.vector is not None:
-            return {self.name: self.module.get_parameter(self.vector.parameter)}
+            return {self.name: (module.get_parameter(self.vector.parameter), None)}
+        if isinstance(module, ExpertMatrix):
+            above, number = self.name.rpartition(".")[0], module.number
+            of_biases = {} if module.biases is None else {f"{above}_bias.{number}": (module.biases, number)}
+            return {self.name: (module.stack, number), **of_biases}
         parts = ("weight", "bias") if self.has_bias else ("weight",)
-        found = {name: getattr(self.module, name, None) for name in parts}
+        found = {name: getattr(module, name, None) for name in parts}
         return {
-            f"{self.name}.{name}": tensor
+            f"{self.name}.{name}": (tensor, None)
             for name, tensor in found.items()
             if isinstance(tensor, Tensor) and tensor.is_floating_point()
         }
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Weight, and bias where there is one, as they are in memory."""
+        return {name: leaf if number is None else leaf[number] for name, (leaf, number) in self.leaves.items()}
 
     @property
     def is_plain(self) -> bool:
@@ -80,7 +94,7 @@ class TrackedLayer:
 
     def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
         """(n_outputs, n_inputs) of tensors in the shapes of `parameters`: bias last."""
-        first = tensors[0].T if isinstance(self.module, Conv1D) else tensors[0]
+        first = tensors[0].T if self._is_transposed else tensors[0]
         columns = [first[:, None] if first.dim() == 1 else first, *(bias[:, None] for bias in tensors[1:])]
         return torch.cat(columns, dim=1)
 
@@ -89,7 +103,11 @@ class TrackedLayer:
         if self.vector is not None:
             return [matrix[:, 0]]
         weight, bias = (matrix[:, :-1], [matrix[:, -1]]) if self.has_bias else (matrix, [])
-        return [weight.T if isinstance(self.module, Conv1D) else weight, *bias]
+        return [weight.T if self._is_transposed else weight, *bias]
+
+    @property
+    def _is_transposed(self) -> bool:
+        return isinstance(self.module, Conv1D) or (isinstance(self.module, ExpertMatrix) and self.module.is_transposed)
 
 
 @dataclass(frozen=True)
@@ -137,8 +155,11 @@ def _linear_layers(model: nn.Module) -> list[TrackedLayer]:
     head = None if inner is None else inner.get_output_embeddings()
     inside = {id(module) for module in body.modules()}
     by_weight: dict[tuple[int, int], TrackedLayer] = {}
-    for name, module in model.named_modules():
+    for name, module in _modules(model):
         shape = _shape(module)
+        if isinstance(module, ExpertMatrix):
+            by_weight[id(module), 0] = _of_expert(name, module)
+            continue
         if shape is None or id(module) not in inside or module is head:
             continue
         weight = getattr(module, "weight", None)
@@ -151,11 +172,26 @@ def _linear_layers(model: nn.Module) -> list[TrackedLayer]:
     return list(by_weight.values())
 
 
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules, experts that are one tensor as modules of their own."""
+    for name, module in model.named_modules():
+        yield name, module
+        for inside, matrix in matrices_of(module):
+            yield f"{name}.{inside}", matrix
+
+
+def _of_expert(name: str, module: ExpertMatrix) -> TrackedLayer:
+    return TrackedLayer(name, (module,), module.in_features + (module.biases is not None), module.out_features)
+
+
 def _all_layers(model: nn.Module) -> list[TrackedLayer]:
     """Every linear layer, table of embeddings and vector once, modules that share a weight together."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     found: dict[object, TrackedLayer] = {}
-    for name, module in model.named_modules():
+    for name, module in _modules(model):
+        if isinstance(module, ExpertMatrix):
+            found[id(module), 0] = _of_expert(name, module)
+            continue
         shape, apart = _shape(module), True
         if isinstance(module, nn.Embedding):
             shape = (module.embedding_dim, module.num_embeddings)
@@ -239,8 +275,8 @@ def coverage(model: nn.Module, layers: Sequence[TrackedLayer]) -> Coverage:
 
 def _held(layer: TrackedLayer) -> Iterator[Tensor]:
     """Parameters that a layer is made of, quantised ones as they are kept."""
-    if layer.vector is not None or any(isinstance(module, nn.Embedding) for module in layer.modules):
-        yield from layer.parameters.values()
+    if layer.vector is not None or layer.is_vocabulary or isinstance(layer.module, ExpertMatrix):
+        yield from (leaf for leaf, _ in layer.leaves.values())
     else:
         yield from (parameter for module in layer.modules for parameter in module.parameters(recurse=False))
 

@@ -28,6 +28,7 @@ from dataworth.tasks.model.adapter_folders import is_adapter, put_on
 from dataworth.tasks.model.adapters import begin_again
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.examination import embedded_ids, examined
+from dataworth.tasks.model.experts import experts_as_layers
 from dataworth.tasks.model.halves import Halves, halves, whole
 from dataworth.tasks.model.layers import TrackedLayer, tracked_layers
 from dataworth.tasks.model.reading import Reading
@@ -148,12 +149,21 @@ def base_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]
         state = _pretrained(config, torch.device("cpu"))[0].state_dict()
         return {name: state[name].detach().float() * ("lora_B" not in name.split(".")) for name in names}
     state = _pretrained(config.model_copy(update={"name": config.base}), torch.device("cpu"))[0].state_dict()
-    missing = [name for name in names if name not in state]
+    found = {name: _of_state(state, name) for name in names}
+    missing = [name for name in names if found[name] is None]
     if missing:
         raise InputError(
             f"{setting('model.base')} {config.base}: has no parameter {missing[0]}, so it is no base of {config.name}"
         )
-    return {name: state[name].detach().float() for name in names}
+    return {name: tensor.detach().float() for name, tensor in found.items() if tensor is not None}
+
+
+def _of_state(state: dict[str, Tensor], name: str) -> Tensor | None:
+    """A parameter by its name, or the part of one expert of it."""
+    above, _, number = name.rpartition(".")
+    if name in state or above not in state or not number.isdecimal():
+        return state.get(name)
+    return state[above][int(number)]
 
 
 def _files_state(name: str) -> tuple[tuple[str, int, int], ...]:
@@ -272,6 +282,7 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_
         _move_towards(model, config, towards_base)
     model.config.use_cache = False
     identity = model_fingerprint(model)
+    experts_as_layers(model)
     layers = tracked_layers(model, config.include, config.exclude, config.adapters, config.parameters)
     if not config.shard and not getattr(model, "is_quantized", False):
         nn.Module.to(model, device)

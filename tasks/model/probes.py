@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from dataworth.tasks.capture.gradients import GradientCapture
 from dataworth.tasks.capture.hooks import CaptureError
 from dataworth.tasks.capture.passes import gradient_rows
-from dataworth.tasks.capture.uses import is_affine, looked_up
+from dataworth.tasks.capture.uses import Routed, is_affine, looked_up
 from dataworth.tasks.model.halves import Halves
 from dataworth.tasks.model.layers import TrackedLayer
 from dataworth.tasks.model.reading import Batching
@@ -79,7 +79,7 @@ class _Corner:
         name: of the layer.
         inputs, outputs: (n_inputs, k) and (n_outputs, k) random directions.
         has_bias: the input carries a trailing 1.
-        reads_tokens: it reads all tokens of a text, padding too; a head reads those that predict, vectors do not mind.
+        reads_tokens: it reads all tokens of a text, padding too; heads and experts read some, vectors do not mind.
         lengths: gets how many tokens an example's input was seen to have, where its output had a gradient.
     """
 
@@ -146,13 +146,16 @@ class Probe:
                 torch.randn(layer.n_inputs, self.N_DIRECTIONS, generator=generator),
                 torch.randn(layer.n_outputs, self.N_DIRECTIONS, generator=generator),
                 layer.has_bias,
-                layer.vector is None and not any(module in head for module in layer.modules),
+                layer.vector is None and not any(m in head or isinstance(m, Routed) for m in layer.modules),
                 set(),
             )
             for layer in layers
         ]
         self._alone = torch.cat([self._gradients([number], 0) for number in range(len(rows))])
         self.reached = {corner.name for corner in self._corners if corner.lengths}
+        known = {1, *map(len, rows)}
+        self.is_routed = any(isinstance(module, Routed) for layer in layers for module in layer.modules)
+        self.is_routed |= any(corner.lengths - known for corner in self._corners)
 
     def _gradients(self, numbers: Sequence[int], pad_token: int) -> Tensor:
         """(n, n_layers, N_DIRECTIONS²) of some rows as one batch, on the CPU, in float64."""
