@@ -72,6 +72,33 @@ def test_a_training_loop_leaves_the_gradients_at_the_weights_each_example_met(tm
     torch.testing.assert_close(expected[0], [parameter.grad for parameter in before.parameters()])
 
 
+@pytest.mark.parametrize("by", ["loop", "trainer"])
+@pytest.mark.filterwarnings("ignore")
+def test_all_parameters_of_a_model_whose_head_is_its_table(tmp_path, checkpoints, by):
+    """Its table of positions is looked up once for all examples of a batch."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoints["gpt2"]).eval()
+    data = rows_of_data()
+    names = [str(number) for number in range(len(data))]
+    everything = {"parameters": "all", "dtype": "float32"}
+    if by == "loop":
+        with Indexing(model, tmp_path / "store", WHOLE, **everything) as index:
+            batch = padded(data)
+            model(**batch).loss.backward()
+            index.add(names, mean_over=batch["labels"])
+    else:
+        callback = IndexCallback(tmp_path / "store", WHOLE, **everything)
+        trainer(model, [{"input_ids": ids} for ids in data], callback, tmp_path).evaluate()
+        (index,) = callback.stores
+    layers = tracked_layers(model, parameters="all")
+    assert sum(layer.n_inputs * layer.n_outputs for layer in layers) == sum(p.numel() for p in model.parameters())
+    for row, ids in zip(index.rows(names), data, strict=True):
+        model.zero_grad()
+        model(input_ids=ids[None], labels=ids[None]).loss.backward()
+        tensors = [[parameter.grad for parameter in layer.parameters.values()] for layer in layers]
+        parts = [layer.matrix(own).flatten() for layer, own in zip(layers, tensors, strict=True)]
+        assert close(row, torch.cat(parts).numpy() * (len(ids) - 1))
+
+
 def test_the_store_is_found_again_grows_and_keeps_whole_rows_of_a_broken_loop(tmp_path, model):
     model.requires_grad_(False)
     data = rows_of_data()
