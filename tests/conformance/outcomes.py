@@ -24,7 +24,7 @@ from dataworth.tasks.model.plain import gradient_capture
 from dataworth.tasks.projection.bases import projections_of
 from dataworth.tasks.projection.config import ProjectionConfig
 from tests.conformance.families import VOCABULARY, tiny_configuration
-from tests.reference.dense import layer_gradient, negative_log_likelihood
+from tests.reference.dense import negative_log_likelihood
 
 __all__ = ["Outcome", "outcome_of"]
 
@@ -42,12 +42,16 @@ class Outcome:
         sentence: why it was refused or not built; what is to be known of one that is right.
         error: largest difference of a gradient, of the largest gradient.
         tracked: share of the parameters that are tracked.
+        tracked_of_all: the same where all parameters are asked for.
+        is_slower: where all are asked for, batches are smaller.
     """
 
     status: str
     sentence: str = ""
     error: float = 0.0
     tracked: float = 0.0
+    tracked_of_all: float = 0.0
+    is_slower: bool = False
 
 
 def outcome_of(kind: str, folder: Path, *, classifies: bool) -> Outcome:
@@ -62,16 +66,19 @@ def outcome_of(kind: str, folder: Path, *, classifies: bool) -> Outcome:
         _save(kind, folder, classifies=classifies)
     except Exception as error:  # whatever transformers raises for a configuration that the rule made
         return Outcome("not built", _short(error))
-    try:
-        loaded = load(ModelConfig(name=str(folder), device="cpu"))
-        rows = _texts(classifies=classifies)
-        error = _error(loaded, rows)
-    except InputError as refusal:
-        return Outcome("refused", _short(str(refusal).replace(str(folder), kind)))
-    share = coverage(loaded.model, loaded.layers)
-    said = loaded.reading.sentence or ""
-    tracked = share.n_tracked / share.n_parameters
-    return Outcome("right" if error <= TOLERANCE else "wrong", said, error, tracked)
+    errors, shares, sentences = [], [], []
+    for parameters in ("linear", "all"):
+        try:
+            loaded = load(ModelConfig(name=str(folder), device="cpu", parameters=parameters))
+            errors.append(_error(loaded, _texts(classifies=classifies)))
+        except InputError as refusal:
+            return Outcome("refused", _short(str(refusal).replace(str(folder), kind)))
+        found = coverage(loaded.model, loaded.layers)
+        shares.append(found.n_tracked / found.n_parameters)
+        sentences.append(loaded.reading.sentence or "")
+    error = max(errors)
+    status = "right" if error <= TOLERANCE else "wrong"
+    return Outcome(status, sentences[0], error, *shares, is_slower=sentences[0] != sentences[1])
 
 
 def _short(error: Exception | str) -> str:
@@ -128,7 +135,7 @@ def _error(loaded: LoadedModel, rows: list[np.ndarray]) -> float:
 
 
 def _by_autograd(loaded: LoadedModel, row: torch.Tensor, label: int) -> np.ndarray:
-    parameters = {id(p): p for layer in loaded.layers for p in layer.module.parameters(recurse=False)}
+    parameters = {id(p): p for layer in loaded.layers for p, _ in layer.leaves.values()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     if loaded.labels is None:
@@ -142,12 +149,9 @@ def _by_autograd(loaded: LoadedModel, row: torch.Tensor, label: int) -> np.ndarr
     }
     for parameter in parameters.values():
         parameter.requires_grad_(False)
-    parts = []
-    for layer in loaded.layers:
-        weight, bias = (getattr(layer.module, name, None) for name in ("weight", "bias"))
-        of_bias = None if bias is None else by_parameter[id(bias)]
-        gradient = by_parameter[id(weight)]
-        transposed = isinstance(layer.module, hf.pytorch_utils.Conv1D)
-        shown = layer.module if transposed else torch.nn.Linear(1, 1)
-        parts.append(layer_gradient(shown, gradient, of_bias).flatten().numpy())
-    return np.concatenate(parts)
+    parts = [
+        [by_parameter[id(p)] if number is None else by_parameter[id(p)][number] for p, number in layer.leaves.values()]
+        for layer in loaded.layers
+    ]
+    matrices = [layer.matrix(tensors) for layer, tensors in zip(loaded.layers, parts, strict=True)]
+    return np.concatenate([matrix.flatten().numpy() for matrix in matrices])

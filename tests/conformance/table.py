@@ -29,7 +29,10 @@ def outcomes() -> Iterator[tuple[str, str, Outcome]]:
 
 def row_of(outcome: Outcome) -> dict[str, Any]:
     """What is kept of an outcome: nothing that changes from machine to machine."""
-    return {"status": outcome.status, "sentence": outcome.sentence, "tracked": round(outcome.tracked, 2)}
+    found = {"status": outcome.status, "sentence": outcome.sentence, "tracked": round(outcome.tracked, 2)}
+    if outcome.status == "right":
+        found |= {"all": round(outcome.tracked_of_all, 3), "all is slower": outcome.is_slower}
+    return found
 
 
 def kept() -> dict[str, Any]:
@@ -52,16 +55,25 @@ def page(table: dict[str, Any]) -> str:
         f"layer is held against autograd, one text at a time. Of {counts.total()}: {numbers}.",
         "",
         "*Tracked* is the share of the tiny model's parameters that gradients are kept of: embeddings, heads and norms "
-        "are not among them, nor experts that are one tensor. Beside *right* stands what is slower. "
+        "are not among them, nor experts that are one tensor. *Of all* is the share with `--model.parameters all`, "
+        "a star where batches are smaller with it than without. Beside *right* stands what is slower. "
         "`dataworth doctor --model CHECKPOINT` tries the same on a checkpoint of your own. "
         "`python -m tests.conformance` makes this page.",
     ]
     for task, found in rows.items():
-        lines += ["", f"## As a {task}", "", "| model type | outcome | tracked | |", "| --- | --- | ---: | --- |"]
+        lines += [
+            "",
+            f"## As a {task}",
+            "",
+            "| model type | outcome | tracked | of all | |",
+            "| --- | --- | ---: | ---: | --- |",
+        ]
         for kind, row in found.items():
-            tracked = f"{row['tracked']:.0%}" if row["status"] == "right" else ""
+            tracked = of_all = ""
+            if row["status"] == "right":
+                tracked, of_all = f"{row['tracked']:.0%}", f"{row['all']:.1%}" + "*" * row["all is slower"]
             sentence = row["sentence"].replace("|", "\\|").replace("\n", " ")
-            lines.append(f"| `{kind}` | {row['status']} | {tracked} | {sentence} |")
+            lines.append(f"| `{kind}` | {row['status']} | {tracked} | {of_all} | {sentence} |")
     return "\n".join(lines) + "\n"
 
 
