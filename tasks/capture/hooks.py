@@ -190,7 +190,7 @@ class LayerCapture(ABC):
             self._kept(number, "input", inputs, self._targets)
             return partial(self._meet_target, number, inputs[0], self._targets)
         if isinstance(use, Vector):
-            by_example = self._by_example(output, name)
+            by_example = self._by_example(output, name, of_heads=True)
             n_examples, n_tokens = by_example.shape[:2]
             factor = None
             if use.scales:
@@ -283,8 +283,14 @@ class LayerCapture(ABC):
             return output.expand(n_examples, *output.shape)
         return output
 
-    def _by_example(self, activation: Tensor, name: str) -> Tensor:
-        """(n_examples, n_tokens, n_inputs): the example comes first, all between it and the inputs are its tokens."""
+    def _by_example(self, activation: Tensor, name: str, *, of_heads: bool = False) -> Tensor:
+        """(n_examples, n_tokens, n_inputs): the example comes first, all between it and the inputs are its tokens.
+
+        Args:
+            activation: (…, n_inputs).
+            name: of the layer.
+            of_heads: it may have several vectors a token, as norms of single heads read.
+        """
         shape, width = activation.shape, activation.shape[-1]
         if self._n_examples == 1:
             return activation.reshape(1, -1, width)
@@ -297,8 +303,9 @@ class LayerCapture(ABC):
             n_examples, n_tokens = self._shape or (self._n_examples or shape[0], 1)
             if shape[0] == n_examples:
                 return activation[:, None]
-            if shape[0] == n_examples * n_tokens:
-                return activation.view(n_examples, n_tokens, width)
+            n_rows = n_examples * n_tokens
+            if shape[0] == n_rows or (of_heads and shape[0] % n_rows == 0):
+                return activation.view(n_examples, -1, width)
         raise CaptureError(
             f"layer {name} reads a tensor of shape {tuple(shape)}, in which the examples cannot be told "
             f"apart: exclude it with {setting('model.exclude')}"

@@ -139,14 +139,15 @@ class Probe:
         self._parts, self._layers, self._rows = parts, layers, rows
         self._classifies, self._device = classifies, device
         generator = torch.Generator().manual_seed(0)
-        head = set(parts.head.modules()) if isinstance(parts.head, nn.Module) else set()
+        head = parts.head.args[0] if isinstance(parts.head, partial) else parts.head  # what caps or scales its logits
+        of_head = set(head.modules()) if isinstance(head, nn.Module) else set()
         self._corners = [
             _Corner(
                 layer.name,
                 torch.randn(layer.n_inputs, self.N_DIRECTIONS, generator=generator),
                 torch.randn(layer.n_outputs, self.N_DIRECTIONS, generator=generator),
                 layer.has_bias,
-                layer.vector is None and not any(m in head or isinstance(m, Routed) for m in layer.modules),
+                layer.vector is None and not any(m in of_head or isinstance(m, Routed) for m in layer.modules),
                 set(),
             )
             for layer in layers
