@@ -13,7 +13,7 @@ from click.shell_completion import get_completion_class
 from dataworth.command.answers import ANSWERS
 from dataworth.command.finished import say_audit, say_valuation
 from dataworth.command.given import check_address, check_inputs, make_homes, stores
-from dataworth.command.help import BY_COMMAND, WHOLE
+from dataworth.command.help import BY_COMMAND, FIRST, WHOLE
 from dataworth.command.imports import many_imports
 from dataworth.command.options import ConfiguredCommand, configuration, options
 from dataworth.command.terminal import (
@@ -304,6 +304,8 @@ def completion(shell: str) -> None:
 
 for _name, _examples in BY_COMMAND.items():
     cli.commands[_name].epilog = _examples
+for _name, _screen in FIRST.items():
+    cast(ConfiguredCommand, cli.commands[_name]).first = _screen
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""What to type: the examples under `dataworth --help` and under the help of each command."""
+"""What to type: the examples under `dataworth --help` and each command's, and the first screen of long ones."""
 
-__all__ = ["BY_COMMAND", "WHOLE"]
+__all__ = ["BY_COMMAND", "FIRST", "WHOLE"]
 
 WHOLE = """\
 What is each document, and each source of documents, worth to a language model?
@@ -119,5 +119,74 @@ Examples:
   dataworth completion bash >> ~/.bashrc
   dataworth completion zsh >> ~/.zshrc
   dataworth completion fish > ~/.config/fish/completions/dataworth.fish
+""",
+}
+
+# What `--help` says of commands with many options; `--help all` says the rest.
+FIRST = {
+    "value": """\
+--model CHECKPOINT       whose training data is valued: a folder, or a name on the Hugging Face hub
+--model.base CHECKPOINT  what its training began from, where that is known: values are much better with it
+--corpus FILES           the documents: JSONL, Parquet, CSV, folders, patterns, hf:NAME
+--queries FILE           the questions: JSONL
+--results FOLDER         where tables, figures and the report go
+--sources.by FIELD       who is valued: a field of the documents (source)
+--game NAME              how sources are valued, such as additive, ledger, retrain (auto)
+--sources.trainings N    measure values by so many trainings, which certifies them (0)
+--config FILE            all of this, and more, in a file
+
+Examples:
+  dataworth value --model ./checkpoint --corpus docs.jsonl --queries q.jsonl --results out
+  dataworth value --model run/checkpoint-* --model.base ./before --corpus news=n.jsonl books=b/ --queries q.jsonl
+  dataworth value --config run.yaml --results out-tuesday
+""",
+    "index": """\
+--model CHECKPOINT       whose gradients are stored: a folder, or a name on the Hugging Face hub
+--corpus FILES           the documents: JSONL, Parquet, CSV, folders, patterns, hf:NAME
+--store FOLDER           where they are stored, or s3://bucket/prefix
+--projection NAME        how gradients are made small: random, pca, mask, factgrass, identity (random)
+--projection.rank N      dimensions kept on each side of a layer (16)
+--config FILE            all of this, and more, in a file
+
+Examples:
+  dataworth index --model ./checkpoint --corpus docs.jsonl more/ --store stores
+  dataworth index --model ./checkpoint --corpus docs.jsonl --projection.rank 64
+  torchrun --nproc-per-node 8 $(which dataworth) index --model ./checkpoint --corpus docs.jsonl
+""",
+    "fit": """\
+--model CHECKPOINT       whose curvature is fitted: a folder, or a name on the Hugging Face hub
+--corpus FILES           the documents: JSONL, Parquet, CSV, folders, patterns, hf:NAME
+--store FOLDER           where it is stored, or s3://bucket/prefix
+--projection NAME        of the gradients: random, pca, mask, factgrass, identity (random)
+--curvature NAME         fisher, kfac, ekfac (fisher)
+--config FILE            all of this, and more, in a file
+
+Example:
+  dataworth fit --model ./checkpoint --corpus docs.jsonl --projection pca --curvature ekfac
+""",
+    "search": """\
+--model CHECKPOINT       that is asked: a folder, or a name on the Hugging Face hub
+--corpus FILES           the documents, indexed before
+--query TEXT             the prompt
+--completion TEXT        what is explained; without it, what the model says
+--count N                documents to show (10)
+
+Example:
+  dataworth search --model ./checkpoint --corpus docs.jsonl --query 'The capital of France is'
+""",
+    "audit": """\
+--audit.problem NAME     digits, demo, or MODULE:FUNCTION of a problem of your own; without it, the model's
+--model CHECKPOINT       that was trained, and --model.base what its training began from
+--corpus FILES           what it was trained on
+--queries FILE           the questions: JSONL
+--results FOLDER         where tables and the report go
+--audit.methods NAMES    which methods are tried
+--audit.subsets N        trainings without some of the documents, against which they are held
+--config FILE            all of this, and more, in a file
+
+Examples:
+  dataworth audit --audit.problem digits --results audit
+  dataworth audit --model ./checkpoint --model.base ./before --corpus docs.jsonl --queries q.jsonl --results audit
+  dataworth value … --config audit/tuned.yaml
 """,
 }

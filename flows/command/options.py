@@ -98,6 +98,8 @@ def _assigned(flag: str, value: str) -> list[str]:
     return [f"{flag}={value}"] if value.startswith("-") else [flag, value]
 
 
+# What may follow --help, and what it is without.
+ALL, SCREEN = "all", "screen"
 # What says yes and no, as in a file.
 SAID = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
 
@@ -105,8 +107,38 @@ SAID = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("fal
 class ConfiguredCommand(click.Command):
     """A command whose list options take several words, `--corpus a.jsonl b.jsonl`, and whose flags take one or none.
 
-    `--scoring.save_matrix`, `--scoring.save_matrix true` and `--scoring.save_matrix=true` are the same.
+    `--scoring.save_matrix`, `--scoring.save_matrix true` and `--scoring.save_matrix=true` are the same. Of a command
+    with many options `--help` is one screen, and `--help all` everything.
     """
+
+    first = ""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        if not self.first:
+            return super().get_help_option(ctx)
+        flags = self.get_help_option_names(ctx)
+        text = f"This screen; `{flags[-1]} {ALL}`: every option."
+        return click.Option(
+            flags, is_flag=False, flag_value=SCREEN, metavar=f"[{ALL}]", is_eager=True, expose_value=False,
+            help=text, callback=self._show,
+        )  # fmt: skip
+
+    def _show(self, ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+        if value is None or ctx.resilient_parsing:
+            return
+        if value not in (SCREEN, ALL):
+            raise InputError(f"--help {value}: expected nothing after it, or {ALL}")
+        click.echo(self.get_help(ctx) if value == ALL else self._screen(ctx))
+        ctx.exit()
+
+    def _screen(self, ctx: click.Context) -> str:
+        formatter = ctx.make_formatter()
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        n_options = sum(isinstance(option, click.Option) for option in self.params)
+        rest = f"All {n_options} options: {ctx.command_path} --help {ALL}"
+        body = "".join(f"  {line}".rstrip() + "\n" for line in self.first.splitlines())
+        return f"{formatter.getvalue()}\n{body}\n  {rest}"
 
     def _flags_alone(self, words: list[str]) -> Iterator[str]:
         """The words, every yes or no that follows a flag drawn into it: such a command takes no words by themselves."""

@@ -11,8 +11,8 @@ __all__ = ["options_page"]
 BEGINNING = """\
 # Every command and option
 
-Made from the configuration by `python -m dataworth.command.reference`; `dataworth COMMAND --help` says the same. In a
-`--config` file and from Python, `--projection.rank 64` is the field `rank` of `projection`.
+Made from the configuration by `python -m dataworth.command.reference`; `dataworth COMMAND --help all` says the same. In
+a `--config` file and from Python, `--projection.rank 64` is the field `rank` of `projection`.
 """
 
 
