@@ -184,6 +184,7 @@ INDEXING = {
     "projection": ProjectionConfig(rank=2, seed=1),
     "include": ["*q_proj", "*v_proj"],
     "exclude": ["*q_proj"],
+    "parameters": "all",
     "dtype": "int8",
     "data": "another set",
 }
