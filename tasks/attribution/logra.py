@@ -17,7 +17,7 @@ from dataworth.tasks.corpus.examples import Examples
 from dataworth.tasks.curvature.config import CurvatureConfig, DampingConfig
 from dataworth.tasks.curvature.fitting import fit, fit_covariances_in_memory
 from dataworth.tasks.curvature.kronecker import Covariances
-from dataworth.tasks.curvature.precondition import Curvature, Inverses, applied
+from dataworth.tasks.curvature.precondition import Curvature, Inverses, applied, damped_layers
 from dataworth.tasks.model.plain import Model
 from dataworth.tasks.projection.bases import covariance_space, projections_of
 from dataworth.tasks.projection.config import ProjectionConfig
@@ -45,7 +45,7 @@ class LoGra(SingleModelAttributor):
     def scorer(self, model: Model, examples: Examples) -> Scorer:
         """Fit bases and curvature."""
         projections, columns, curvatures = fitted(model, examples, self.projection, self.curvature)
-        inverses = _inverses(columns, curvatures, self.curvature.damping)
+        inverses = _inverses(projections, columns, curvatures, self.curvature.damping)
 
         def scores(queries: Examples) -> Float[np.ndarray, "q n"]:
             asked = all_rows(model, projections, queries)[0].double().cpu().numpy()
@@ -88,7 +88,8 @@ def scores_by_damping(
     for model in models:
         projections, columns, curvatures = fitted(model, examples, projection, curvature)
         asked = all_rows(model, projections, queries)[0].double().cpu().numpy()
-        ready = np.stack([applied(asked, _inverses(columns, curvatures, damping)) for damping in dampings])
+        inverses = [_inverses(projections, columns, curvatures, damping) for damping in dampings]
+        ready = np.stack([applied(asked, each) for each in inverses])
         for numbers, rows, _ in example_rows(model, projections, examples):
             scores[:, :, numbers] += ready @ rows.double().cpu().numpy().T / len(models)
     return scores
@@ -115,10 +116,17 @@ def fitted(
     return projections, columns, fit(model, examples, projections, curvature, whole)
 
 
-def _inverses(columns: Sequence[slice], curvatures: Sequence[Curvature] | None, damping: DampingConfig) -> Inverses:
+def _inverses(
+    projections: Sequence[LayerProjection],
+    columns: Sequence[slice],
+    curvatures: Sequence[Curvature] | None,
+    damping: DampingConfig,
+) -> Inverses:
     if curvatures is None:
         return [(where, None) for where in columns]
-    return [(where, curvature.damped(damping)) for where, curvature in zip(columns, curvatures, strict=True)]
+    names = [projection.name for projection in projections]
+    inverses = damped_layers(dict(zip(names, curvatures, strict=True)), damping)
+    return [(where, inverses[name]) for where, name in zip(columns, names, strict=True)]
 
 
 def _projections(

@@ -165,11 +165,13 @@ def _adds(matrix: Tensor, layer: TrackedLayer) -> Callable[..., Tensor | None]:
         try:
             if isinstance(module, nn.Embedding):
                 found = looked_up(module, given, output, again)
-                assert found is not None  # a layer of another kind is not tracked
+                if found is None:
+                    raise ValueError(f"layer {layer.name} gives something else than its rows")
                 moved = embedding(found.ids, matrix) * found.counted[..., None]
                 return output + (moved if found.scale is None else moved * found.scale).to(output.dtype)
-            if layer.vector is not None:
-                return output + (matrix[:, 0] * slope(layer.vector, again)).to(output.dtype)
+            own = next((vector for vector in layer.vectors if vector.module is module), None)
+            if own is not None:
+                return output + (matrix[:, 0] * slope(own, again)).to(output.dtype)
         finally:
             is_asking = False
         weight, bias = (matrix[:, :-1], matrix[:, -1]) if layer.has_bias else (matrix, None)

@@ -31,8 +31,9 @@ class FactorCapture(LayerCapture):
     """Running sums over tokens of x x^T and d d^T of each layer, both in the projected space, in float64.
 
     Padding is no token: `tokens` is set to each batch's attention mask before its forward pass. A backward pass under
-    each of m label draws must carry a loss scaled by sqrt(1 / m), so that S is their mean. Of a table that is also the
-    head, A and S are means over the tokens of both.
+    each of m label draws must carry a loss scaled by sqrt(1 / m), so that S is their mean. Of a layer that reads some
+    of the tokens only, an expert or the head, A is the mean over those and S over all tokens, so that their product
+    says how rarely it is used. Of a table that is also the head, A is the mean over the tokens of both.
 
     Args:
         modules: the layers (see LayerCapture).
@@ -41,11 +42,26 @@ class FactorCapture(LayerCapture):
 
     def __init__(self, modules: Sequence[Use | tuple[Use, ...]], projections: Sequence[SizedSides]) -> None:
         super().__init__(modules, projections)
-        self.tokens: Tensor | None = None
-        self.sums: dict[str, Tensor] = {"n_tokens": torch.zeros(len(projections), dtype=torch.float64)}
+        self._tokens: Tensor | None = None
+        n_layers = len(projections)
+        self.sums: dict[str, Tensor] = {
+            "n_tokens": torch.zeros(n_layers, dtype=torch.float64),
+            "n_batch_tokens": torch.zeros(1, dtype=torch.float64),
+            "reads_some": torch.zeros(n_layers, dtype=torch.float64),
+        }
         for number, entry in enumerate(projections):
             self.sums[f"input {number}"] = torch.zeros(entry.k_in, entry.k_in, dtype=torch.float64)
             self.sums[f"output {number}"] = torch.zeros(entry.k_out, entry.k_out, dtype=torch.float64)
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """(n, t) attention mask of the batch."""
+        return self._tokens
+
+    @tokens.setter
+    def tokens(self, mask: Tensor) -> None:
+        self._tokens = mask
+        self.sums["n_batch_tokens"] += float(mask.sum())
 
     def _kept(self, number: int, side: SideName, projected: Tensor, rows: Rows | None = None) -> Tensor:
         n_examples, n_tokens = projected.shape[:2]
@@ -54,6 +70,7 @@ class FactorCapture(LayerCapture):
         if self.tokens is not None:
             is_token = None
             if rows is not None:
+                self.sums["reads_some"][number] = 1.0
                 is_token = self.tokens[rows.examples, rows.places]
             elif self.tokens.shape == (n_examples, n_tokens):
                 is_token = self.tokens.reshape(-1)
@@ -87,9 +104,10 @@ class FactorCapture(LayerCapture):
         if not bool((counts > 0).any()):
             raise ValueError("the covariances of no token are not defined")
         counts = counts.clamp(min=1)  # an expert that no token was sent to: zeros
+        of_outputs = torch.where(total["reads_some"] > 0, total["n_batch_tokens"], counts)
         return [
-            (total[f"input {number}"] / float(count), total[f"output {number}"] / float(count))
-            for number, count in enumerate(counts)
+            (total[f"input {number}"] / float(one), total[f"output {number}"] / float(other))
+            for number, (one, other) in enumerate(zip(counts, of_outputs, strict=True))
         ]
 
 

@@ -5,6 +5,7 @@ projected gradients as they pass.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
@@ -50,9 +51,9 @@ class GradientCapture(LayerCapture):
     ) -> None:
         super().__init__(modules, projections)
         self._projections = list(projections)
-        sizes = [projection.n_columns for projection in projections]
-        self._columns = [slice(sum(sizes[:number]), sum(sizes[: number + 1])) for number in range(len(sizes))]
-        self._n_columns = sum(sizes)
+        ends = [0, *accumulate(projection.n_columns for projection in projections)]
+        self._columns = [slice(first, end) for first, end in pairwise(ends)]
+        self._n_columns = ends[-1]
         self._dtype, self._may_idle = dtype, may_idle
         self._rows: Tensor | None = None
         self._reached: set[int] = set()
@@ -93,7 +94,8 @@ class GradientCapture(LayerCapture):
                 "it, if the model was compiled outside)"
             )
         idle = next((name for number, name in enumerate(self._names) if number not in self._reached), None)
-        if idle is not None and not self._may_idle:
+        is_silent = self._targets is not None and not len(self._targets.examples)  # no token has a loss
+        if idle is not None and not (self._may_idle or is_silent):
             raise CaptureError(f"layer {idle} has no part in the loss: exclude it with {setting('model.exclude')}")
         rows, self._rows, self._shape = self._rows, None, None
         self._reached.clear()

@@ -61,7 +61,7 @@ class HeadTargets(Rows):
     ) -> None:
         super().__init__(examples, places, n_examples)
         self._arrived = arrived
-        self._draw: int | None = None
+        self._draw = 0
         self._met: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self.is_asked = False
 
@@ -78,7 +78,6 @@ class HeadTargets(Rows):
 
     def add(self, layer: int, inputs: Float[Tensor, "q k"], outputs: Float[Tensor, "q j"]) -> None:
         """Both sides of a layer, of the piece and draw at hand; pieces come in the targets' order."""
-        assert self._draw is not None
         self._met.setdefault((self._draw, layer), []).append((inputs, outputs))
 
     @torch.no_grad()

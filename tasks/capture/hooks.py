@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dataworth.storage.spelling import setting
 from dataworth.tasks.capture.heads import HeadTargets, Rows
-from dataworth.tasks.capture.uses import Lookup, Routed, Vector, is_affine, looked_up, slope
+from dataworth.tasks.capture.uses import Lookup, Routed, Vector, is_affine, looked_up, scale_of
 
 __all__ = ["CaptureError", "LayerCapture", "SideName", "Sides", "Use"]
 
@@ -94,7 +94,7 @@ class LayerCapture(ABC):
         self._handles: list[RemovableHandle] = []
         self._targets: HeadTargets | None = None
         self._is_asking = False
-        self._known: set[int] = set()  # vectors that are what they seem
+        self._known: set[Vector] = set()  # those that are what they seem
 
     def __enter__(self) -> Self:
         if self._handles:
@@ -185,16 +185,17 @@ class LayerCapture(ABC):
         """What to do with the output gradient of one call of a layer."""
         sides, name = self._sides[number], self._names[number]
         if self._targets is not None and self._targets.is_asked:
-            read = given.new_ones(len(given), 1) if isinstance(use, Vector) else given
+            read, factor = given, None
+            if isinstance(use, Vector):
+                read, factor = given.new_ones(len(given), 1), self._scale(use, name, again)
             inputs = sides.projected_activation(read[None])
             self._kept(number, "input", inputs, self._targets)
-            return partial(self._meet_target, number, inputs[0], self._targets)
+            return partial(self._meet_target, number, inputs[0], factor, self._targets)
         if isinstance(use, Vector):
             by_example = self._by_example(output, name, of_heads=True)
             n_examples, n_tokens = by_example.shape[:2]
-            factor = None
-            if use.scales:
-                factor = self._slope(number, use, again).reshape(by_example.shape)
+            factor = self._scale(use, name, again)
+            factor = None if factor is None else factor.reshape(by_example.shape)
             ones = sides.projected_activation(by_example.new_ones(n_examples, n_tokens, 1))
             kept = self._kept(number, "input", ones)
             return partial(self._meet, _Waiting(number, "output", kept, n_examples, n_tokens, factor))
@@ -208,7 +209,13 @@ class LayerCapture(ABC):
 
     def _meets_table(self, number: int, found: Lookup, output: Tensor) -> Callable[[Tensor], None]:
         """The same of a table of rows."""
-        by_example = self._by_example(output, self._names[number])
+        name = self._names[number]
+        if _is_relative(found.ids):
+            raise CaptureError(
+                f"layer {name} looks up the distances of {len(found.ids)} tokens once for all examples: "
+                f"exclude it with {setting('model.exclude')}"
+            )
+        by_example = self._by_example(output, name)
         n_examples, n_tokens = by_example.shape[:2]
         ids, counted = (each.expand(output.shape[:-1]).reshape(n_examples, n_tokens) for each in found[:2])
         projected = self._sides[number].looked_up(ids, output.dtype) * counted[..., None]
@@ -230,16 +237,16 @@ class LayerCapture(ABC):
             )
         return found
 
-    def _slope(self, number: int, vector: Vector, again: Callable[[], Tensor]) -> Tensor:
+    def _scale(self, vector: Vector, name: str, again: Callable[[], Tensor]) -> Tensor | None:
         self._is_asking = True
         try:
-            if number not in self._known and not is_affine(vector, again):
+            if vector not in self._known and not is_affine(vector, again):
                 raise CaptureError(
-                    f"layer {self._names[number]} is a vector whose gradient cannot be told from the output of its "
+                    f"layer {name} is a vector whose gradient cannot be told from the output of its "
                     f"module: exclude it with {setting('model.exclude')}"
                 )
-            self._known.add(number)
-            return slope(vector, again)
+            self._known.add(vector)
+            return scale_of(vector, again)
         finally:
             self._is_asking = False
 
@@ -254,7 +261,10 @@ class LayerCapture(ABC):
         self._arrived(call.number, call.side, call.kept, projected)
 
     @torch.no_grad()
-    def _meet_target(self, number: int, inputs: Tensor, targets: HeadTargets, gradient: Tensor) -> None:
+    def _meet_target(
+        self, number: int, inputs: Tensor, factor: Tensor | None, targets: HeadTargets, gradient: Tensor
+    ) -> None:
+        gradient = gradient if factor is None else gradient * factor
         targets.add(number, inputs, self._sides[number].projected_output_gradient(gradient))
 
     @torch.no_grad()
@@ -318,6 +328,12 @@ class LayerCapture(ABC):
                 f"{self._other_axis} has batch_first=False: build it with batch_first=True, or give batches of fewer "
                 "or more examples than tokens"
             )
+
+
+def _is_relative(ids: Tensor) -> bool:
+    """Numbers that tell places apart by their distance: (t, t), the same along every diagonal."""
+    is_square = ids.dim() == 2 and len(ids) == ids.shape[1] > 1
+    return is_square and bool((ids[1:, 1:] == ids[:-1, :-1]).all()) and bool((ids != ids[0, 0]).any())
 
 
 def _at_gradient(output: Tensor, meet: Callable[[Tensor], None]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Lookup", "Routed", "Vector", "is_affine", "looked_up", "slope"]
+__all__ = ["Lookup", "Lookups", "Routed", "Vector", "is_affine", "looked_up", "scale_of", "slope"]
 
 # Of what a module gives, how far it may be from what its form says: some compute in float32 whatever their type; half
 # precision rounds by 2^-8.
@@ -24,12 +24,10 @@ class Vector:
     Args:
         module: such as a norm.
         parameter: its name there.
-        scales: the vector is multiplied with something that depends on the input; else it is added.
     """
 
     module: nn.Module
     parameter: str
-    scales: bool
 
 
 def slope(vector: Vector, run: Callable[[], Tensor]) -> Tensor:
@@ -43,6 +41,12 @@ def slope(vector: Vector, run: Callable[[], Tensor]) -> Tensor:
     return _at(vector, torch.ones_like(own), run) - _at(vector, torch.zeros_like(own), run)
 
 
+def scale_of(vector: Vector, run: Callable[[], Tensor]) -> Tensor | None:
+    """The same, or None where it is 1 everywhere but for rounding: of what is added as it is, as most biases are."""
+    found = slope(vector, run)
+    return None if bool(((found - 1).abs() <= TOLERANCE.get(found.dtype, TOLERANCE_OF_HALF)).all()) else found
+
+
 def is_affine(vector: Vector, run: Callable[[], Tensor]) -> bool:
     """Whether the output is a + v b, entry by entry, in the vector v; parameters as in `slope`."""
     own = vector.module.get_parameter(vector.parameter)
@@ -50,19 +54,23 @@ def is_affine(vector: Vector, run: Callable[[], Tensor]) -> bool:
     nothing, found = _at(vector, torch.zeros_like(own), run), _at(vector, other, run)
     if not isinstance(found, Tensor) or found.shape[-1:] != own.shape:
         return False
-    difference = (nothing + other * slope(vector, run) - found).abs().max()
-    return bool(difference <= TOLERANCE.get(found.dtype, TOLERANCE_OF_HALF) * found.abs().max())
+    # Beside what the vector does: where that is small beside the rest of the output, rounding hides it: it is refused.
+    difference, does = (nothing + other * slope(vector, run) - found).abs().max(), (found - nothing).abs().max()
+    return bool(difference <= TOLERANCE.get(found.dtype, TOLERANCE_OF_HALF) * does)
 
 
 def _at(vector: Vector, values: Tensor, run: Callable[[], Tensor]) -> Tensor:
     """What the module gives where the vector has other values."""
     parameters, name = vector.module._parameters, vector.parameter
     own = parameters[name]
+    # What a module remembers of its passes, as a batch norm does, is as it was.
+    buffers = {key: None if each is None else each.clone() for key, each in vector.module._buffers.items()}
     try:
         parameters[name] = nn.Parameter(values, requires_grad=False)
         return run()
     finally:
         parameters[name] = own
+        vector.module._buffers.update(buffers)
 
 
 class Routed(nn.Module):
@@ -111,11 +119,12 @@ def looked_up(table: nn.Embedding, given: Tensor, output: Tensor, run: Callable[
     """
     ids, is_plain = given, type(table) is nn.Embedding
     if not is_plain:
-        with _Lookups(table.weight) as lookups:
+        with Lookups() as lookups:
             run()
-        if len(lookups.ids) != 1:
+        own = [ids for rows, ids in lookups.seen if rows.data_ptr() == table.weight.data_ptr()]
+        if len(own) != 1:
             return None
-        (ids,) = lookups.ids
+        (ids,) = own
     if output.shape != (*ids.shape, table.embedding_dim):
         return None
     counted = torch.ones(ids.shape, dtype=output.dtype, device=output.device)
@@ -131,15 +140,14 @@ def looked_up(table: nn.Embedding, given: Tensor, output: Tensor, run: Callable[
     return Lookup(ids, counted, scale) if is_scaled else None
 
 
-class _Lookups(TorchDispatchMode):
-    """Remembers which rows of a table are looked up."""
+class Lookups(TorchDispatchMode):
+    """Remembers every table in which rows were looked up, and their numbers."""
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._table = table
-        self.ids: list[Tensor] = []
+        self.seen: list[tuple[Tensor, Tensor]] = []
 
     def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if call is torch.ops.aten.embedding.default and args[0].data_ptr() == self._table.data_ptr():
-            self.ids.append(args[1])
+        if call is torch.ops.aten.embedding.default and isinstance(args[1], Tensor):
+            self.seen.append((args[0], args[1]))
         return call(*args, **(kwargs or {}))

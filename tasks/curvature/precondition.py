@@ -1,5 +1,6 @@
 """Curvatures whatever their kind, and (H + lambda I)^-1 applied to whole rows of gradients, layer by layer."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -11,12 +12,24 @@ from dataworth.tasks.curvature.dense import Dense
 from dataworth.tasks.curvature.kronecker import Kronecker
 from dataworth.tasks.curvature.lowrank import LowRank
 
-__all__ = ["Curvature", "Inverses", "Preconditioner", "applied", "curvature_of", "self_influence"]
+__all__ = [
+    "Curvature",
+    "Inverses",
+    "Preconditioner",
+    "applied",
+    "curvature_of",
+    "damped_layers",
+    "self_influence",
+]
 
 
 @runtime_checkable
 class Preconditioner(Protocol):
     """(H + lambda I)^-1 of one layer."""
+
+    @property
+    def damping(self) -> float:
+        """lambda."""
 
     def applied(self, gradients: np.ndarray) -> np.ndarray:
         """(H + lambda I)^-1 g for each row g, float64."""
@@ -46,6 +59,37 @@ def curvature_of(arrays: Mapping[str, np.ndarray]) -> Curvature:
     if "fisher" in arrays:
         return Dense(arrays["fisher"])
     return LowRank(**arrays) if "low_rank" in arrays else Kronecker(**arrays)
+
+
+def damped_layers(curvatures: Mapping[str, Curvature], config: DampingConfig) -> dict[str, Preconditioner]:
+    """The damped inverse of every layer, by its name.
+
+    Where nothing that was fitted on reached one of many alike, such as an expert, its curvature is zero: lambda is then
+    the median of its kind, of those whose name is the same but for numbers.
+
+    Raises:
+        ValueError: the curvature of all of a kind is zero, and damping relative.
+    """
+    inverses: dict[str, Preconditioner] = {}
+    silent: dict[str, ValueError] = {}
+    for name, curvature in curvatures.items():
+        try:
+            inverses[name] = curvature.damped(config)
+        except ValueError as error:
+            silent[name] = error
+    of_kind: dict[str, list[float]] = {}
+    for name, inverse in inverses.items():
+        of_kind.setdefault(_without_numbers(name), []).append(inverse.damping)
+    for name, reason in silent.items():
+        alike = of_kind.get(_without_numbers(name))
+        if alike is None:
+            raise ValueError(f"layer {name}: {reason}") from reason
+        inverses[name] = curvatures[name].damped(DampingConfig(rule="absolute", value=float(np.median(alike))))
+    return inverses
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
 
 
 def applied(rows: Float[np.ndarray, "n c"], inverses: Inverses) -> Float[np.ndarray, "n c"]:

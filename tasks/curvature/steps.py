@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
@@ -41,7 +42,8 @@ from dataworth.tasks.projection.logra import LayerProjection, layer_table, store
 __all__ = ["fit_covariances", "fit_matrices", "fit_query_factors", "fit_source_sums"]
 
 ALGORITHM = 2
-MAX_COVARIANCE_BYTES = 8 * 2**30
+# What is never refused, whatever memory says it has.
+MAX_COVARIANCE_BYTES = 2**30
 # Of the sums by source and group of documents.
 SOURCE_SUMS = 3
 
@@ -88,15 +90,15 @@ def fit_covariances(
 
 
 def _refuse_large(projections: Sequence[LayerProjection]) -> None:
-    for entry in projections:
-        largest = max(entry.k_in, entry.k_out)
-        n_bytes = 8 * largest**2
-        if n_bytes > MAX_COVARIANCE_BYTES:
-            raise InputError(
-                f"layer {entry.name} has a side of {largest:,} dimensions, whose covariance takes {n_bytes / 1e9:.0f} "
-                f"GB: pass another {setting('projection.kind')} or {setting('curvature.kind')} fisher, or exclude it "
-                f"with {setting('model.exclude')}"
-            )
+    sides = [(size, entry.name) for entry in projections for size in (entry.k_in, entry.k_out)]
+    n_bytes, (largest, name) = sum(8 * size**2 for size, _ in sides), max(sides)
+    room = int(psutil.virtual_memory().available)
+    if n_bytes > max(room, MAX_COVARIANCE_BYTES):
+        raise InputError(
+            f"the covariances of all layers take {n_bytes / 1e9:,.0f} GB, of which there are {room / 1e9:,.0f}; the "
+            f"widest side has {largest:,} dimensions, of layer {name}: pass another {setting('projection.kind')}, or "
+            f"exclude layers with {setting('model.exclude')}"
+        )
 
 
 def fit_matrices(

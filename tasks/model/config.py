@@ -49,7 +49,7 @@ class _Loading(Configuration):
     parameters: Literal["linear", "all"] = Field(
         "linear",
         description="Whose gradients are kept: linear, of the linear layers between embeddings and head; all: also of "
-        "embeddings, head, and vectors such as norms have.",
+        "embeddings, head, vectors such as norms have, and of experts that are one tensor, each a layer.",
     )
     shard: bool = Field(
         False,

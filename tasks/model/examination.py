@@ -73,7 +73,7 @@ def examined(
             _refuse_lookahead(model.config, lambda row: parts.head(states(row)), rows)
     with _translate_errors("gradients of its layers cannot be taken"):
         probe = Probe(parts, plain, rows, classifies=classifies, device=device)
-        kept, some_idle = _kept(layers, probe.reached)
+        kept, some_idle = _kept(plain, probe.reached)
         may_idle = some_idle or probe.is_routed
         if len(kept) < len(plain):
             probe = Probe(parts, kept, rows, classifies=classifies, device=device)

@@ -1,7 +1,7 @@
 """The layers of a model whose gradients are kept."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -31,14 +31,16 @@ class TrackedLayer:
             the outputs; or a module with a vector.
         n_inputs: columns of W, plus one for the bias where there is one (x then carries a trailing 1).
         n_outputs: rows of W.
-        vector: W is one column, a vector of the module that its output is affine in, entry by entry.
+        vectors: of each module, where W is one column: what its output is affine in, entry by entry.
+        is_vocabulary: its outputs are the rows of a table, or tokens: too many for a covariance.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
     n_inputs: int
     n_outputs: int
-    vector: Vector | None = None
+    vectors: tuple[Vector, ...] = ()
+    is_vocabulary: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -47,19 +49,14 @@ class TrackedLayer:
 
     @property
     def has_bias(self) -> bool:
-        if self.vector is not None or any(isinstance(module, nn.Embedding) for module in self.modules):
+        if self.vectors or any(isinstance(module, nn.Embedding) for module in self.modules):
             return False  # that of a head whose weight is also a table is a vector of its own
         return getattr(self.module, "bias", None) is not None
 
     @property
-    def is_vocabulary(self) -> bool:
-        """Its outputs are the rows of a table, such as tokens: too many for a covariance."""
-        return any(isinstance(module, nn.Embedding) for module in self.modules)
-
-    @property
     def uses(self) -> tuple[Use, ...]:
         """What a capture hooks."""
-        return self.modules if self.vector is None else (self.vector,)
+        return self.vectors or self.modules
 
     @property
     def leaves(self) -> dict[str, tuple[Tensor, int | None]]:
@@ -68,8 +65,8 @@ class TrackedLayer:
         Quantised ones are not among them.
         """
         module = self.module
-        if self.vector is not None:
-            return {self.name: (module.get_parameter(self.vector.parameter), None)}
+        if self.vectors:
+            return {self.name: (module.get_parameter(self.vectors[0].parameter), None)}
         if isinstance(module, ExpertMatrix):
             above, number = self.name.rpartition(".")[0], module.number
             of_biases = {} if module.biases is None else {f"{above}_bias.{number}": (module.biases, number)}
@@ -100,7 +97,7 @@ class TrackedLayer:
 
     def tensors(self, matrix: Tensor) -> list[Tensor]:
         """The way back from `matrix`."""
-        if self.vector is not None:
+        if self.vectors:
             return [matrix[:, 0]]
         weight, bias = (matrix[:, :-1], [matrix[:, -1]]) if self.has_bias else (matrix, [])
         return [weight.T if self._is_transposed else weight, *bias]
@@ -155,11 +152,8 @@ def _linear_layers(model: nn.Module) -> list[TrackedLayer]:
     head = None if inner is None else inner.get_output_embeddings()
     inside = {id(module) for module in body.modules()}
     by_weight: dict[tuple[int, int], TrackedLayer] = {}
-    for name, module in _modules(model):
+    for name, module in model.named_modules():
         shape = _shape(module)
-        if isinstance(module, ExpertMatrix):
-            by_weight[id(module), 0] = _of_expert(name, module)
-            continue
         if shape is None or id(module) not in inside or module is head:
             continue
         weight = getattr(module, "weight", None)
@@ -185,30 +179,38 @@ def _of_expert(name: str, module: ExpertMatrix) -> TrackedLayer:
 
 
 def _all_layers(model: nn.Module) -> list[TrackedLayer]:
-    """Every linear layer, table of embeddings and vector once, modules that share a weight together."""
+    """Every linear layer, table of embeddings, vector and expert once, modules that share a parameter together."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    head = None if inner is None else inner.get_output_embeddings()
     found: dict[object, TrackedLayer] = {}
+
+    def add(key: object, layer: TrackedLayer) -> None:
+        first = found.setdefault(key, layer)
+        if first is not layer:
+            modules, vectors = (*first.modules, *layer.modules), (*first.vectors, *layer.vectors)
+            is_vocabulary = first.is_vocabulary or layer.is_vocabulary
+            found[key] = replace(first, modules=modules, vectors=vectors, is_vocabulary=is_vocabulary)
+
     for name, module in _modules(model):
         if isinstance(module, ExpertMatrix):
-            found[id(module), 0] = _of_expert(name, module)
+            add((id(module), 0), _of_expert(name, module))
             continue
         shape, apart = _shape(module), True
+        is_table = isinstance(module, nn.Embedding)
         if isinstance(module, nn.Embedding):
             shape = (module.embedding_dim, module.num_embeddings)
         if shape is not None:
             weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
             apart = id(weight) in tables
-            key = (id(module if weight is None else weight), None if apart else id(bias))
-            first = found.get(key)
-            shared = (module,) if first is None else (*first.modules, module)
             n_inputs = shape[0] + (bias is not None and not apart)
-            found[key] = TrackedLayer(name if first is None else first.name, shared, n_inputs, shape[1])
+            layer = TrackedLayer(name, (module,), n_inputs, shape[1], is_vocabulary=is_table or module is head)
+            add((id(module if weight is None else weight), None if apart else id(bias)), layer)
         for part, parameter in module.named_parameters(prefix=name, recurse=False):
             inside = part.rpartition(".")[2]
             if parameter.dim() != 1 or not parameter.is_floating_point() or not apart or (inside == "weight" and shape):
                 continue
-            vector = Vector(module, inside, scales=inside != "bias")
-            found.setdefault(id(parameter), TrackedLayer(part, (module,), 1, len(parameter), vector))
+            add(id(parameter), TrackedLayer(part, (module,), 1, len(parameter), (Vector(module, inside),)))
     return list(found.values())
 
 
@@ -227,8 +229,8 @@ def tracked_layers(
         exclude: patterns of which a name must match none.
         adapters: `only`: the matrices of LoRA adapters; `none`: the layers they adapt and all others; `auto`: adapters
             where the model has any.
-        parameters: `linear`: linear layers of the transformer's body; `all`: also its head, tables of embeddings, and
-            vectors such as norms have.
+        parameters: `linear`: linear layers of the transformer's body; `all`: also its head, tables of embeddings,
+            vectors such as norms have, and experts that are one tensor (see dataworth.tasks.model.experts).
 
     Raises:
         InputError: a pattern matches no layer, or nothing is left to track.
@@ -275,7 +277,7 @@ def coverage(model: nn.Module, layers: Sequence[TrackedLayer]) -> Coverage:
 
 def _held(layer: TrackedLayer) -> Iterator[Tensor]:
     """Parameters that a layer is made of, quantised ones as they are kept."""
-    if layer.vector is not None or layer.is_vocabulary or isinstance(layer.module, ExpertMatrix):
+    if layer.vectors or layer.is_vocabulary or isinstance(layer.module, ExpertMatrix):
         yield from (leaf for leaf, _ in layer.leaves.values())
     else:
         yield from (parameter for module in layer.modules for parameter in module.parameters(recurse=False))

@@ -147,7 +147,9 @@ def base_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]
         raise InputError(f"{setting('model.base')}: not given, so that nothing is known of where training began")
     if is_adapter(config.name):  # what they are put on stays; of two matrices, one begins as zero
         state = _pretrained(config, torch.device("cpu"))[0].state_dict()
-        return {name: state[name].detach().float() * ("lora_B" not in name.split(".")) for name in names}
+        own = {name: _of_state(state, name) for name in names}
+        begun = {name: "lora_B" not in name.split(".") for name in names}
+        return {name: tensor.detach().float() * begun[name] for name, tensor in own.items() if tensor is not None}
     state = _pretrained(config.model_copy(update={"name": config.base}), torch.device("cpu"))[0].state_dict()
     found = {name: _of_state(state, name) for name in names}
     missing = [name for name in names if found[name] is None]
@@ -282,7 +284,8 @@ def _loaded(config_json: str, _files: tuple[tuple[str, int, int], ...], towards_
         _move_towards(model, config, towards_base)
     model.config.use_cache = False
     identity = model_fingerprint(model)
-    experts_as_layers(model)
+    if config.parameters == "all":
+        experts_as_layers(model)
     layers = tracked_layers(model, config.include, config.exclude, config.adapters, config.parameters)
     if not config.shard and not getattr(model, "is_quantized", False):
         nn.Module.to(model, device)

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from dataworth.tasks.capture.gradients import GradientCapture
 from dataworth.tasks.capture.hooks import CaptureError
 from dataworth.tasks.capture.passes import gradient_rows
-from dataworth.tasks.capture.uses import Routed, is_affine, looked_up
+from dataworth.tasks.capture.uses import Lookups, Routed, is_affine, looked_up
 from dataworth.tasks.model.halves import Halves
 from dataworth.tasks.model.layers import TrackedLayer
 from dataworth.tasks.model.reading import Batching
@@ -147,7 +146,7 @@ class Probe:
                 torch.randn(layer.n_inputs, self.N_DIRECTIONS, generator=generator),
                 torch.randn(layer.n_outputs, self.N_DIRECTIONS, generator=generator),
                 layer.has_bias,
-                layer.vector is None and not any(m in of_head or isinstance(m, Routed) for m in layer.modules),
+                not (layer.vectors or any(m in of_head or isinstance(m, Routed) for m in layer.modules)),
                 set(),
             )
             for layer in layers
@@ -248,22 +247,6 @@ def _apart(one: Tensor, other: Tensor) -> bool:
     return not difference <= REPEATED.get(one.dtype, REPEATED_OF_HALF) * float(one.abs().max())
 
 
-class _Lookups(TorchDispatchMode):
-    """Remembers rows of tables that were looked up by numbers that follow one another: positions."""
-
-    def __init__(self, n_tokens: int) -> None:
-        super().__init__()
-        self._n_tokens = n_tokens
-        self.room: list[int] = []
-
-    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if call is torch.ops.aten.embedding.default and isinstance(args[1], Tensor) and self._n_tokens > 2:
-            numbers = args[1].flatten()
-            if len(numbers) == self._n_tokens and bool((numbers.diff() == 1).all()):
-                self.room.append(int(args[0].shape[0]) - int(numbers[0]))
-        return call(*args, **(kwargs or {}))
-
-
 @torch.no_grad()
 def usable_positions(run: Callable[[], Any], n_tokens: int) -> int | None:
     """Most tokens that a model's tables of positions have room for; None where it looks up none.
@@ -274,9 +257,11 @@ def usable_positions(run: Callable[[], Any], n_tokens: int) -> int | None:
         run: one pass over a row of tokens.
         n_tokens: of the row.
     """
-    with _Lookups(n_tokens) as lookups:
+    with Lookups() as lookups:
         run()
-    return min(lookups.room, default=None)
+    flat = [(table, ids.flatten()) for table, ids in lookups.seen if ids.numel() == n_tokens > 2]
+    in_order = [(len(table), int(ids[0])) for table, ids in flat if bool((ids.diff() == 1).all())]
+    return min((size - first for size, first in in_order), default=None)
 
 
 @torch.no_grad()
@@ -303,8 +288,10 @@ def plain_layers(run: Callable[[], Any], layers: Sequence[TrackedLayer]) -> list
         try:
             if not isinstance(given, Tensor) or not isinstance(output, Tensor):
                 is_plain = False
-            elif layer.vector is not None:
-                is_plain = is_affine(layer.vector, partial(module, *inputs, **named))
+            elif layer.vectors:
+                is_plain = all(
+                    is_affine(v, partial(module, *inputs, **named)) for v in layer.vectors if v.module is module
+                )
             elif isinstance(module, nn.Embedding):
                 is_plain = looked_up(module, given, output, partial(module, *inputs, **named)) is not None
             else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
-from dataworth.tasks.projection.sides import Side, side_matrices, stored_side
+from dataworth.tasks.projection.sides import BasisSide, IdentitySide, Side, side_matrices, stored_side
 from dataworth.tasks.projection.sketch import SparseSketch
 
 __all__ = [
@@ -131,7 +131,7 @@ def orthonormal_coordinates(projection: LayerProjection) -> Float[np.ndarray, "c
     In those, a step's length is the distance of the parameters.
     """
     roots = [
-        _root_of_gram(_rows(side, size))
+        torch.eye(size, dtype=torch.float64) if isinstance(side, IdentitySide) else _root_of_gram(_rows(side, size))
         for side, size in (
             (projection.output_side, projection.n_outputs),
             (projection.input_side, projection.n_inputs),
@@ -144,11 +144,10 @@ def orthonormal_coordinates(projection: LayerProjection) -> Float[np.ndarray, "c
 
 def _rows(side: Side, size: int) -> Tensor:
     """The matrix of a side, (k, size) float64."""
-    return (
-        side.to(torch.device("cpu"), torch.float64)
-        .projected(torch.eye(size, dtype=torch.float64), trailing_one=False)
-        .T.contiguous()
-    )
+    if isinstance(side, BasisSide):
+        return side.basis.to(torch.device("cpu"), torch.float64)
+    exact = side.to(torch.device("cpu"), torch.float64)
+    return exact.projected(torch.eye(size, dtype=torch.float64), trailing_one=False).T.contiguous()
 
 
 def _root_of_gram(rows: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dataworth.storage.ref import StoreRef
 from dataworth.storage.spelling import setting
 from dataworth.tasks.corpus.groups import document_groups
 from dataworth.tasks.curvature.config import DampingConfig
-from dataworth.tasks.curvature.precondition import Inverses, Preconditioner, curvature_of
+from dataworth.tasks.curvature.precondition import Inverses, Preconditioner, curvature_of, damped_layers
 from dataworth.tasks.scoring.blocks import Preconditioned
 from dataworth.tasks.scoring.config import ScoringConfig
 from dataworth.tasks.scoring.players import Players, chosen_sources, players
@@ -123,16 +123,15 @@ def ready_players(corpus: CorpusStore, scoring: ScoringConfig, grouping: str) ->
 
 def damped_inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, Preconditioner]:
     """The damped inverse of each layer's curvature; empty without a curvature."""
-    inverses = {}
-    if curvature is not None:
-        fitted = LayerStore.open(curvature)
-        for name in (layer.name for layer in fitted.layers):
-            arrays = {key: fitted.matrix(name, key) for key in fitted.names(name)}
-            try:
-                inverses[name] = curvature_of(arrays).damped(config)
-            except ValueError as error:
-                raise InputError(f"layer {name}: {error}; pass {setting('curvature.damping.rule')} absolute") from None
-    return inverses
+    if curvature is None:
+        return {}
+    fitted = LayerStore.open(curvature)
+    names = [layer.name for layer in fitted.layers]
+    curvatures = {name: curvature_of({key: fitted.matrix(name, key) for key in fitted.names(name)}) for name in names}
+    try:
+        return damped_layers(curvatures, config)
+    except ValueError as error:
+        raise InputError(f"{error}; pass {setting('curvature.damping.rule')} absolute") from None
 
 
 def counted_layers(gradients: GradientStore, scoring: ScoringConfig) -> list[Layer]:

@@ -207,7 +207,7 @@ def test_the_head_counts_its_targets(model_in_float64):
     assert torch.allclose(outputs.sum(dim=0), torch.zeros(len(outputs), dtype=torch.float64), atol=1e-9)
 
 
-class Shifted(nn.Module):
+class Mixing(nn.Module):
     """What it multiplies its input with is no vector's entry by entry."""
 
     def __init__(self):
@@ -218,12 +218,40 @@ class Shifted(nn.Module):
         return x * self.weight.sum()
 
 
+class Saturating(nn.Module):
+    """Beside its large residual, what its vector does looks like rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return x * 1e5 + torch.tanh(self.gamma * x)
+
+
+class ScaledBias(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return 0.1 * (x + self.bias)
+
+
 class Doubled(nn.Embedding):
     def forward(self, ids):
         return super().forward(ids) ** 2
 
 
-@pytest.mark.parametrize(("odd", "said"), [(Shifted(), "is a vector whose"), (Doubled(9, 4), "is a table that gives")])
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        (Mixing(), "is a vector whose"),
+        (Saturating(), "is a vector whose"),
+        (nn.Conv1d(3, 3, 1), "is a vector whose"),
+        (Doubled(9, 4), "is a table that gives"),
+    ],
+)
 def test_what_is_not_what_it_seems_is_refused(odd, said):
     table = isinstance(odd, nn.Embedding)
     model = nn.Sequential(odd, nn.Linear(4, 2)) if table else nn.Sequential(nn.Linear(4, 4), odd, nn.Linear(4, 2))
@@ -237,3 +265,74 @@ def test_what_is_not_what_it_seems_is_refused(odd, said):
         pytest.raises(CaptureError, match=said),
     ):
         model(given)
+
+
+def of_batch(model, layers, given):
+    """(n, c) captured rows of the sum of a model's outputs, and those of autograd, one example at a time."""
+    weights = torch.randn(model(given).shape[1:], generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    model.requires_grad_(False)
+    with GradientCapture([layer.uses for layer in layers], projections(layers), torch.float64) as capture:
+        (model(given) * weights).sum().backward()
+        rows = capture.rows()
+    for row, example in zip(rows, given, strict=True):
+        matrices = by_autograd(model, layers, lambda model, x=example: (model(x[None])[0] * weights).sum())
+        assert close(row, torch.cat([matrix.flatten() for matrix in matrices]))
+
+
+def test_a_bias_counts_as_much_as_it_does():
+    model = nn.Sequential(nn.Linear(4, 4), ScaledBias(), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    of_batch(model, tracked_layers(model, parameters="all"), torch.randn(3, 5, 4, dtype=torch.float64))
+
+
+def test_a_vector_of_several_modules_has_the_sum_of_their_gradients():
+    first, second = nn.LayerNorm(4), nn.LayerNorm(4)
+    second.weight, second.bias = first.weight, first.bias
+    model = nn.Sequential(first, nn.Linear(4, 4), second, nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        first.weight.copy_(torch.randn(4))
+    layers = tracked_layers(model, parameters="all")
+    assert [len(layer.vectors) for layer in layers] == [2, 2, 0, 0]
+    of_batch(model, layers, torch.randn(3, 5, 4, dtype=torch.float64))
+
+
+def test_what_a_module_remembers_is_as_if_it_were_asked_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train().requires_grad_(False)
+    layers = tracked_layers(model, parameters="all")
+    with GradientCapture([layer.uses for layer in layers], projections(layers, torch.float32)):
+        model(torch.randn(6, 4))
+    assert int(model[1].num_batches_tracked) == 1
+
+
+def test_distances_of_places_are_no_batch():
+    """A table of (t, t) distances, looked up once for all, where there are as many examples as tokens."""
+
+    class Relative(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(11, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            places = torch.arange(x.shape[1])
+            return self.out(self.table(places[None] - places[:, None] + 5)) * x[..., None, None]
+
+    model = Relative().requires_grad_(False)
+    layers = tracked_layers(model, parameters="all")
+    with GradientCapture([layer.uses for layer in layers], projections(layers, torch.float32)) as capture:
+        capture.expect(6)
+        with pytest.raises(CaptureError, match="looks up the distances of 6 tokens"):
+            model(torch.randn(6, 6))
+
+
+def test_a_batch_without_a_target_has_no_gradient(model_in_float64):
+    model, (ids, mask, labels) = model_in_float64("llama"), batch_of()
+    layers = layers_of(model)
+    with GradientCapture([layer.uses for layer in layers], projections(layers), torch.float64) as capture:
+        rows, losses = gradient_rows(*halves(model), capture, ids, mask, torch.full_like(labels, -100))
+    assert rows.shape[0] == len(ids)
+    assert not rows.any()
+    assert not losses.any()
+
+
+def test_an_untied_head_is_a_vocabulary_too(model_in_float64):
+    named = {layer.name: layer for layer in tracked_layers(model_in_float64("llama"), parameters="all")}
+    assert {name for name, layer in named.items() if layer.is_vocabulary} == {"model.embed_tokens", "lm_head"}

@@ -15,6 +15,7 @@ from dataworth.tasks.model.displacement import base_displacements, displaced
 from dataworth.tasks.model.experts import experts_as_layers
 from dataworth.tasks.model.halves import halves
 from dataworth.tasks.model.layers import coverage, tracked_layers
+from dataworth.tasks.model.probes import plain_layers
 from dataworth.tasks.projection.bases import projections_of
 from dataworth.tasks.projection.config import ProjectionConfig
 
@@ -45,21 +46,22 @@ def batch():
 
 
 def experts_of(model):
-    return [layer for layer in tracked_layers(model) if ".experts." in layer.name]
+    return [layer for layer in tracked_layers(model, parameters="all") if ".experts." in layer.name]
 
 
 def test_the_model_computes_what_it_did(model):
     ids, mask, _ = batch()
     model.set_experts_implementation("eager")
     before = model(input_ids=ids, attention_mask=mask).logits
-    n_tracked = coverage(model, tracked_layers(model)).n_tracked
+    n_tracked = coverage(model, tracked_layers(model, parameters="all")).n_tracked
     state = list(model.state_dict())
     experts_as_layers(model)
     after = model(input_ids=ids, attention_mask=mask).logits
     assert torch.allclose(before, after, rtol=1e-10, atol=1e-12)
     assert list(model.state_dict()) == state
     own = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    assert coverage(model, tracked_layers(model)).n_tracked == n_tracked + own
+    assert coverage(model, tracked_layers(model, parameters="all")).n_tracked == n_tracked + own
+    assert not [layer for layer in tracked_layers(model) if ".experts." in layer.name]
     assert len(experts_of(model)) == 2 * 2 * 4
 
 
@@ -87,7 +89,8 @@ def test_rows_are_those_of_autograd(model):
 
 def test_products_by_position_add_up(model):
     experts_as_layers(model)
-    layers, (ids, mask, labels) = tracked_layers(model), batch()
+    (ids, mask, labels), every = batch(), tracked_layers(model, parameters="all")
+    layers = plain_layers(lambda: model(input_ids=ids[:1]), every)
     alone = (ids[1:2], mask[1:2], labels[1:2])
     uses = [layer.uses for layer in layers]
     projections = [p.to(torch.device("cpu"), torch.float64) for p in projections_of(layers, ProjectionConfig(rank=3))]
@@ -122,6 +125,10 @@ def test_factors_leave_out_padding_and_know_idle_experts(model):
     assert together.sums["n_tokens"].sum() == 2 * 2 * 2 * sum(LENGTHS)  # layers, matrices, experts a token
     for one, other in zip(together.covariances(), alone.covariances(), strict=True):
         assert all(torch.allclose(*pair) for pair in zip(one, other, strict=True))
+    n_all = float(together.sums["n_batch_tokens"])
+    assert n_all == sum(LENGTHS)
+    for (_, outputs), number in zip(together.covariances(), range(len(layers)), strict=True):
+        assert torch.allclose(outputs, together.sums[f"output {number}"] / n_all)  # a rare expert's is small
     few = summed(tuple(each[:, :2] for each in rows[0]))  # two tokens do not reach all experts
     assert 0 in few.sums["n_tokens"]
     assert all(torch.isfinite(side).all() for pair in few.covariances() for side in pair)
