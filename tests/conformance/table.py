@@ -55,7 +55,7 @@ def page(table: dict[str, Any]) -> str:
         f"layer is held against autograd, one text at a time. Of {counts.total()}: {numbers}.",
         "",
         "*Tracked* is the share of the tiny model's parameters that gradients are kept of: embeddings, heads and norms "
-        "are not among them, nor experts that a model multiplies by in a way of its own. "
+        "are not among them, nor experts that are one tensor. "
         "*Of all* is the share with `--model.parameters all`, a star where batches are smaller with it than without. "
         "Beside *right* stands what is slower. `dataworth doctor --model CHECKPOINT` tries the same on a checkpoint of "
         "your own. `python -m tests.conformance` makes this page.",
