@@ -210,7 +210,7 @@ class LayerCapture(ABC):
     def _meets_table(self, number: int, found: Lookup, output: Tensor) -> Callable[[Tensor], None]:
         """The same of a table of rows."""
         name = self._names[number]
-        if _is_relative(found.ids):
+        if self._n_examples != 1 and _is_relative(found.ids):
             raise CaptureError(
                 f"layer {name} looks up the distances of {len(found.ids)} tokens once for all examples: "
                 f"exclude it with {setting('model.exclude')}"
