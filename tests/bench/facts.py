@@ -90,7 +90,7 @@ def source_tokens(problem: TunedFacts) -> np.ndarray:
     return np.array([tokens[of == source].sum() for source in SOURCES], np.float64)
 
 
-def against(values: np.ndarray, measured: list[dict[str, np.ndarray]]) -> dict[str, float]:
+def against(values: np.ndarray, measured: list[dict[str, np.ndarray]]) -> dict[str, float | None]:
     """Share error and rank correlation of (s,) or (s, q) values, and the share error of one seed to the other."""
     from scipy.stats import spearmanr
 
@@ -100,8 +100,8 @@ def against(values: np.ndarray, measured: list[dict[str, np.ndarray]]) -> dict[s
     row = {
         "share error": share_error(together, truth),
         "spearman": round(float(spearmanr(together, truth).statistic), 2) if np.ptp(together) else None,
-        # Two seeds: half of their distance is what their mean is off by, in expectation.
-        "floor": round(share_error(by_seed[0], by_seed[-1], 6) / 2, 3),
+        # Two seeds: half of their distance is what their mean is off by, in expectation; of one nobody knows.
+        "floor": round(share_error(by_seed[0], by_seed[-1], 6) / 2, 3) if len(by_seed) > 1 else None,
     }
     if values.ndim == 2:
         of_queries = np.mean([shapley_estimate(each) for each in measured], axis=0)
