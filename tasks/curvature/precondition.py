@@ -14,6 +14,7 @@ from dataworth.tasks.curvature.lowrank import LowRank
 
 __all__ = [
     "Curvature",
+    "Damped",
     "Inverses",
     "Preconditioner",
     "applied",
@@ -27,15 +28,20 @@ __all__ = [
 class Preconditioner(Protocol):
     """(H + lambda I)^-1 of one layer."""
 
-    @property
-    def damping(self) -> float:
-        """lambda."""
-
     def applied(self, gradients: np.ndarray) -> np.ndarray:
         """(H + lambda I)^-1 g for each row g, float64."""
 
     def whitened(self, gradients: np.ndarray) -> np.ndarray:
         """(H + lambda I)^-1/2 g up to a rotation, float32: its squared norm is g^T (H + lambda I)^-1 g."""
+
+
+@runtime_checkable
+class Damped(Preconditioner, Protocol):
+    """The same, and how strongly it is damped."""
+
+    @property
+    def damping(self) -> float:
+        """lambda."""
 
 
 @runtime_checkable
@@ -46,7 +52,7 @@ class Curvature(Protocol):
     def arrays(self) -> dict[str, np.ndarray]:
         """As they are stored."""
 
-    def damped(self, config: DampingConfig) -> Preconditioner:
+    def damped(self, config: DampingConfig) -> Damped:
         """(H + lambda I)^-1."""
 
 
@@ -61,7 +67,7 @@ def curvature_of(arrays: Mapping[str, np.ndarray]) -> Curvature:
     return LowRank(**arrays) if "low_rank" in arrays else Kronecker(**arrays)
 
 
-def damped_layers(curvatures: Mapping[str, Curvature], config: DampingConfig) -> dict[str, Preconditioner]:
+def damped_layers(curvatures: Mapping[str, Curvature], config: DampingConfig) -> dict[str, Damped]:
     """The damped inverse of every layer, by its name.
 
     Where nothing that was fitted on reached one of many alike, such as an expert, its curvature is zero: lambda is then
@@ -70,7 +76,7 @@ def damped_layers(curvatures: Mapping[str, Curvature], config: DampingConfig) ->
     Raises:
         ValueError: the curvature of all of a kind is zero, and damping relative.
     """
-    inverses: dict[str, Preconditioner] = {}
+    inverses: dict[str, Damped] = {}
     silent: dict[str, ValueError] = {}
     for name, curvature in curvatures.items():
         try:

@@ -1,6 +1,6 @@
 """What a scoring pass over the stores of one checkpoint is made of, read and made ready."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,7 +121,7 @@ def ready_players(corpus: CorpusStore, scoring: ScoringConfig, grouping: str) ->
     return players(ids, document_groups(corpus, grouping), n_tokens, chosen)
 
 
-def damped_inverses(curvature: StoreRef | None, config: DampingConfig) -> dict[str, Preconditioner]:
+def damped_inverses(curvature: StoreRef | None, config: DampingConfig) -> Mapping[str, Preconditioner]:
     """The damped inverse of each layer's curvature; empty without a curvature."""
     if curvature is None:
         return {}
