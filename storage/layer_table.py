@@ -1,10 +1,16 @@
 """The layer table: which columns of a row of gradients are a layer's, and between which spaces it maps."""
 
+import re
 from dataclasses import dataclass
 
 from dataworth.storage.manifest import MANIFEST, Store
 
-__all__ = ["Layer", "layers_of"]
+__all__ = ["Layer", "kind_of", "layers_of"]
+
+
+def kind_of(name: str) -> str:
+    """The same for layers of one kind, whose names differ in numbers alone, such as experts and blocks."""
+    return re.sub(r"\d+", "*", name)
 
 
 @dataclass(frozen=True)

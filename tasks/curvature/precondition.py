@@ -1,12 +1,12 @@
 """Curvatures whatever their kind, and (H + lambda I)^-1 applied to whole rows of gradients, layer by layer."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
+from dataworth.storage.layer_table import kind_of
 from dataworth.tasks.curvature.config import DampingConfig
 from dataworth.tasks.curvature.dense import Dense
 from dataworth.tasks.curvature.kronecker import Kronecker
@@ -85,17 +85,13 @@ def damped_layers(curvatures: Mapping[str, Curvature], config: DampingConfig) ->
             silent[name] = error
     of_kind: dict[str, list[float]] = {}
     for name, inverse in inverses.items():
-        of_kind.setdefault(_without_numbers(name), []).append(inverse.damping)
+        of_kind.setdefault(kind_of(name), []).append(inverse.damping)
     for name, reason in silent.items():
-        alike = of_kind.get(_without_numbers(name))
+        alike = of_kind.get(kind_of(name))
         if alike is None:
             raise ValueError(f"layer {name}: {reason}") from reason
         inverses[name] = curvatures[name].damped(DampingConfig(rule="absolute", value=float(np.median(alike))))
     return inverses
-
-
-def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "*", name)
 
 
 def applied(rows: Float[np.ndarray, "n c"], inverses: Inverses) -> Float[np.ndarray, "n c"]:

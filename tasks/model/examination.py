@@ -1,6 +1,5 @@
 """A checkpoint tried on a few short texts when it is loaded: what it can be given, and what of it takes part."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dataworth.storage.errors import InputError
+from dataworth.storage.layer_table import kind_of
 from dataworth.tasks.capture.hooks import CaptureError
 from dataworth.tasks.model.halves import Halves
 from dataworth.tasks.model.layers import TrackedLayer
@@ -139,14 +139,10 @@ def _kept(layers: Sequence[TrackedLayer], reached: set[str]) -> tuple[tuple[Trac
     A layer that was not reached may be one of many alike of which each example takes some (experts): then another one,
     whose name is the same but for numbers, was.
     """
-    kinds = {_without_numbers(name) for name in reached}
-    kept = tuple(layer for layer in layers if _without_numbers(layer.name) in kinds)
+    kinds = {kind_of(name) for name in reached}
+    kept = tuple(layer for layer in layers if kind_of(layer.name) in kinds)
     if not kept:
         raise InputError(
             f"none of its {len(layers)} linear layers, such as {layers[0].name}, has a part in the loss of a text"
         )
     return kept, any(layer.name not in reached for layer in kept)
-
-
-def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "*", name)
