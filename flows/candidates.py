@@ -2,7 +2,8 @@
 
 from dataworth.config import ValueConfig
 from dataworth.preparing import Prepared, Steps, store_folder
-from dataworth.scored import Made, Point, Timings, narrowed
+from dataworth.scored import Point, Timings, narrowed
+from dataworth.storage.ref import StoreRef
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.report.results.candidates import CandidateParts
 
@@ -32,21 +33,22 @@ def candidates_of(
     every = scoring.model_copy(update={"save_matrix": True})
     with seconds.step("candidates"):
         made = [_indexed(each, config.candidates.files, steps) for each in points]
-        corpus, trained, queries = made[0].prepared.corpus, points[0].made.prepared.corpus, points[0].made.queries
+        (corpus, _), trained, queries = made[0], points[0].made.prepared.corpus, points[0].made.queries
         scores = [
             steps.score_corpus(
-                *(store, corpus, own.gradients, queries, each.query_gradients, each.made.curvature, damping),
+                *(store, corpus, gradients, queries, each.made.query_gradients, each.made.curvature, damping),
                 scoring if len(points) == 1 else every,
                 config.cluster,
                 grouping,
                 trained,
             )
-            for each, own in zip(points, made, strict=True)
+            for each, (_, gradients) in zip(points, made, strict=True)
         ]
         mean = scores[0]
         if len(points) > 1:
             passes = [
-                each.scored(of_point, own.gradients) for each, of_point, own in zip(points, scores, made, strict=True)
+                each.scored(of_point, gradients)
+                for each, of_point, (_, gradients) in zip(points, scores, made, strict=True)
             ]
             mean = steps.average_scores(store, corpus, queries, passes, damping, scoring, grouping, trained)
         values = steps.value_sources(store, mean, config.sources.summed, None, config.cluster)
@@ -61,12 +63,10 @@ def candidates_of(
     return CandidateParts(corpus=corpus, scores=mean, values=values, trainings=tuple(trainings))
 
 
-def _indexed(point: Point, files: list[str], steps: Steps) -> Made:
+def _indexed(point: Point, files: list[str], steps: Steps) -> tuple[StoreRef, StoreRef]:
     """The candidates' corpus and gradients; bases and curvature are those of the documents of the training."""
     read = point.config.corpus.model_copy(update={"files": files})
     own = narrowed(point.config.model_copy(update={"corpus": read}))
-    prepared = Prepared(
-        corpus=steps.prepare_corpus(store_folder(own), own.model.only, read), bases=point.made.prepared.bases
-    )
-    gradients = steps.in_turn(own, lambda: steps.index(own, prepared))
-    return Made(prepared, point.made.queries, point.made.curvature, gradients)
+    corpus = steps.prepare_corpus(store_folder(own), own.model.only, read)
+    prepared = Prepared(corpus=corpus, bases=point.made.row_bases)
+    return corpus, steps.in_turn(own, lambda: steps.index(own, prepared))

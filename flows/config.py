@@ -152,6 +152,7 @@ class ValueConfig(CorpusRunConfig):
                 "of its documents and layers scored by gradients, as dot, not certified by trainings, and summed: pass "
                 "--game additive"
             )
+        self._keepable()
         self._addable()
         self._correctable()
         self._certifiable()
@@ -163,6 +164,27 @@ class ValueConfig(CorpusRunConfig):
         if trained and len(self.model.name) > 1:
             raise ValueError(f"the game {game} is played from --model.base, not from checkpoints: pass one --model")
         return self
+
+    def _keepable(self) -> None:
+        option = f"{setting('gradients.keep')} none"
+        if self.gradients.keep != "none":
+            return
+        if self.method != "influence" or self.scoring.kind != "dot" or self.scoring.by_layer or self.scoring.layers:
+            raise ValueError(
+                f"{option}: scores alone are kept, of all layers, as dot: leave {setting('method')}, "
+                f"{setting('scoring.kind')}, {setting('scoring.by_layer')} and {setting('scoring.layers')} out"
+            )
+        if self.projection.kind == "factgrass":
+            raise ValueError(f"{option}: needs both sides of a layer apart: pass another {setting('projection.kind')}")
+        if self.model.shard:
+            raise ValueError(
+                f"{option}: not of a model spread over several processes: leave {setting('model.shard')} out"
+            )
+        entry = GAMES.get(self.sources.game)
+        if entry is not None and entry.made_of == "sums":
+            raise ValueError(
+                f"{option}: the game {self.sources.game} is made of gradients: pass {setting('sources.game')} additive"
+            )
 
     def _addable(self) -> None:
         option = setting("candidates.files")
@@ -253,7 +275,8 @@ class ValueConfig(CorpusRunConfig):
             return self.sources
         playable = self.model.has_base and not self._narrowed
         game = "additive"
-        if classifies and self.model.base is not None and playable and self.projection.kind != "factgrass":
+        has_gradients = self.projection.kind != "factgrass" and self.gradients.keep == "rows"
+        if classifies and self.model.base is not None and playable and has_gradients:
             game = "newton"
         elif not classifies and playable and self._trainable:
             game = "merged"

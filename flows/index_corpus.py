@@ -10,7 +10,7 @@ from dataworth.lifecycle.cancelling import unless_cancelled
 from dataworth.lifecycle.permissions import check_permitted
 from dataworth.lifecycle.runs import announce, run_name
 from dataworth.lifecycle.turns import each_in_turn
-from dataworth.preparing import Prepared, indexed, prepared_stores, store_folder
+from dataworth.preparing import Prepared, indexed, prepared_stores, refuse_nothing_kept, store_folder
 from dataworth.storage.ref import StoreRef
 from dataworth.tasked import TASKED
 from dataworth.tasks.model.alike import refuse_other_tokenizers
@@ -38,6 +38,7 @@ def index_corpus(config: CorpusRunConfig, prepared: Prepared | None = None) -> l
     check_permitted(config, prepared)
     if prepared:
         return [indexed(config, prepared, TASKED)]
+    refuse_nothing_kept(config)
     store = store_folder(config)
 
     def work(one: CorpusRunConfig) -> StoreRef:

@@ -26,7 +26,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from dataworth.config import CorpusRunConfig, ValueConfig
-from dataworth.preparing import PLAIN, prepared_stores, store_folder
+from dataworth.preparing import PLAIN, prepared_stores, refuse_nothing_kept, store_folder
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
@@ -71,6 +71,7 @@ def index(model: Any, tokenizer: Any, documents: Any, /, *, store: str | Path | 
     place = _Place(store)
     given = _given(place, model, tokenizer, documents, options)
     config = _checked(CorpusRunConfig, given)
+    refuse_nothing_kept(config)
     refuse_other_tokenizers(config.model.checkpoints)
     prepared = [prepared_stores(one, PLAIN) for one in config.by_checkpoint]
     stores = [PLAIN.index(one, stores) for one, stores in zip(config.by_checkpoint, prepared, strict=True)]

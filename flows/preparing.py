@@ -10,12 +10,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from dataworth.config import CorpusRunConfig
+from dataworth.storage.errors import InputError
 from dataworth.storage.locations import check_usable, default_store, location_of
 from dataworth.storage.ref import StoreRef
+from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.steps import average_values, value_sources
 from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
 from dataworth.tasks.counterfactual.steps import certify
 from dataworth.tasks.curvature.steps import fit_covariances, fit_matrices, fit_query_factors, fit_source_sums
+from dataworth.tasks.gradients.directions import make_directions
 from dataworth.tasks.gradients.steps import index_gradients
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.projection.steps import make_bases
@@ -24,7 +27,17 @@ from dataworth.tasks.scoring.token_steps import tell_tokens
 from dataworth.tasks.training.candidates import train_on_candidates
 from dataworth.tasks.training.steps import replay_training
 
-__all__ = ["PLAIN", "Prepared", "Steps", "fitted", "indexed", "needs_covariances", "prepared_stores", "store_folder"]
+__all__ = [
+    "PLAIN",
+    "Prepared",
+    "Steps",
+    "fitted",
+    "indexed",
+    "needs_covariances",
+    "prepared_stores",
+    "refuse_nothing_kept",
+    "store_folder",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class Steps:
     fit_source_sums: Callable[..., dict[str, StoreRef]] = fit_source_sums
     fit_query_factors: Callable[..., StoreRef] = fit_query_factors
     index_gradients: Callable[..., StoreRef] = index_gradients
+    make_directions: Callable[..., StoreRef] = make_directions
     score_corpus: Callable[..., StoreRef] = score_corpus
     average_scores: Callable[..., StoreRef] = average_scores
     tell_tokens: Callable[..., StoreRef] = tell_tokens
@@ -93,6 +107,19 @@ def prepared_stores(config: CorpusRunConfig, steps: Steps) -> Prepared:
         covariances = steps.fit_covariances(store, model, corpus, config.curvature, batch_tokens, projection)
     bases = steps.make_bases(store, model, config.projection, covariances)
     return Prepared(corpus=corpus, bases=bases, covariances=covariances)
+
+
+def refuse_nothing_kept(config: CorpusRunConfig) -> None:
+    """Refuse to index where no gradient would be kept.
+
+    Raises:
+        InputError: it is asked for.
+    """
+    if config.gradients.keep == "none":
+        raise InputError(
+            f"{setting('gradients.keep')} none: is of a valuation, whose queries come first: leave it out, or run "
+            "`dataworth value`"
+        )
 
 
 def needs_covariances(config: CorpusRunConfig) -> bool:

@@ -10,7 +10,6 @@ from dataworth.preparing import Prepared, Steps, prepared_stores
 from dataworth.storage.errors import InputError
 from dataworth.storage.ref import StoreRef
 from dataworth.storage.spelling import setting
-from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import run_logger
 from dataworth.tasks.report.results.machine import MachineSamples
@@ -26,7 +25,6 @@ __all__ = [
     "made_stores",
     "narrowed",
     "points_of",
-    "query_gradients_of",
     "scores_at",
     "scores_of",
     "sums_only",
@@ -57,12 +55,27 @@ class Timings(dict[str, float]):
 
 @dataclass(frozen=True)
 class Made:
-    """What valuations of the same corpus share, and the queries."""
+    """What valuations of the same corpus share, and the queries.
+
+    Args:
+        prepared: corpus and bases.
+        queries: the questions.
+        curvature: None for `none`.
+        row_bases: what rows of gradients are made with: the bases, or the queries' directions.
+        gradients, query_gradients: of documents and queries.
+    """
 
     prepared: Prepared
     queries: StoreRef
     curvature: StoreRef | None
+    row_bases: StoreRef
     gradients: StoreRef
+    query_gradients: StoreRef
+
+    @property
+    def stores(self) -> tuple[StoreRef, StoreRef, StoreRef, StoreRef, StoreRef | None]:
+        """What a scoring pass of the corpus reads; see `scores_of`."""
+        return self.prepared.corpus, self.gradients, self.queries, self.query_gradients, self.curvature
 
 
 @dataclass(frozen=True)
@@ -72,13 +85,11 @@ class Point:
     Args:
         config: everything, for one checkpoint, or for the base that its training began from.
         made: its stores.
-        query_gradients: of the queries there.
         weight: of its scores in a mean.
     """
 
     config: ValueConfig
     made: Made
-    query_gradients: StoreRef
     weight: float = 1.0
 
     @property
@@ -89,8 +100,7 @@ class Point:
     @property
     def stores(self) -> tuple[StoreRef, StoreRef, StoreRef, StoreRef, StoreRef | None]:
         """What a scoring pass of the corpus reads; see `scores_of`."""
-        made = self.made
-        return made.prepared.corpus, made.gradients, made.queries, self.query_gradients, made.curvature
+        return self.made.stores
 
     def scored(self, scores: StoreRef, gradients: StoreRef | None = None) -> Pass:
         """The pass that left these scores.
@@ -101,7 +111,7 @@ class Point:
         """
         return Pass(
             gradients=gradients or self.made.gradients,
-            query_gradients=self.query_gradients,
+            query_gradients=self.made.query_gradients,
             curvature=self.made.curvature,
             scores=scores,
             weight=self.weight,
@@ -126,28 +136,30 @@ def made_stores(config: ValueConfig, store: str, queries: StoreRef | None, secon
         )
     with seconds.step("fit"):
         fitted = steps.fit(own, prepared)
+    curvature = fitted[0] if fitted else None
+    with seconds.step("queries"):
+        row_bases = prepared.bases
+        if config.gradients.keep == "none":
+            row_bases = steps.make_directions(
+                *(store, config.model.only, queries, prepared.bases, curvature),
+                *(config.curvature.damping, config.gradients),
+            )
+        precise = config.gradients.model_copy(update={"dtype": "float32"})
+        query_gradients = steps.index_gradients(
+            store, config.model.only, queries, row_bases, precise, what="the queries"
+        )
     with seconds.step("index"):
-        gradients = steps.index(own, prepared)
-    return Made(prepared, queries, fitted[0] if fitted else None, gradients)
+        gradients = steps.index(own, prepared.model_copy(update={"bases": row_bases}))
+    return Made(prepared, queries, curvature, row_bases, gradients, query_gradients)
 
 
-def query_gradients_of(config: ValueConfig, store: str, made: Made, steps: Steps) -> StoreRef:
-    """Of the queries, in float32."""
-    precise = GradientsConfig(dtype="float32", batch_tokens=config.gradients.batch_tokens)
-    return steps.index_gradients(
-        store, config.model.only, made.queries, made.prepared.bases, precise, what="the queries"
-    )
-
-
-def all_scores_of(
-    config: ValueConfig, store: str, made: Made, query_gradients: StoreRef, steps: Steps
-) -> list[StoreRef]:
+def all_scores_of(config: ValueConfig, store: str, made: Made, steps: Steps) -> list[StoreRef]:
     """A scoring pass for each grouping of the sources."""
     return [
         scores_of(
             config,
             store,
-            (made.prepared.corpus, made.gradients, made.queries, query_gradients, made.curvature),
+            made.stores,
             config.scoring if number == 0 else sums_only(config.scoring),
             grouping,
             steps,
@@ -200,23 +212,19 @@ def _at_base(config: ValueConfig) -> ValueConfig | None:
     return None if reason else begun
 
 
-def points_of(
-    config: ValueConfig, store: str, made: Made, query_gradients: StoreRef, seconds: Timings, steps: Steps
-) -> list[Point]:
+def points_of(config: ValueConfig, store: str, made: Made, seconds: Timings, steps: Steps) -> list[Point]:
     """Where gradients of a checkpoint are taken: of the model; of its base, too, if that tells more."""
     begun = _at_base(config)
     if begun is None:
-        return [Point(config, made, query_gradients)]
+        return [Point(config, made)]
     made_there = steps.in_turn(narrowed(begun), lambda: made_stores(begun, store, made.queries, seconds, steps))
-    with seconds.step("queries"):
-        of_base = query_gradients_of(begun, store, made_there, steps)
-    return [Point(config, made, query_gradients, OF_MODEL), Point(begun, made_there, of_base, OF_BASE)]
+    return [Point(config, made, OF_MODEL), Point(begun, made_there, OF_BASE)]
 
 
 def scores_at(config: ValueConfig, store: str, points: list[Point], steps: Steps) -> list[StoreRef]:
     """Scores of a checkpoint for each grouping of the sources; of several points, in a weighted mean."""
     if len(points) == 1:
-        return all_scores_of(config, store, points[0].made, points[0].query_gradients, steps)
+        return all_scores_of(config, store, points[0].made, steps)
     every = config.scoring.model_copy(update={"save_matrix": True})
     passes = [
         each.scored(scores_of(each.config, store, each.stores, every, config.sources.by[0], steps)) for each in points
@@ -253,7 +261,7 @@ def tokens_of(
         queries, query_gradients, curvature = others
         parts = steps.tell_tokens(
             *(store, each.config.model.only, corpus, gradients, queries, query_gradients, curvature),
-            *(config.curvature.damping, each.made.prepared.bases, scoring, scores),
+            *(config.curvature.damping, each.made.row_bases, scoring, scores),
         )
         found.append(TokenParts(parts=parts, weight=each.weight))
     return tuple(found)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dataworth.config import SearchConfig
-from dataworth.preparing import PLAIN, prepared_stores, store_folder
+from dataworth.preparing import PLAIN, prepared_stores, refuse_nothing_kept, store_folder
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
@@ -24,12 +24,12 @@ from dataworth.storage.segments import Segment
 from dataworth.tasks.corpus.config import QueriesConfig
 from dataworth.tasks.corpus.steps import prepare_queries
 from dataworth.tasks.curvature.steps import fit_matrices
+from dataworth.tasks.curvature.stored import damped_inverses
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.gradients.steps import gradient_store, index_gradients
 from dataworth.tasks.model.alike import refuse_other_tokenizers
 from dataworth.tasks.scoring.blocks import Preconditioned, window_scores
 from dataworth.tasks.scoring.queries import chosen_inverses, preconditioned
-from dataworth.tasks.scoring.ready import damped_inverses
 from dataworth.tasks.scoring.sketches import best_rows, sketch_matrix
 
 __all__ = ["Found", "search"]
@@ -118,6 +118,7 @@ def _indexed(config: SearchConfig, own: str, queries: CorpusStore | None) -> _In
     Raises:
         InputError: the corpus is not indexed.
     """
+    refuse_nothing_kept(config)
     store, model, tokens = store_folder(config), config.model.only, config.gradients.batch_tokens
     stores = prepared_stores(config, PLAIN)
     bases, corpus = stores.bases, CorpusStore.open(stores.corpus)

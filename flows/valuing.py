@@ -14,7 +14,6 @@ from dataworth.scored import (
     made_stores,
     narrowed,
     points_of,
-    query_gradients_of,
     scores_at,
     scores_of,
     sums_only,
@@ -81,15 +80,13 @@ def valued_checkpoint(
         steps: as the door takes them.
     """
     made: Made = steps.in_turn(narrowed(config), lambda: made_stores(config, store, queries, seconds, steps))
-    with seconds.step("queries"):
-        query_gradients = query_gradients_of(config, store, made, steps)
-    points = points_of(config, store, made, query_gradients, seconds, steps)
+    points = points_of(config, store, made, seconds, steps)
     with seconds.step("score"):
         all_scores = scores_at(config, store, points, steps)
     if len(points) > 1:
         config = config.model_copy(update={"model": config.model.model_copy(update={"point": "both"})})
     with seconds.step("value"):
-        values = _all_values(config, store, made, query_gradients, all_scores, steps)
+        values = _all_values(config, store, made, all_scores, steps)
         if config.sources.projection_seeds > 1:
             values = _over_projections(config, store, made.queries, values, steps)
     return Checkpoint(
@@ -98,7 +95,7 @@ def valued_checkpoint(
         corpus=made.prepared.corpus,
         queries=made.queries,
         gradients=made.gradients,
-        query_gradients=query_gradients,
+        query_gradients=made.query_gradients,
         curvature=made.curvature,
         scores=all_scores,
         values=values,
@@ -107,13 +104,11 @@ def valued_checkpoint(
 
 
 def _all_values(
-    config: ValueConfig, store: str, made: Made, query_gradients: StoreRef, all_scores: list[StoreRef], steps: Steps
+    config: ValueConfig, store: str, made: Made, all_scores: list[StoreRef], steps: Steps
 ) -> list[StoreRef]:
     """Values of the sources for each grouping."""
     return [
-        steps.value_sources(
-            store, scores, config.sources, _game_parts(config, made, query_gradients, grouping, steps), config.cluster
-        )
+        steps.value_sources(store, scores, config.sources, _game_parts(config, made, grouping, steps), config.cluster)
         for scores, grouping in zip(all_scores, config.sources.by, strict=True)
     ]
 
@@ -128,15 +123,11 @@ def _over_projections(
         scoring = sums_only(config.scoring)
         seeded = config.model_copy(update={"projection": projection, "scoring": scoring})
         made = made_stores(seeded, store, queries, Timings(), steps)
-        query_gradients = query_gradients_of(seeded, store, made, steps)
-        all_scores = all_scores_of(seeded, store, made, query_gradients, steps)
-        by_seed.append(_all_values(seeded, store, made, query_gradients, all_scores, steps))
+        by_seed.append(_all_values(seeded, store, made, all_scores_of(seeded, store, made, steps), steps))
     return [steps.average_values(store, list(each), config.sources.confidence) for each in zip(*by_seed, strict=True)]
 
 
-def _game_parts(
-    config: ValueConfig, made: Made, query_gradients: StoreRef, grouping: str, steps: Steps
-) -> GameParts | None:
+def _game_parts(config: ValueConfig, made: Made, grouping: str, steps: Steps) -> GameParts | None:
     """What a game of more than scores needs, made where it is not there yet."""
     made_of = GAMES[config.sources.game].made_of
     if made_of == "scores" and not config.sources.trainings and config.model.only.base is None:
@@ -153,7 +144,7 @@ def _game_parts(
         model=model,
         base=base,
         queries=made.queries,
-        query_gradients=query_gradients,
+        query_gradients=made.query_gradients,
         bases=prepared.bases,
         sums={},
         factors=None,

@@ -24,7 +24,10 @@ from dataworth.storage.ref import StoreRef
 from dataworth.storage.schema import EXAMPLE_COLUMNS, rows_per_shard
 from dataworth.storage.segments import Segment, SegmentTable, new_segment
 
-__all__ = ["GradientStore"]
+__all__ = ["ALONG", "GradientStore"]
+
+# An attribute: of rows that are no gradients but their products with a number a query, the queries' fingerprint.
+ALONG = "along"
 
 
 class GradientStore(Store):
@@ -86,6 +89,12 @@ class GradientStore(Store):
     @property
     def dtype(self) -> str:
         return str(self.entry("dtype"))
+
+    @property
+    def along(self) -> str | None:
+        """The queries whose scores the rows are, one a column; None: they are gradients."""
+        named: str | None = dict(self.entry("attributes")).get(ALONG)
+        return named
 
     @property
     def rows_per_shard(self) -> int:

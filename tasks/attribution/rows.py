@@ -54,7 +54,7 @@ def example_rows(
         examples: longest come first; `numbers` says which they are.
     """
     with _capture(model, projections) as capture:
-        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching):
+        for numbers in batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching, capture.most_rows):
             batch = examples.batch(numbers, model.device, model.reading.pad_token)
             yield numbers, *gradient_rows(*model.halves, capture, *batch)
 

@@ -17,6 +17,9 @@ from dataworth.tasks.capture.hooks import CaptureError, LayerCapture, SideName, 
 
 __all__ = ["GradientCapture", "Projection"]
 
+# Of rows: whole gradients of one example of a large model are as large as its weights.
+BYTES_AT_ONCE = 2**30
+
 
 @runtime_checkable
 class Projection(Sides, Protocol):
@@ -57,6 +60,11 @@ class GradientCapture(LayerCapture):
         self._dtype, self._may_idle = dtype, may_idle
         self._rows: Tensor | None = None
         self._reached: set[int] = set()
+
+    @property
+    def most_rows(self) -> int:
+        """Examples whose rows are held at a time: as many as take BYTES_AT_ONCE, at least one."""
+        return max(1, BYTES_AT_ONCE // (self._n_columns * self._dtype.itemsize))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -33,23 +33,29 @@ class ProductCapture(LayerCapture):
 
     Args:
         modules: the layers (see LayerCapture).
-        projections: one a layer, in the same order; they own consecutive columns of a direction.
-        directions: (m, n_columns).
-        n_rows: examples of the one batch that is back-propagated.
+        projections: one a layer, in the same order.
+        directions: (m, n_columns) of each layer, in the same order.
+        n_rows: examples of the batch that is back-propagated next; `expect` says it of further ones.
     """
 
     def __init__(
         self,
         modules: Sequence[Use | tuple[Use, ...]],
         projections: Sequence[Products],
-        directions: Float[Tensor, "m c"],
+        directions: Sequence[Float[Tensor, "m c"]],
         n_rows: int,
     ) -> None:
         super().__init__(modules, projections)
-        self._projections = list(projections)
-        self._directions = directions.split([projection.n_columns for projection in projections], dim=1)
-        self.products = directions.new_zeros(n_rows, len(directions), dtype=torch.float64)
+        self._projections, self._directions = list(projections), list(directions)
         self.expect(n_rows)
+
+    def expect(self, n_examples: int) -> None:
+        super().expect(n_examples)
+        self.products = self._nothing(n_examples)
+
+    def _nothing(self, n_rows: int) -> Tensor:
+        first = self._directions[0]
+        return first.new_zeros(n_rows, len(first), dtype=torch.float64)
 
     def _arrived(self, number: int, side: SideName, kept: Tensor, projected: Tensor) -> None:
         self._add(number, side, kept, projected, slice(len(kept)))
@@ -77,12 +83,12 @@ class PositionCapture(ProductCapture):
         self,
         modules: Sequence[Use | tuple[Use, ...]],
         projections: Sequence[Products],
-        directions: Float[Tensor, "m c"],
+        directions: Sequence[Float[Tensor, "m c"]],
         n_positions: int,
     ) -> None:
-        super().__init__(modules, projections, directions, n_positions + 1)
+        super().__init__(modules, projections, directions, 1)
         self._n_positions = n_positions
-        self.expect(1)
+        self.products = self._nothing(n_positions + 1)
 
     def _arrived(self, number: int, side: SideName, kept: Tensor, projected: Tensor) -> None:
         if kept.shape[1] == self._n_positions:

@@ -13,13 +13,16 @@ __all__ = ["batches_by_length", "corpus_batch", "n_targets", "padded_batch", "wi
 IGNORED = -100
 
 
-def batches_by_length(lengths: np.ndarray, batch_tokens: int, batching: Batching) -> list[np.ndarray]:
+def batches_by_length(
+    lengths: np.ndarray, batch_tokens: int, batching: Batching, most: int | None = None
+) -> list[np.ndarray]:
     """Positions of examples in batches, longest first, so that memory peaks at once and little is padding.
 
     Args:
         lengths: (n_examples,) tokens of each.
         batch_tokens: most tokens of a batch, rows times the longest row; a longer example is a batch of its own.
         batching: what may be in one batch (see dataworth.tasks.model.reading.Reading).
+        most: examples of a batch; None: as many as fit.
 
     Returns:
         Arrays of positions; every position comes once.
@@ -32,6 +35,8 @@ def batches_by_length(lengths: np.ndarray, batch_tokens: int, batching: Batching
         end = first + (1 if batching == "alone" else max(1, batch_tokens // max(1, longest)))
         if batching == "equal":
             end = min(end, first + int((lengths[order[first:]] == longest).sum()))
+        if most is not None:
+            end = min(end, first + most)
         batches.append(order[first:end])
         first = end
     return batches

@@ -55,6 +55,8 @@ __all__ = [
 ]
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
+# Times what writing one took: of whole gradients of a large model that is long.
+PAUSE_OF_SAVING = 20
 IDENTITY = ProjectionConfig(kind="identity")
 # Of a pass over examples in memory.
 BATCH_TOKENS = 4096
@@ -176,7 +178,8 @@ class MemoryPasses:
         moved = [projection.to(model.device, dtype) for projection in self.projections]
         capture, sums = build(model, moved, self.curvature, torch.promote_types(dtype, torch.float32))
         with capture:
-            for numbers in batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching):
+            most = _most_rows(capture)
+            for numbers in batches_by_length(examples.lengths, BATCH_TOKENS, model.reading.batching, most):
                 for _ in curvature_passes(model, capture, examples, numbers, self.curvature):
                     sums.add(numbers)
         return sums.result(examples.n_examples)
@@ -261,26 +264,29 @@ class StoredPasses:
         if batch_tokens is None:
             with _nothing_added(capture):
                 batch_tokens = place.agreed(_measured(loaded, capture, documents, self.curvature))
-        steps = {"what": sums.what, "name": self.name, "batch_tokens": batch_tokens}
+        most = _most_rows(capture)
+        steps = {"what": sums.what, "name": self.name, "batch_tokens": batch_tokens, "most": most}
         partly = PartialSums(
             StoreFolders(self.store).layers, fingerprint(steps | {"rank": place.rank, "size": place.size})
         )
         done, kept = partly.load()
         sums.state |= {key: torch.from_numpy(kept[key]) for key in sums.state if key in kept}
-        everyone = batches_by_length(documents.lengths[self.windows], batch_tokens, loaded.reading.batching)
+        everyone = batches_by_length(documents.lengths[self.windows], batch_tokens, loaded.reading.batching, most)
         batches = everyone[place.rank :: place.size]
         if done:
             run_logger().info("%s: going on after %s of %s batches", sums.what, done, len(batches))
-        kept_at = time.monotonic()
+        kept_at, pause = time.monotonic(), SECONDS_BETWEEN_CHECKPOINTS
         with progress(f"curvature: {sums.what}", len(batches), "batch") as bar, capture:
             bar.advance(done)
             for number, batch in enumerate(batches[done:], done + 1):
                 for _ in curvature_passes(loaded, capture, documents, self.windows[batch], self.curvature):
                     sums.add(batch)
                 bar.advance()
-                if time.monotonic() - kept_at > SECONDS_BETWEEN_CHECKPOINTS:
+                if time.monotonic() - kept_at > pause:
+                    begun = time.monotonic()
                     partly.save(number, {key: tensor.cpu().numpy() for key, tensor in sums.state.items()})
                     kept_at = time.monotonic()
+                    pause = max(SECONDS_BETWEEN_CHECKPOINTS, PAUSE_OF_SAVING * (kept_at - begun))
             if loaded.sharded and len(batches) < -(-len(everyone) // place.size):
                 # Sharded weights are gathered by all processes at once: one pass without use, while others have their
                 # last.
@@ -296,6 +302,10 @@ def _follow_fit(passes: StoredPasses, build: Build[Any]) -> None:
 
 
 ACTIONS = {"fit": _follow_fit}
+
+
+def _most_rows(capture: LayerCapture) -> int | None:
+    return capture.most_rows if isinstance(capture, GradientCapture) else None
 
 
 @contextmanager

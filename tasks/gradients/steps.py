@@ -15,17 +15,20 @@ from dataworth.storage.locations import StoreFolders
 from dataworth.storage.ref import StoreRef, fingerprint
 from dataworth.storage.segments import Segment
 from dataworth.storage.spelling import setting
+from dataworth.tasks.capture.gradients import GradientCapture
 from dataworth.tasks.capture.hooks import CaptureError
 from dataworth.tasks.capture.memory import measured_batch_tokens
-from dataworth.tasks.capture.passes import gradient_rows
+from dataworth.tasks.capture.passes import backward_losses, gradient_rows
+from dataworth.tasks.capture.positions import ProductCapture
 from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch
 from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.gradients.directions import row_attributes, row_layers
 from dataworth.tasks.gradients.order import content_order, row_windows
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import LoadedModel, load
 from dataworth.tasks.model.plain import gradient_capture
 from dataworth.tasks.progress import Progress, progress, run_logger
-from dataworth.tasks.projection.logra import LayerProjection, stored_projections
+from dataworth.tasks.projection.logra import stored_directions, stored_projections
 from dataworth.tasks.torchrun import processes
 
 __all__ = ["ACTIONS", "gradient_store", "index_gradients"]
@@ -76,15 +79,17 @@ def gradient_store(
     store: str, model: ModelConfig, corpus: CorpusStore, bases: StoreRef, gradients: GradientsConfig
 ) -> GradientStore:
     """The store for gradients of this model, projection, tokenisation and data type, empty if there was none."""
+    made = LayerStore.open(bases)
     parts = {
         "gradients": ALGORITHM,
         "model": load(model).fingerprint,
         "bases": bases.fingerprint,
         **corpus.attributes,
-        "dtype": gradients.dtype,
+        "dtype": gradients.row_dtype,
+        **row_attributes(made),
     }
-    layers = LayerStore.open(bases).layers
-    return GradientStore.create(StoreFolders(store).gradients, fingerprint(parts), layers, gradients.dtype, parts)
+    folder = StoreFolders(store).gradients
+    return GradientStore.create(folder, fingerprint(parts), row_layers(made), gradients.row_dtype, parts)
 
 
 def _n_rows(segment: Segment, shard: int) -> int:
@@ -106,7 +111,7 @@ def _index(
     place = processes()
     store = GradientStore.open(target)
     segments = {segment.name: segment for segment in store.segments()}
-    indexer = _Indexer(load(model), stored_projections(LayerStore.open(bases)), CorpusStore.open(corpus), gradients)
+    indexer = _Indexer(load(model), LayerStore.open(bases), CorpusStore.open(corpus), gradients)
     # One thread writes a shard while the next is computed; leaving the block waits for it.
     with ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
@@ -130,12 +135,11 @@ def _index(
 class _Indexer:
     """Computes shards of one corpus under one model."""
 
-    def __init__(
-        self, loaded: LoadedModel, projections: list[LayerProjection], corpus: CorpusStore, config: GradientsConfig
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, bases: LayerStore, corpus: CorpusStore, config: GradientsConfig) -> None:
         self._loaded, self._corpus, self._config = loaded, corpus, config
-        self._projections = [projection.to(loaded.device, loaded.model.dtype) for projection in projections]
-        self._n_columns = sum(projection.n_columns for projection in projections)
+        self._projections = [entry.to(loaded.device, loaded.model.dtype) for entry in stored_projections(bases)]
+        self._directions = stored_directions(bases, loaded.device)
+        self._n_columns = sum(layer.n_columns for layer in row_layers(bases))
         self._windows_of: dict[str, np.ndarray] = {}
         measured = config.batch_tokens or measured_batch_tokens(self._trial, *self._longest())
         self._batch_tokens = processes().agreed(measured)
@@ -150,8 +154,24 @@ class _Indexer:
     def _trial(self, n_rows: int) -> None:
         """One pass over copies of the longest window."""
         longest = np.full(n_rows, int(self._corpus.windows["n_tokens"].argmax()))
-        with gradient_capture(self._loaded, self._projections) as capture:
-            gradient_rows(*self._loaded.halves, capture, *self._batch(longest))
+        with self._capture() as capture:
+            self._rows(capture, self._batch(longest))
+
+    def _capture(self) -> GradientCapture | ProductCapture:
+        """Of gradients, or of their products with the queries'."""
+        if self._directions is None:
+            return gradient_capture(self._loaded, self._projections)
+        return ProductCapture([layer.uses for layer in self._loaded.layers], self._projections, self._directions, 1)
+
+    def _rows(
+        self, capture: GradientCapture | ProductCapture, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and losses of one batch."""
+        if isinstance(capture, GradientCapture):
+            return gradient_rows(*self._loaded.halves, capture, *inputs)
+        capture.expect(len(inputs[0]))
+        losses = backward_losses(*self._loaded.halves, *inputs, capture)
+        return capture.products, losses
 
     def _batch(self, windows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return corpus_batch(self._corpus, windows, self._loaded.device, self._loaded.reading.pad_token)
@@ -221,10 +241,9 @@ class _Indexer:
         losses = torch.empty(len(windows), pin_memory=on_gpu)
         places = np.empty(len(windows), np.int64)
         first = 0
-        with gradient_capture(self._loaded, self._projections) as capture:
+        with self._capture() as capture:
             for batch in self._batches(windows):
-                inputs = self._batch(windows[batch])
-                batch_rows, batch_losses = gradient_rows(*self._loaded.halves, capture, *inputs)
+                batch_rows, batch_losses = self._rows(capture, self._batch(windows[batch]))
                 end = first + len(batch)
                 rows[first:end].copy_(batch_rows, non_blocking=on_gpu)
                 losses[first:end].copy_(batch_losses, non_blocking=on_gpu)
@@ -240,9 +259,9 @@ class _Indexer:
         own = counts[rank] if rank < len(counts) else 0
         segment, shard = together[0]
         inputs = self._batch(self._windows(segment, shard)[:1])
-        with gradient_capture(self._loaded, self._projections) as capture:
+        with self._capture() as capture:
             for _ in range(max(counts) - own):
-                gradient_rows(*self._loaded.halves, capture, *inputs)
+                self._rows(capture, inputs)
 
 
 def _follow_index(arguments: tuple[Any, ...]) -> None:

@@ -14,21 +14,25 @@ from torch import Tensor
 
 from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
-from dataworth.tasks.projection.sides import BasisSide, IdentitySide, Side, side_matrices, stored_side
+from dataworth.tasks.projection.sides import IdentitySide, Side, side_matrices, side_rows, stored_side
 from dataworth.tasks.projection.sketch import SparseSketch
 
 __all__ = [
+    "DIRECTIONS",
     "LayerProjection",
     "layer_table",
     "orthonormal_coordinates",
     "orthonormal_sides",
     "projected_weights",
     "projection_matrices",
+    "stored_directions",
     "stored_projections",
 ]
 
-# Rows of gradients that are held at a time where products with them are asked for.
-AT_ONCE = 32
+# A matrix of a layer that is none of its projection's: what its gradients are multiplied with.
+DIRECTIONS = "directions"
+# Entries of gradients that are held at a time where products with them are asked for.
+ENTRIES_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,14 @@ class LayerProjection:
     def gradient_products(
         self, outputs: Float[Tensor, "n t j"], inputs: Float[Tensor, "n t k"], directions: Float[Tensor, "m c"]
     ) -> Float[Tensor, "n m"]:
-        """(n, m) products of projected gradients with directions; without a sketch no gradient is held."""
-        if self.sketch is not None:
-            parts = zip(outputs.split(AT_ONCE), inputs.split(AT_ONCE), strict=True)
-            return torch.cat([self.gradient(*part).to(directions.dtype) @ directions.T for part in parts])
+        """(n, m) products of projected gradients with directions; few gradients are held at a time."""
         outputs, inputs = outputs.to(directions.dtype), inputs.to(directions.dtype)
-        matrices = directions.view(len(directions), self.k_out, self.k_in)
-        return torch.stack([((outputs @ each) * inputs).sum(dim=(1, 2)) for each in matrices], dim=1)
+        if self.sketch is None and outputs.shape[1] == 1:  # of single positions: the products need no gradient
+            matrices = directions.view(len(directions), self.k_out, self.k_in)
+            return torch.stack([((outputs @ each) * inputs).sum(dim=(1, 2)) for each in matrices], dim=1)
+        n_rows = max(1, ENTRIES_AT_ONCE // (self.k_out * self.k_in))
+        parts = zip(outputs.split(n_rows), inputs.split(n_rows), strict=True)
+        return torch.cat([self.gradient(*part).to(directions.dtype) @ directions.T for part in parts])
 
 
 def projected_weights(projection: LayerProjection, weights: Float[Tensor, "o i"]) -> Float[np.ndarray, " c"]:
@@ -121,7 +126,7 @@ def orthonormal_sides(projection: LayerProjection) -> tuple[Float[Tensor, "k o"]
     if projection.sketch is not None:
         raise ValueError("a sketch of both sides keeps no product of two spaces")
     sides = ((projection.output_side, projection.n_outputs), (projection.input_side, projection.n_inputs))
-    output, inputs = (_root_of_gram(_rows(side, size)) @ _rows(side, size) for side, size in sides)
+    output, inputs = (_root_of_gram(side_rows(side, size)) @ side_rows(side, size) for side, size in sides)
     return output, inputs
 
 
@@ -131,7 +136,7 @@ def orthonormal_coordinates(projection: LayerProjection) -> Float[np.ndarray, "c
     In those, a step's length is the distance of the parameters.
     """
     roots = [
-        torch.eye(size, dtype=torch.float64) if isinstance(side, IdentitySide) else _root_of_gram(_rows(side, size))
+        torch.eye(size, dtype=torch.float64) if isinstance(side, IdentitySide) else _root_of_gram(side_rows(side, size))
         for side, size in (
             (projection.output_side, projection.n_outputs),
             (projection.input_side, projection.n_inputs),
@@ -140,14 +145,6 @@ def orthonormal_coordinates(projection: LayerProjection) -> Float[np.ndarray, "c
     if all(torch.allclose(root, torch.eye(len(root), dtype=root.dtype), atol=1e-5) for root in roots):
         return None
     return torch.kron(*roots).numpy()
-
-
-def _rows(side: Side, size: int) -> Tensor:
-    """The matrix of a side, (k, size) float64."""
-    if isinstance(side, BasisSide):
-        return side.basis.to(torch.device("cpu"), torch.float64)
-    exact = side.to(torch.device("cpu"), torch.float64)
-    return exact.projected(torch.eye(size, dtype=torch.float64), trailing_one=False).T.contiguous()
 
 
 def _root_of_gram(rows: Tensor) -> Tensor:
@@ -192,7 +189,8 @@ def stored_projections(bases: LayerStore) -> list[LayerProjection]:
     """The projections of a store of bases, in the order of its layer table."""
     projections = []
     for layer in bases.layers:
-        matrices = {key: bases.matrix(layer.name, key) for key in bases.names(layer.name)}
+        names = [name for name in bases.names(layer.name) if name != DIRECTIONS]
+        matrices = {key: bases.matrix(layer.name, key) for key in names}
         sketch = None
         if "sketch_column" in matrices:
             sketch = SparseSketch(
@@ -212,3 +210,10 @@ def stored_projections(bases: LayerStore) -> list[LayerProjection]:
             )
         )
     return projections
+
+
+def stored_directions(bases: LayerStore, device: torch.device) -> list[Float[Tensor, "m c"]] | None:
+    """What gradients of each layer are multiplied with, of a store of bases that has such; None of others."""
+    if not bases.layers or DIRECTIONS not in bases.names(bases.layers[0].name):
+        return None
+    return [torch.from_numpy(bases.matrix(layer.name, DIRECTIONS)).to(device) for layer in bases.layers]

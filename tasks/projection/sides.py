@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding, linear, one_hot, pad
 
-__all__ = ["BasisSide", "CoordinateSide", "IdentitySide", "Side", "side_matrices", "stored_side"]
+__all__ = ["BasisSide", "CoordinateSide", "IdentitySide", "Side", "side_matrices", "side_rows", "stored_side"]
 
 
 @runtime_checkable
@@ -122,6 +122,15 @@ def side_matrices(side: Side, name: str) -> dict[str, np.ndarray]:
     if isinstance(side, CoordinateSide):
         return {f"{name}_index": side.index.numpy()}
     return {}
+
+
+def side_rows(side: Side, n: int) -> Tensor:
+    """(k, n) float64: the matrix of a side of n dimensions."""
+    cpu = torch.device("cpu")
+    if isinstance(side, BasisSide):
+        return side.basis.to(cpu, torch.float64)
+    exact = side.to(cpu, torch.float64)
+    return exact.projected(torch.eye(n, dtype=torch.float64), trailing_one=False).T.contiguous()
 
 
 def stored_side(matrices: dict[str, np.ndarray], name: str, n: int) -> Any:

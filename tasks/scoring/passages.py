@@ -33,7 +33,7 @@ class _Measured:
 
     Args:
         windows: (n_kept,) the telling window, counted from the document's first.
-        relative: (n_kept,) scores relative to self-influence.
+        relative: (n_kept,) scores relative to self-influence; NaN where no gradient was kept to tell it of.
         layers: (n_kept, n_layers) each layer's part of the score; no columns where they are not asked for.
         names: of the layers.
     """
@@ -127,13 +127,14 @@ def _kept(tally: Tally) -> Iterator[_Kept]:
 def _measured(
     kept: Sequence[_Kept], ready: ReadyPass, by_number: dict[int, np.ndarray], *, by_layer: bool
 ) -> _Measured:
-    windows, relative = np.zeros(len(kept), np.int64), np.zeros(len(kept))
+    windows, relative = np.zeros(len(kept), np.int64), np.full(len(kept), np.nan)
     layers = np.zeros((len(kept), len(ready.layers) if by_layer else 0))
     for number, each in enumerate(kept):
         rows, query = by_number[each.document], ready.queries.queries[each.query : each.query + 1]
         by_window = window_scores(rows, Preconditioned(query, ready.queries.relative))[0]
         windows[number] = np.argmax(each.sign * by_window)
-        relative[number] = window_scores(rows, Preconditioned(query, ready.inverses))[0].sum() * ready.divided_by
+        if ready.gradients.along is None:
+            relative[number] = window_scores(rows, Preconditioned(query, ready.inverses))[0].sum() * ready.divided_by
         if by_layer:
             layers[number] = _layer_scores(rows.astype(np.float32), query[0], ready)
     return _Measured(windows, relative, layers, [layer.name for layer in ready.layers])

@@ -1,6 +1,6 @@
 """What a scoring pass over the stores of one checkpoint is made of, read and made ready."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,19 +10,19 @@ from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
 from dataworth.storage.gradients import GradientStore
 from dataworth.storage.layer_table import Layer
-from dataworth.storage.layers import LayerStore
 from dataworth.storage.ref import StoreRef
 from dataworth.storage.spelling import setting
 from dataworth.tasks.corpus.groups import document_groups
 from dataworth.tasks.curvature.config import DampingConfig
-from dataworth.tasks.curvature.precondition import Inverses, Preconditioner, curvature_of, damped_layers
+from dataworth.tasks.curvature.precondition import Inverses
+from dataworth.tasks.curvature.stored import damped_inverses
 from dataworth.tasks.scoring.blocks import Preconditioned
 from dataworth.tasks.scoring.config import ScoringConfig
 from dataworth.tasks.scoring.players import Players, chosen_sources, players
 from dataworth.tasks.scoring.queries import chosen_inverses, chosen_layers, preconditioned
 from dataworth.tasks.scoring.tally import Tally
 
-__all__ = ["Pass", "ReadyPass", "counted_layers", "damped_inverses", "ready_players"]
+__all__ = ["Pass", "ReadyPass", "counted_layers", "ready_players"]
 
 
 class Pass(BaseModel):
@@ -90,8 +90,13 @@ class ReadyPass:
         """
         store = GradientStore.open(gradients)
         layers = counted_layers(store, scoring)
-        inverses = chosen_inverses(layers, damped_inverses(curvature, damping))
-        rows = np.concatenate(GradientStore.open(query_gradients).rows_of(queries.contents))
+        if store.along is None:
+            inverses = chosen_inverses(layers, damped_inverses(curvature, damping))
+            rows = np.concatenate(GradientStore.open(query_gradients).rows_of(queries.contents))
+        else:  # rows are multiplied with the preconditioned queries already, in their order
+            if store.along != queries.fingerprint:
+                raise ValueError(f"{store.path} holds scores for other queries")
+            inverses, rows = chosen_inverses(layers, {}), np.eye(queries.n_examples, dtype=np.float32)
         of_training = corpus if trained is None else CorpusStore.open(trained)
         share = 1 if curvature is None else of_training.n_examples
         ready = preconditioned(rows, inverses, scoring.kind, share)
@@ -119,19 +124,6 @@ def ready_players(corpus: CorpusStore, scoring: ScoringConfig, grouping: str) ->
     chosen = np.fromiter((source in kept for source in sources), bool, len(sources))
     ids, n_tokens = corpus.column("document_id").to_pylist(), corpus.column("n_tokens").to_numpy()
     return players(ids, document_groups(corpus, grouping), n_tokens, chosen)
-
-
-def damped_inverses(curvature: StoreRef | None, config: DampingConfig) -> Mapping[str, Preconditioner]:
-    """The damped inverse of each layer's curvature; empty without a curvature."""
-    if curvature is None:
-        return {}
-    fitted = LayerStore.open(curvature)
-    names = [layer.name for layer in fitted.layers]
-    curvatures = {name: curvature_of({key: fitted.matrix(name, key) for key in fitted.names(name)}) for name in names}
-    try:
-        return damped_layers(curvatures, config)
-    except ValueError as error:
-        raise InputError(f"{error}; pass {setting('curvature.damping.rule')} absolute") from None
 
 
 def counted_layers(gradients: GradientStore, scoring: ScoringConfig) -> list[Layer]:

@@ -32,10 +32,13 @@ class Teller:
     Args:
         model: frozen.
         projections: of its layers, on its device.
+        queries: (n_queries, n_columns) of each layer, where directions are given as sums of those; None: in the
+            projected space.
     """
 
     model: Model
     projections: Sequence[LayerProjection]
+    queries: Sequence[Tensor] | None = None
 
     def of_passage(
         self, corpus: CorpusStore, window: int, directions: Float[np.ndarray, "m c"]
@@ -48,7 +51,7 @@ class Teller:
         Args:
             corpus: of the window.
             window: its number.
-            directions: in the projected space.
+            directions: in the projected space, or how much of each query.
         """
         batch = self._batch(corpus, window)
         with PositionCapture(*self._captured, self._rows(directions), int(batch[0].shape[1])) as capture:
@@ -105,8 +108,12 @@ class Teller:
     def _batch(self, corpus: CorpusStore, window: int) -> tuple[Tensor, Tensor, Tensor]:
         return corpus_batch(corpus, np.array([window]), self.model.device, self.model.reading.pad_token)
 
-    def _rows(self, directions: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(directions, np.float32)).to(self.model.device)
+    def _rows(self, directions: np.ndarray) -> Sequence[Tensor]:
+        """A matrix a layer."""
+        moved = torch.from_numpy(np.ascontiguousarray(directions, np.float32)).to(self.model.device)
+        if self.queries is not None:
+            return [moved @ each for each in self.queries]
+        return moved.split([projection.n_columns for projection in self.projections], dim=1)
 
 
 def _at_targets(parts: Tensor, *, predicts: bool) -> Tensor:

@@ -18,7 +18,7 @@ from dataworth.tasks.keeping import kept
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.progress import progress
-from dataworth.tasks.projection.logra import stored_projections
+from dataworth.tasks.projection.logra import stored_directions, stored_projections
 from dataworth.tasks.scoring.config import ScoringConfig
 from dataworth.tasks.scoring.ready import ReadyPass, ready_players
 from dataworth.tasks.scoring.telling import Teller, pieces
@@ -60,7 +60,7 @@ def tell_tokens(
         corpus, gradients: the documents, and theirs.
         queries, query_gradients: the queries, and theirs.
         curvature, damping_config: as for `score_corpus`.
-        bases: of the projection.
+        bases: of the projection, or the queries' directions; with those answers are not told of.
         scoring: how many passages.
         scores: which passages; of several checkpoints, their mean.
     """
@@ -80,10 +80,10 @@ def tell_tokens(
         documents, asked, loaded = CorpusStore.open(corpus), CorpusStore.open(queries), load(model)
         players = ready_players(documents, scoring, "source")
         ready = ReadyPass.of(documents, players, gradients, asked, query_gradients, curvature, damping_config, scoring)
-        projections = [
-            each.to(loaded.device, loaded.model.dtype) for each in stored_projections(LayerStore.open(bases))
-        ]
-        telling = _Telling(Teller(loaded, projections), documents, asked, ready)
+        made = LayerStore.open(bases)
+        projections = [each.to(loaded.device, loaded.model.dtype) for each in stored_projections(made)]
+        teller = Teller(loaded, projections, stored_directions(made, loaded.device))
+        telling = _Telling(teller, documents, asked, ready)
         found = telling.pairs(_best(ScoreStore.open(scores), scoring.tokens, documents, asked))
         decode = _decoder(loaded.tokenizer)
         windows = sorted({each.window for each in found})
@@ -139,7 +139,7 @@ class _Telling:
         by_query: dict[int, list[int]] = {}
         for query, _, window in best:
             by_window.setdefault(window, []).append(query)
-            if query < self.queries.n_examples:
+            if query < self.queries.n_examples and self.teller.queries is None:
                 by_query.setdefault(query, []).append(window)
         of_window = {window: document for _, document, window in best}
         with progress("tokens", len(by_window) + len(by_query), "passage") as bar:

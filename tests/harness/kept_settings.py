@@ -57,6 +57,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "points": {**WITH_BASE, "sources": {"game": "additive"}},
     "chats": {"corpus": {**CHATS, "form": "messages"}},
     "pairs": {"corpus": {**CHATS, "form": "pairs"}},
+    "nothing kept": {
+        "projection": {"kind": "identity"},
+        "curvature": {"kind": "ekfac", "draws": 1},
+        "gradients": {"batch_tokens": 64, "keep": "none", "query_error": 0.3},
+    },
     "low rank": {
         "projection": {"kind": "identity"},
         "curvature": {"draws": 1, "low_rank": 2, "damping": LOW},
@@ -163,6 +168,8 @@ VALUE: dict[str, tuple[str, Any]] = {
     "curvature.damping.rule": ("without a base", "absolute"),
     "curvature.damping.value": ("without a base", 0.7),
     "gradients.dtype": ("int8", "float16"),
+    "gradients.keep": ("identity, kfac", "none"),
+    "gradients.query_error": ("nothing kept", 0.6),
     "certify": ("linear", 2),
     "method": ("replay", "influence"),
     "orders": ("replay", 2),

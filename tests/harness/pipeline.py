@@ -5,12 +5,14 @@ import torch
 import zarr
 
 from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.layers import LayerStore
 from dataworth.storage.scores import ScoreStore
 from dataworth.tasks.configuration import ClusterConfig
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.steps import prepare_corpus, prepare_queries
 from dataworth.tasks.curvature.steps import fit_covariances, fit_matrices
 from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.gradients.directions import make_directions
 from dataworth.tasks.gradients.steps import index_gradients
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.projection.config import ProjectionConfig
@@ -59,6 +61,17 @@ class Pipeline:
 
     def indexed(self, corpus, gradients):
         return index_gradients(self.store, self.model, corpus, self.bases, gradients, "test")
+
+    def keep_nothing(self, error=0.0):
+        """From here on rows are scores for the queries, in whose directions they are taken; returns those."""
+        gradients = self.kept = PRECISE.model_copy(update={"keep": "none", "query_error": error})
+        damping = self.curvature_config.damping
+        self.bases = make_directions(
+            self.store, self.model, self.queries, self.bases, self.curvature, damping, gradients
+        )
+        self.gradients = self.indexed(self.corpus, gradients)
+        self.query_gradients = self.indexed(self.queries, gradients)
+        return LayerStore.open(self.bases)
 
     def scores(self, workers=1, grouping="source", **scoring):
         return score_corpus(

@@ -113,13 +113,14 @@ def test_products_by_position_add_up_to_those_of_rows(model_in_float64, name):
     uses, sides = [layer.uses for layer in layers], projections(layers, rank=3)
     generator = torch.Generator().manual_seed(1)
     directions = torch.randn(2, sum(side.n_columns for side in sides), generator=generator, dtype=torch.float64)
+    parts = directions.split([side.n_columns for side in sides], dim=1)
     with GradientCapture(uses, sides, torch.float64) as capture:
         rows, _ = gradient_rows(*halves(model), capture, ids, mask, labels)
-    with ProductCapture(uses, sides, directions, len(ids)) as products:
+    with ProductCapture(uses, sides, parts, len(ids)) as products:
         backward_losses(*halves(model), ids, mask, labels, products)
     assert close(products.products, rows @ directions.T)
     alone = (ids[2:], mask[2:], labels[2:])
-    with PositionCapture(uses, sides, directions, LENGTHS[2]) as positions:
+    with PositionCapture(uses, sides, parts, LENGTHS[2]) as positions:
         backward_losses(*halves(model), *alone, positions)
     assert close(positions.products.sum(dim=0), rows[2] @ directions.T)
     assert float(positions.products[-1].abs().max()) == 0 or name == "gemma3"  # norms of single heads are of no token

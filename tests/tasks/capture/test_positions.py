@@ -34,6 +34,10 @@ def setting(model, vocabulary=250):
     return [layer.modules for layer in layers], projections, directions, ids
 
 
+def by_layer(directions, projections):
+    return directions.split([each.n_columns for each in projections], dim=1)
+
+
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *CLASSIFIERS])
 def test_positions_add_up_to_the_example(model_in_float64, name):
     model = model_in_float64(name)
@@ -43,7 +47,7 @@ def test_positions_add_up_to_the_example(model_in_float64, name):
     with GradientCapture(modules, projections, torch.float64, may_idle=True) as capture:
         rows, _ = gradient_rows(*halves(model), capture, *batch)
     expected = (rows @ directions.T)[0]
-    with PositionCapture(modules, projections, directions, LENGTH) as capture:
+    with PositionCapture(modules, projections, by_layer(directions, projections), LENGTH) as capture:
         backward_losses(*halves(model), *batch)
         by_position = capture.products
     assert by_position.shape == (LENGTH + 1, DIRECTIONS)
@@ -51,7 +55,7 @@ def test_positions_add_up_to_the_example(model_in_float64, name):
     torch.testing.assert_close(by_position.sum(dim=0), expected, rtol=1e-9, atol=1e-12)
     assert (by_position.abs().sum(dim=1) > 0).sum() >= 2  # and no single one has it all
     if name not in CLASSIFIERS:
-        with ProductCapture(modules, projections, directions, 1) as capture:
+        with ProductCapture(modules, projections, by_layer(directions, projections), 1) as capture:
             backward_losses(*halves(model), *batch)
             torch.testing.assert_close(capture.products[0], expected, rtol=1e-9, atol=1e-12)
 
@@ -63,7 +67,7 @@ def test_each_target_by_itself_adds_up_too(model_in_float64):
     labels = torch.full_like(copies, -100)
     labels[torch.arange(LENGTH - 1), torch.arange(1, LENGTH)] = ids[0, 1:]
     batch = (copies, torch.ones_like(copies), labels)
-    with ProductCapture(modules, projections, directions, LENGTH - 1) as capture:
+    with ProductCapture(modules, projections, by_layer(directions, projections), LENGTH - 1) as capture:
         backward_losses(*halves(model), *batch)
         by_target = capture.products
     with GradientCapture(modules, projections, torch.float64) as capture:
@@ -82,7 +86,7 @@ def test_a_position_is_an_outer_product(model_in_float64):
     )
     ids = torch.arange(5, 5 + LENGTH)[None]
     direction = torch.randn(1, whole.n_columns, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    with PositionCapture([layer.modules], [whole], direction, LENGTH) as capture:
+    with PositionCapture([layer.modules], [whole], [direction], LENGTH) as capture:
         backward_losses(*halves(model), ids, torch.ones_like(ids), ids)
         found = capture.products[:LENGTH, 0]
     seen = {}
@@ -116,7 +120,7 @@ def test_a_layer_that_reads_other_vectors_is_of_no_position():
         capture.expect(1)
         (model(example) ** 2).sum().backward()
         row = capture.rows()[0]
-    with PositionCapture(modules, projections, directions, 3) as capture:
+    with PositionCapture(modules, projections, by_layer(directions, projections), 3) as capture:
         (model(example) ** 2).sum().backward()
     torch.testing.assert_close(capture.products[:3].sum(dim=0), directions[:, :own] @ row[:own])
     torch.testing.assert_close(capture.products[3], directions[:, own:] @ row[own:])

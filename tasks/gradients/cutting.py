@@ -1,0 +1,192 @@
+"""Few directions of a layer told in fewer coordinates a side, and what that loses.
+
+The matrices of all queries share their sides: the leading left and right singular spaces of all of them together, as in
+a Tucker decomposition of two modes (De Lathauwer et al. 2000, HOSVD). Grosse et al. 2023 (arXiv 2308.03296, section
+3.2.2) cut each query by itself. Where a curvature is a Kronecker product, entries are weighted by the roots of its
+eigenvalues: what a score loses then is what documents would have had there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from dataworth.tasks.curvature.kronecker import KroneckerInverse
+from dataworth.tasks.curvature.precondition import Preconditioner
+from dataworth.tasks.projection.logra import LayerProjection
+from dataworth.tasks.projection.sides import BasisSide, IdentitySide, Side, side_rows
+
+__all__ = ["Cut", "Frame", "Grams"]
+
+# Directions in which the curvature saw next to nothing: they are weighted as if it had seen this share of the mean.
+LEAST = 1e-3
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Coordinates of a layer in which entries of directions have weights.
+
+    Args:
+        inverse: of the layer; None: the identity.
+        shape: (k_out, k_in).
+    """
+
+    inverse: Preconditioner | None
+    shape: tuple[int, int]
+
+    @property
+    def _kronecker(self) -> KroneckerInverse | None:
+        return self.inverse if isinstance(self.inverse, KroneckerInverse) else None
+
+    def whole(self, rows: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+        """(H + lambda I)^-1 g for each row g."""
+        return rows if self.inverse is None else self.inverse.applied(rows)
+
+    def told(self, rows: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n o i"]:
+        """The same in these coordinates, without weights."""
+        kronecker = self._kronecker
+        if kronecker is not None:
+            return kronecker.in_eigenbasis(rows.astype(np.float32))
+        return self.whole(rows).astype(np.float32).reshape(len(rows), *self.shape)
+
+    @property
+    def weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """(k_out,) and (k_in,): the root of what documents have in an entry is about the product of its two."""
+        kronecker = self._kronecker
+        if kronecker is None:
+            return np.ones(self.shape[0]), np.ones(self.shape[1])
+        seen = kronecker.eigenvalues + LEAST * kronecker.eigenvalues.mean()
+        return np.sqrt(seen.mean(axis=1)), np.sqrt(seen.mean(axis=0) / seen.mean())
+
+    @property
+    def rotations(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """From the projected space to these coordinates, one a row; None: they are the same."""
+        kronecker = self._kronecker
+        return (None, None) if kronecker is None else (kronecker.output_eigenvectors.T, kronecker.input_eigenvectors.T)
+
+
+class Grams:
+    """What the queries' directions of a layer have on either side, added up.
+
+    Args:
+        frame: of the layer.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        self._outputs, self._inputs = (np.zeros((size, size)) for size in frame.shape)
+        self._weights = frame.weights
+
+    def add(self, told: Float[np.ndarray, "n o i"]) -> None:
+        """Some queries' directions in the frame."""
+        weighted = torch.from_numpy(_weighted(told, self._weights))
+        flat = weighted.transpose(0, 1).flatten(1)
+        self._outputs += (flat @ flat.T).double().numpy()
+        flat = weighted.flatten(0, 1)
+        self._inputs += (flat.T @ flat).double().numpy()
+
+    def leading(self, error: float) -> tuple[np.ndarray, np.ndarray]:
+        """(c, k) orthonormal rows of each side that leave out less than a share of what the directions have.
+
+        Args:
+            error: root of the share.
+        """
+        return _leading(self._outputs, error**2 / 2), _leading(self._inputs, error**2 / 2)
+
+
+def _leading(gram: np.ndarray, share: float) -> np.ndarray:
+    eigenvalues, vectors = np.linalg.eigh(gram)
+    tail = np.cumsum(np.maximum(eigenvalues, 0.0))
+    n_left_out = int(np.searchsorted(tail, share * tail[-1], side="right")) if tail[-1] > 0 else len(tail) - 1
+    kept: np.ndarray = vectors[:, min(n_left_out, len(tail) - 1) :].T[::-1]
+    return np.ascontiguousarray(kept)
+
+
+class _Moved(NamedTuple):
+    """One side of a layer, cut or not.
+
+    Args:
+        side: of the projection that gradients go through.
+        of_directions: (c, k) what turns directions of the frame into directions of that projection.
+        orthonormal: (c, k) the same in weighted coordinates; None: not cut.
+    """
+
+    side: Side
+    of_directions: np.ndarray | None
+    orthonormal: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A layer's projection in which all queries' directions are told, and how they are moved there.
+
+    Args:
+        projection: that gradients go through.
+        frame: of the directions.
+        outputs, inputs: of the two sides.
+    """
+
+    projection: LayerProjection
+    frame: Frame
+    outputs: _Moved
+    inputs: _Moved
+
+    @classmethod
+    def of(cls, projection: LayerProjection, frame: Frame, leading: Sequence[np.ndarray]) -> "Cut":
+        """The cheapest of four: to cut both sides, one, or none.
+
+        Args:
+            projection: of the layer.
+            frame: of its directions.
+            leading: of both sides, see `Grams.leading`.
+        """
+        (k_out, k_in), (c_out, c_in) = frame.shape, (len(side) for side in leading)
+        # Multiply-adds a token.
+        costs = {
+            (False, False): k_out * k_in,
+            (True, False): c_out * k_out + c_out * k_in,
+            (False, True): c_in * k_in + k_out * c_in,
+            (True, True): c_out * k_out + c_in * k_in + c_out * c_in,
+        }
+        sides = ((projection.output_side, projection.n_outputs), (projection.input_side, projection.n_inputs))
+        cheapest = min(costs, key=lambda each: costs[each])
+        outputs, inputs = (
+            _moved(*side, kept if is_cut else None, weights, rotation)
+            for side, kept, is_cut, weights, rotation in zip(
+                sides, leading, cheapest, frame.weights, frame.rotations, strict=True
+            )
+        )
+        return cls(replace(projection, output_side=outputs.side, input_side=inputs.side), frame, outputs, inputs)
+
+    def directions(self, told: Float[np.ndarray, "n o i"]) -> tuple[Float[np.ndarray, "n c"], np.ndarray, np.ndarray]:
+        """Some queries' directions here; (n,) squares of what they are weighted, and of what is left of it."""
+        weighted = _weighted(told, self.frame.weights)
+        left = _between(weighted, self.outputs.orthonormal, self.inputs.orthonormal)
+        moved = _between(told, self.outputs.of_directions, self.inputs.of_directions)
+        squares = (np.einsum("noi,noi->n", each, each, dtype=np.float64) for each in (weighted, left))
+        return moved.reshape(len(moved), -1), *squares
+
+
+def _moved(side: Side, n: int, kept: np.ndarray | None, weights: np.ndarray, rotation: np.ndarray | None) -> _Moved:
+    if kept is None:  # back to the projected space
+        return _Moved(side, None if rotation is None else rotation.T, None)
+    basis = kept / weights if rotation is None else (kept / weights) @ rotation
+    moved = torch.from_numpy(np.ascontiguousarray(basis))
+    if not isinstance(side, IdentitySide):
+        moved = moved @ side_rows(side, n)
+    return _Moved(BasisSide(moved.float()), kept * weights, kept)
+
+
+def _weighted(told: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    outputs, inputs = (each.astype(told.dtype) for each in weights)
+    weighted: np.ndarray = told * outputs[:, None] * inputs
+    return weighted
+
+
+def _between(told: np.ndarray, outputs: np.ndarray | None, inputs: np.ndarray | None) -> np.ndarray:
+    """outputs @ each @ inputs^T."""
+    if outputs is not None:
+        told = outputs.astype(told.dtype) @ told
+    return told if inputs is None else told @ inputs.T.astype(told.dtype)

@@ -1,0 +1,194 @@
+"""The step that makes of each query what gradients of documents are multiplied with, so that none has to be kept."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+
+from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.errors import InputError
+from dataworth.storage.gradients import ALONG
+from dataworth.storage.layer_table import Layer
+from dataworth.storage.layers import LayerStore
+from dataworth.storage.place import Location
+from dataworth.storage.ref import StoreRef
+from dataworth.storage.spelling import setting
+from dataworth.tasks.capture.passes import gradient_rows
+from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch
+from dataworth.tasks.curvature.config import DampingConfig
+from dataworth.tasks.curvature.stored import damped_inverses
+from dataworth.tasks.gradients.config import GradientsConfig
+from dataworth.tasks.gradients.cutting import Cut, Frame, Grams
+from dataworth.tasks.keeping import kept
+from dataworth.tasks.model.config import ModelConfig
+from dataworth.tasks.model.loading import LoadedModel, load
+from dataworth.tasks.model.plain import gradient_capture
+from dataworth.tasks.progress import progress, run_logger
+from dataworth.tasks.projection.logra import (
+    DIRECTIONS,
+    LayerProjection,
+    layer_table,
+    projection_matrices,
+    stored_projections,
+)
+
+__all__ = ["make_directions", "row_attributes", "row_layers"]
+
+ALGORITHM = 1
+KIND = "directions"
+# Of a pass over queries.
+BATCH_TOKENS = 4096
+
+
+def make_directions(
+    store: str,
+    model: ModelConfig,
+    queries: StoreRef,
+    bases: StoreRef,
+    curvature: StoreRef | None,
+    damping_config: DampingConfig,
+    gradients: GradientsConfig,
+) -> StoreRef:
+    """(H + lambda I)^-1 g of every query, layer by layer, in as few coordinates as the allowed error asks for.
+
+    A gradient of a document, multiplied with a query's, is its score; so a pass over the corpus keeps one number a
+    query and window. The store has the layers' projections, whose sides are cut, and `directions` (n_queries, k_out *
+    k_in); its attribute `errors` says of each query what share of its scores the cut loses, as a root of a mean square
+    under the curvature.
+
+    Args:
+        store: root of the stores.
+        model: the checkpoint.
+        queries: one window each.
+        bases: of the projection; `identity` for whole gradients.
+        curvature, damping_config: of the training loss; None for `none`.
+        gradients: the allowed error; 0: nothing is cut.
+
+    Raises:
+        InputError: they do not fit in memory.
+    """
+    loaded, asked = load(model), CorpusStore.open(queries)
+    fitted = {} if curvature is None else LayerStore.open(curvature).attributes
+    parts = {
+        KIND: ALGORITHM,
+        "model": loaded.fingerprint,
+        "queries": queries.fingerprint,
+        "bases": bases.fingerprint,
+        "curvature": curvature.fingerprint if curvature else None,
+        "damping": damping_config.model_dump() if curvature else None,
+        "error": gradients.query_error,
+        # Whose curvature it is, as of a curvature: with the corpus it goes.
+        "corpus": fitted.get("corpus"),
+    }
+
+    def build(root: Location, name: str) -> None:
+        passes = _Passes(loaded, asked, stored_projections(LayerStore.open(bases)))
+        inverses = damped_inverses(curvature, damping_config)
+        frames = [Frame(inverses.get(each.name), (each.k_out, each.k_in)) for each in passes.projections]
+        if gradients.query_error:
+            projections, directions, errors = _cut(passes, frames, gradients.query_error)
+        else:
+            projections, directions, errors = passes.projections, _whole(passes, frames), np.zeros(asked.n_examples)
+        attributes = {**parts, "kind": KIND, "n_queries": asked.n_examples, "errors": errors.round(6).tolist()}
+        matrices = [
+            projection_matrices(projection) | {DIRECTIONS: matrix}
+            for projection, matrix in zip(projections, directions, strict=True)
+        ]
+        LayerStore.write(root, name, layer_table(projections), matrices, attributes)
+
+    ref = kept(store, "layers", parts, "directions of the queries", build)
+    _say(LayerStore.open(ref))
+    return ref
+
+
+def _say(made: LayerStore) -> None:
+    errors = made.attributes["errors"]
+    sizes = [size for layer in made.layers for size in (layer.k_out, layer.k_in)]
+    run_logger().info(
+        "queries are told in %s … %s coordinates a side; their scores are %.2g %% off at most (root mean square)",
+        *(min(sizes), max(sizes), 100 * max(errors, default=0.0)),
+    )
+
+
+class _Passes:
+    """The queries, to pass over as often as needed."""
+
+    def __init__(self, loaded: LoadedModel, queries: CorpusStore, projections: Sequence[LayerProjection]) -> None:
+        self._loaded, self._queries, self.projections = loaded, queries, list(projections)
+        self.n_queries, self.columns = queries.n_examples, [layer.columns for layer in layer_table(projections)]
+        self.n_columns = self.columns[-1].stop
+
+    def rows(self, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Numbers of some queries and their (n, n_columns) gradients."""
+        device, reading = self._loaded.device, self._loaded.reading
+        lengths = np.asarray(self._queries.windows["n_tokens"])
+        projections = [each.to(device, self._loaded.model.dtype) for each in self.projections]
+        with (
+            gradient_capture(self._loaded, projections) as capture,
+            progress(what, self.n_queries, "query") as bar,
+        ):
+            for numbers in batches_by_length(lengths, BATCH_TOKENS, reading.batching, capture.most_rows):
+                inputs = corpus_batch(self._queries, numbers, device, reading.pad_token)
+                yield numbers, gradient_rows(*self._loaded.halves, capture, *inputs)[0].float().cpu().numpy()
+                bar.advance(len(numbers))
+
+
+def _empty(n_queries: int, sizes: Sequence[int]) -> list[np.ndarray]:
+    """(n_queries, size) of each layer.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    n_bytes, room = 4 * n_queries * sum(sizes), int(psutil.virtual_memory().available)
+    if n_bytes > room:
+        raise InputError(
+            f"the directions of {n_queries:,} queries take {n_bytes / 1e9:,.0f} GB, of which there are "
+            f"{room / 1e9:,.0f}: ask fewer queries at a time, or allow a larger {setting('gradients.query_error')}"
+        )
+    return [np.empty((n_queries, size), np.float32) for size in sizes]
+
+
+def _whole(passes: _Passes, frames: Sequence[Frame]) -> list[np.ndarray]:
+    directions = _empty(passes.n_queries, [columns.stop - columns.start for columns in passes.columns])
+    for numbers, rows in passes.rows("queries"):
+        for matrix, frame, columns in zip(directions, frames, passes.columns, strict=True):
+            matrix[numbers] = frame.whole(rows[:, columns])
+    return directions
+
+
+def _cut(
+    passes: _Passes, frames: Sequence[Frame], error: float
+) -> tuple[list[LayerProjection], list[np.ndarray], np.ndarray]:
+    """Projections, directions, and of each query what the cut loses."""
+    grams = [Grams(frame) for frame in frames]
+    for _, rows in passes.rows("sides of the queries"):
+        for gram, frame, columns in zip(grams, frames, passes.columns, strict=True):
+            gram.add(frame.told(rows[:, columns]))
+    cuts = [
+        Cut.of(projection, frame, gram.leading(error))
+        for projection, frame, gram in zip(passes.projections, frames, grams, strict=True)
+    ]
+    del grams
+    projections = [cut.projection for cut in cuts]
+    directions = _empty(passes.n_queries, [each.n_columns for each in projections])
+    whole, left = np.zeros(passes.n_queries), np.zeros(passes.n_queries)
+    for numbers, rows in passes.rows("queries"):
+        for matrix, cut, columns in zip(directions, cuts, passes.columns, strict=True):
+            matrix[numbers], of_whole, of_left = cut.directions(cut.frame.told(rows[:, columns]))
+            whole[numbers] += of_whole
+            left[numbers] += of_left
+    lost = np.divide(whole - left, whole, out=np.zeros(len(whole)), where=whole > 0)
+    return projections, directions, np.sqrt(np.maximum(lost, 0.0))
+
+
+def row_layers(bases: LayerStore) -> list[Layer]:
+    """The layer table of rows that are made with these bases; of directions one column a query, of all layers."""
+    attributes = bases.attributes
+    return [Layer("queries", 0, attributes["n_queries"])] if attributes.get("kind") == KIND else bases.layers
+
+
+def row_attributes(bases: LayerStore) -> dict[str, Any]:
+    """What else is said of such rows: `along`, of which queries they are the scores."""
+    attributes = bases.attributes
+    return {ALONG: attributes["queries"]} if attributes.get("kind") == KIND else {}
