@@ -95,16 +95,10 @@ class KroneckerInverse:
 
     def applied(self, gradients: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
         """(H + lambda I)^-1 g for each row g, float64."""
-        solved = self.in_eigenbasis(gradients.astype(np.float64))
+        blocks = gradients.astype(np.float64).reshape(len(gradients), *self.eigenvalues.shape)
+        rotated = self.output_eigenvectors.T @ (blocks @ self.input_eigenvectors)
+        solved = rotated / (self.eigenvalues + self.damping)
         return (self.output_eigenvectors @ (solved @ self.input_eigenvectors.T)).reshape(gradients.shape)
-
-    def in_eigenbasis(self, gradients: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n o i"]:
-        """(H + lambda I)^-1 g, not rotated back: Q_S^T (H + lambda I)^-1 g Q_A, in the gradients' precision."""
-        blocks, dtype = gradients.reshape(len(gradients), *self.eigenvalues.shape), gradients.dtype
-        outputs = self.output_eigenvectors.astype(dtype, copy=False)
-        inputs = self.input_eigenvectors.astype(dtype, copy=False)
-        solved: np.ndarray = outputs.T @ (blocks @ inputs) / (self.eigenvalues + self.damping).astype(dtype)
-        return solved
 
     @cached_property
     def _factors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -27,30 +27,59 @@ LEAST = 1e-3
 
 @dataclass(frozen=True)
 class Frame:
-    """Coordinates of a layer in which entries of directions have weights.
+    """Coordinates of a layer in which its curvature is diagonal, where it is a Kronecker product.
 
     Args:
-        inverse: of the layer; None: the identity.
-        shape: (k_out, k_in).
+        projection: of the layer.
+        inverse: of its curvature; None: the identity.
     """
 
+    projection: LayerProjection
     inverse: Preconditioner | None
-    shape: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(k_out, k_in)."""
+        return self.projection.k_out, self.projection.k_in
 
     @property
     def _kronecker(self) -> KroneckerInverse | None:
         return self.inverse if isinstance(self.inverse, KroneckerInverse) else None
 
-    def whole(self, rows: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
-        """(H + lambda I)^-1 g for each row g."""
-        return rows if self.inverse is None else self.inverse.applied(rows)
+    @property
+    def rotations(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """From the projected space to these coordinates, one a row; None: they are the same."""
+        kronecker = self._kronecker
+        return (None, None) if kronecker is None else (kronecker.output_eigenvectors.T, kronecker.input_eigenvectors.T)
+
+    @property
+    def rotated(self) -> LayerProjection:
+        """The projection to these coordinates: few tokens are rotated sooner than their gradient is."""
+        outputs, inputs = self.rotations
+        if outputs is None or inputs is None:
+            return self.projection
+        one, other = self.projection.output_side, self.projection.input_side
+        return replace(
+            self.projection,
+            output_side=_behind(one, self.projection.n_outputs, outputs),
+            input_side=_behind(other, self.projection.n_inputs, inputs),
+        )
 
     def told(self, rows: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n o i"]:
-        """The same in these coordinates, without weights."""
-        kronecker = self._kronecker
+        """(H + lambda I)^-1 g of each gradient g in these coordinates, float32 in them."""
+        blocks, kronecker = rows.astype(np.float32).reshape(len(rows), *self.shape), self._kronecker
         if kronecker is not None:
-            return kronecker.in_eigenbasis(rows.astype(np.float32))
-        return self.whole(rows).astype(np.float32).reshape(len(rows), *self.shape)
+            divisors = (kronecker.eigenvalues + kronecker.damping).astype(np.float32)
+            solved: np.ndarray = blocks / divisors
+            return solved
+        return blocks if self.inverse is None else self.inverse.applied(rows).astype(np.float32).reshape(blocks.shape)
+
+    def whole(self, told: Float[np.ndarray, "n o i"]) -> Float[np.ndarray, "n c"]:
+        """Back in the projected space."""
+        outputs, inputs = self.rotations
+        if outputs is not None and inputs is not None:
+            told = _between(told, outputs.T, inputs.T)
+        return told.reshape(len(told), -1)
 
     @property
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
@@ -61,12 +90,6 @@ class Frame:
         seen = kronecker.eigenvalues + LEAST * kronecker.eigenvalues.mean()
         return np.sqrt(seen.mean(axis=1)), np.sqrt(seen.mean(axis=0) / seen.mean())
 
-    @property
-    def rotations(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """From the projected space to these coordinates, one a row; None: they are the same."""
-        kronecker = self._kronecker
-        return (None, None) if kronecker is None else (kronecker.output_eigenvectors.T, kronecker.input_eigenvectors.T)
-
 
 class Grams:
     """What the queries' directions of a layer have on either side, added up.
@@ -76,16 +99,16 @@ class Grams:
     """
 
     def __init__(self, frame: Frame) -> None:
-        self._outputs, self._inputs = (np.zeros((size, size)) for size in frame.shape)
+        self._outputs, self._inputs = (torch.zeros(size, size) for size in frame.shape)
         self._weights = frame.weights
 
     def add(self, told: Float[np.ndarray, "n o i"]) -> None:
         """Some queries' directions in the frame."""
-        weighted = torch.from_numpy(_weighted(told, self._weights))
+        weighted = torch.from_numpy(_weighted(told, *self._weights))
         flat = weighted.transpose(0, 1).flatten(1)
-        self._outputs += (flat @ flat.T).double().numpy()
+        self._outputs += flat @ flat.T
         flat = weighted.flatten(0, 1)
-        self._inputs += (flat.T @ flat).double().numpy()
+        self._inputs += flat.T @ flat
 
     def leading(self, error: float) -> tuple[np.ndarray, np.ndarray]:
         """(c, k) orthonormal rows of each side that leave out less than a share of what the directions have.
@@ -96,8 +119,8 @@ class Grams:
         return _leading(self._outputs, error**2 / 2), _leading(self._inputs, error**2 / 2)
 
 
-def _leading(gram: np.ndarray, share: float) -> np.ndarray:
-    eigenvalues, vectors = np.linalg.eigh(gram)
+def _leading(gram: torch.Tensor, share: float) -> np.ndarray:
+    eigenvalues, vectors = (each.numpy() for each in torch.linalg.eigh(gram.double()))
     tail = np.cumsum(np.maximum(eigenvalues, 0.0))
     n_left_out = int(np.searchsorted(tail, share * tail[-1], side="right")) if tail[-1] > 0 else len(tail) - 1
     kept: np.ndarray = vectors[:, min(n_left_out, len(tail) - 1) :].T[::-1]
@@ -109,13 +132,13 @@ class _Moved(NamedTuple):
 
     Args:
         side: of the projection that gradients go through.
-        of_directions: (c, k) what turns directions of the frame into directions of that projection.
-        orthonormal: (c, k) the same in weighted coordinates; None: not cut.
+        cut: (c, k) what turns directions of the frame into those of that side; None: it is not cut.
+        back: (k, k) what turns directions of the frame back to the projected space, where it is not cut; None: nothing.
     """
 
     side: Side
-    of_directions: np.ndarray | None
-    orthonormal: np.ndarray | None
+    cut: np.ndarray | None
+    back: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -134,12 +157,11 @@ class Cut:
     inputs: _Moved
 
     @classmethod
-    def of(cls, projection: LayerProjection, frame: Frame, leading: Sequence[np.ndarray]) -> "Cut":
+    def of(cls, frame: Frame, leading: Sequence[np.ndarray]) -> "Cut":
         """The cheapest of four: to cut both sides, one, or none.
 
         Args:
-            projection: of the layer.
-            frame: of its directions.
+            frame: of the layer.
             leading: of both sides, see `Grams.leading`.
         """
         (k_out, k_in), (c_out, c_in) = frame.shape, (len(side) for side in leading)
@@ -150,6 +172,7 @@ class Cut:
             (False, True): c_in * k_in + k_out * c_in,
             (True, True): c_out * k_out + c_in * k_in + c_out * c_in,
         }
+        projection = frame.projection
         sides = ((projection.output_side, projection.n_outputs), (projection.input_side, projection.n_inputs))
         cheapest = min(costs, key=lambda each: costs[each])
         outputs, inputs = (
@@ -162,26 +185,34 @@ class Cut:
 
     def directions(self, told: Float[np.ndarray, "n o i"]) -> tuple[Float[np.ndarray, "n c"], np.ndarray, np.ndarray]:
         """Some queries' directions here; (n,) squares of what they are weighted, and of what is left of it."""
-        weighted = _weighted(told, self.frame.weights)
-        left = _between(weighted, self.outputs.orthonormal, self.inputs.orthonormal)
-        moved = _between(told, self.outputs.of_directions, self.inputs.of_directions)
+        outputs, inputs = self.frame.weights
+        weighted = _weighted(told, outputs, inputs)
+        kept = _between(told, self.outputs.cut, self.inputs.cut)
+        left = _weighted(
+            kept,
+            np.ones(1) if self.outputs.cut is not None else outputs,
+            np.ones(1) if self.inputs.cut is not None else inputs,
+        )
         squares = (np.einsum("noi,noi->n", each, each, dtype=np.float64) for each in (weighted, left))
+        moved = _between(kept, self.outputs.back, self.inputs.back)
         return moved.reshape(len(moved), -1), *squares
 
 
 def _moved(side: Side, n: int, kept: np.ndarray | None, weights: np.ndarray, rotation: np.ndarray | None) -> _Moved:
-    if kept is None:  # back to the projected space
-        return _Moved(side, None if rotation is None else rotation.T, None)
+    if kept is None:
+        return _Moved(side, None, None if rotation is None else rotation.T)
     basis = kept / weights if rotation is None else (kept / weights) @ rotation
-    moved = torch.from_numpy(np.ascontiguousarray(basis))
-    if not isinstance(side, IdentitySide):
-        moved = moved @ side_rows(side, n)
-    return _Moved(BasisSide(moved.float()), kept * weights, kept)
+    return _Moved(_behind(side, n, basis), kept * weights, None)
 
 
-def _weighted(told: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    outputs, inputs = (each.astype(told.dtype) for each in weights)
-    weighted: np.ndarray = told * outputs[:, None] * inputs
+def _behind(side: Side, n: int, matrix: np.ndarray) -> BasisSide:
+    """A side, and then a matrix."""
+    moved = torch.from_numpy(np.ascontiguousarray(matrix))
+    return BasisSide((moved if isinstance(side, IdentitySide) else moved @ side_rows(side, n)).float())
+
+
+def _weighted(told: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    weighted: np.ndarray = told * outputs.astype(told.dtype)[:, None] * inputs.astype(told.dtype)
     return weighted
 
 

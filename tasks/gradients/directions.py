@@ -83,13 +83,14 @@ def make_directions(
     }
 
     def build(root: Location, name: str) -> None:
-        passes = _Passes(loaded, asked, stored_projections(LayerStore.open(bases)))
         inverses = damped_inverses(curvature, damping_config)
-        frames = [Frame(inverses.get(each.name), (each.k_out, each.k_in)) for each in passes.projections]
+        frames = [Frame(each, inverses.get(each.name)) for each in stored_projections(LayerStore.open(bases))]
+        passes = _Passes(loaded, asked, frames)
         if gradients.query_error:
-            projections, directions, errors = _cut(passes, frames, gradients.query_error)
+            projections, directions, errors = _cut(passes, gradients.query_error)
         else:
-            projections, directions, errors = passes.projections, _whole(passes, frames), np.zeros(asked.n_examples)
+            projections, directions = [frame.projection for frame in frames], _whole(passes)
+            errors = np.zeros(asked.n_examples)
         attributes = {**parts, "kind": KIND, "n_queries": asked.n_examples, "errors": errors.round(6).tolist()}
         matrices = [
             projection_matrices(projection) | {DIRECTIONS: matrix}
@@ -114,23 +115,31 @@ def _say(made: LayerStore) -> None:
 class _Passes:
     """The queries, to pass over as often as needed."""
 
-    def __init__(self, loaded: LoadedModel, queries: CorpusStore, projections: Sequence[LayerProjection]) -> None:
-        self._loaded, self._queries, self.projections = loaded, queries, list(projections)
-        self.n_queries, self.columns = queries.n_examples, [layer.columns for layer in layer_table(projections)]
-        self.n_columns = self.columns[-1].stop
+    def __init__(self, loaded: LoadedModel, queries: CorpusStore, frames: Sequence[Frame]) -> None:
+        self._loaded, self._queries, self.frames = loaded, queries, list(frames)
+        self.n_queries = queries.n_examples
+        rotated = [frame.rotated for frame in frames]
+        self.columns = [layer.columns for layer in layer_table(rotated)]
+        self._projections = [each.to(loaded.device, loaded.model.dtype) for each in rotated]
+        self._held: list[tuple[np.ndarray, np.ndarray]] = []
 
     def rows(self, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Numbers of some queries and their (n, n_columns) gradients."""
+        """Numbers of some queries and their (n, n_columns) gradients in the frames; few queries are held."""
+        if self._held:
+            yield from self._held
+            return
         device, reading = self._loaded.device, self._loaded.reading
         lengths = np.asarray(self._queries.windows["n_tokens"])
-        projections = [each.to(device, self._loaded.model.dtype) for each in self.projections]
         with (
-            gradient_capture(self._loaded, projections) as capture,
+            gradient_capture(self._loaded, self._projections) as capture,
             progress(what, self.n_queries, "query") as bar,
         ):
             for numbers in batches_by_length(lengths, BATCH_TOKENS, reading.batching, capture.most_rows):
                 inputs = corpus_batch(self._queries, numbers, device, reading.pad_token)
-                yield numbers, gradient_rows(*self._loaded.halves, capture, *inputs)[0].float().cpu().numpy()
+                rows = gradient_rows(*self._loaded.halves, capture, *inputs)[0].float().cpu().numpy()
+                if self.n_queries <= capture.most_rows:
+                    self._held.append((numbers, rows))
+                yield numbers, rows
                 bar.advance(len(numbers))
 
 
@@ -149,26 +158,21 @@ def _empty(n_queries: int, sizes: Sequence[int]) -> list[np.ndarray]:
     return [np.empty((n_queries, size), np.float32) for size in sizes]
 
 
-def _whole(passes: _Passes, frames: Sequence[Frame]) -> list[np.ndarray]:
+def _whole(passes: _Passes) -> list[np.ndarray]:
     directions = _empty(passes.n_queries, [columns.stop - columns.start for columns in passes.columns])
     for numbers, rows in passes.rows("queries"):
-        for matrix, frame, columns in zip(directions, frames, passes.columns, strict=True):
-            matrix[numbers] = frame.whole(rows[:, columns])
+        for matrix, frame, columns in zip(directions, passes.frames, passes.columns, strict=True):
+            matrix[numbers] = frame.whole(frame.told(rows[:, columns]))
     return directions
 
 
-def _cut(
-    passes: _Passes, frames: Sequence[Frame], error: float
-) -> tuple[list[LayerProjection], list[np.ndarray], np.ndarray]:
+def _cut(passes: _Passes, error: float) -> tuple[list[LayerProjection], list[np.ndarray], np.ndarray]:
     """Projections, directions, and of each query what the cut loses."""
-    grams = [Grams(frame) for frame in frames]
+    grams = [Grams(frame) for frame in passes.frames]
     for _, rows in passes.rows("sides of the queries"):
-        for gram, frame, columns in zip(grams, frames, passes.columns, strict=True):
+        for gram, frame, columns in zip(grams, passes.frames, passes.columns, strict=True):
             gram.add(frame.told(rows[:, columns]))
-    cuts = [
-        Cut.of(projection, frame, gram.leading(error))
-        for projection, frame, gram in zip(passes.projections, frames, grams, strict=True)
-    ]
+    cuts = [Cut.of(frame, gram.leading(error)) for frame, gram in zip(passes.frames, grams, strict=True)]
     del grams
     projections = [cut.projection for cut in cuts]
     directions = _empty(passes.n_queries, [each.n_columns for each in projections])

@@ -12,6 +12,7 @@ from tests.bench.machine import machine
 RESULTS = Path(__file__).with_name("results")
 BENCHES = (
     "indexing",
+    "nothing_kept",
     "memory",
     "projections",
     "scoring",

@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import Dataset
 
-__all__ = ["RowDataset", "WindowDataset", "kronfluence_scores"]
+__all__ = ["RowDataset", "WindowDataset", "fitted_analyzer", "kronfluence_scores", "pairwise_scores"]
 
 
 class RowDataset(Dataset):
@@ -50,8 +50,16 @@ def kronfluence_scores(
         empirical: the Fisher of the data's labels, not of sampled ones, which `loss` is then asked for by `sample`.
         seed: of torch, from which `loss` draws them.
     """
+    torch.manual_seed(seed)
+    of = {"dtype": dtype, "batch_size": batch_size}
+    analyzer = fitted_analyzer(folder, model, loss, train, modules=modules, empirical=empirical, **of)
+    return pairwise_scores(analyzer, train, queries, damping=damping, **of)
+
+
+def fitted_analyzer(folder, model, loss, train, *, dtype=None, batch_size=1, modules=None, empirical=True):
+    """With EK-FAC's factors; arguments as of `kronfluence_scores`."""
     from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.arguments import FactorArguments
     from kronfluence.task import Task
 
     class Loss(Task):
@@ -66,22 +74,33 @@ def kronfluence_scores(
 
     names = ("activation_covariance_dtype", "gradient_covariance_dtype", "per_sample_gradient_dtype", "lambda_dtype")
     precise = {} if dtype is None else dict.fromkeys(names, dtype)
-    torch.manual_seed(seed)
     task = Loss()
     analyzer = Analyzer("run", prepare_model(model, task), task, cpu=True, disable_tqdm=True, output_dir=str(folder))
     arguments = FactorArguments(
         strategy="ekfac", use_empirical_fisher=empirical, eigendecomposition_dtype=torch.float64, **precise
     )
     analyzer.fit_all_factors("factors", train, per_device_batch_size=batch_size, factor_args=arguments)
+    return analyzer
+
+
+def pairwise_scores(analyzer, train, queries, *, damping=None, dtype=None, batch_size=1, rank=None, name="scores"):
+    """(n_queries, n_examples) scores; arguments as of `kronfluence_scores`.
+
+    Args:
+        rank: that queries' gradients are cut to; None: they are whole.
+        name: of the scores, which are computed once.
+    """
+    from kronfluence.arguments import ScoreArguments
+
     names = ("score_dtype", "per_sample_gradient_dtype", "precondition_dtype")
     precise = {} if dtype is None else dict.fromkeys(names, dtype)
     analyzer.compute_pairwise_scores(
-        "scores",
+        name,
         "factors",
         queries,
         train,
-        per_device_query_batch_size=batch_size,
+        per_device_query_batch_size=batch_size if rank is None else len(queries),
         per_device_train_batch_size=batch_size,
-        score_args=ScoreArguments(damping_factor=damping, **precise),
+        score_args=ScoreArguments(damping_factor=damping, query_gradient_low_rank=rank, **precise),
     )
-    return analyzer.load_pairwise_scores("scores")["all_modules"].double().numpy()
+    return analyzer.load_pairwise_scores(name)["all_modules"].double().numpy()
