@@ -10,7 +10,7 @@ from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.config import SourcesConfig
 from dataworth.tasks.coalitions.registry import GAMES
 from dataworth.tasks.configuration import ClusterConfig, Configuration, Names
-from dataworth.tasks.corpus.config import CandidatesConfig, CorpusConfig, QueriesConfig
+from dataworth.tasks.corpus.config import COPY_OF, OWNERS, CandidatesConfig, CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.groups import SOURCE, grouping_fields
 from dataworth.tasks.counterfactual.config import AuditConfig
 from dataworth.tasks.curvature.config import CurvatureConfig
@@ -266,6 +266,8 @@ class ValueConfig(CorpusRunConfig):
                 language models it was not; where their training can be repeated merged was (infra/docs/truth.md).
         """
         named = [name for grouping in self.sources.by for name in grouping_fields(grouping) if name != SOURCE]
+        if self.corpus.near_copies is not None:
+            named = [name for name in named if name not in (OWNERS, COPY_OF)]
         fields = list(dict.fromkeys([*self.corpus.fields, *named]))
         corpus = self.corpus.model_copy(update={"fields": fields})
         return self.model_copy(update={"corpus": corpus, "sources": self._sources(classifies)})

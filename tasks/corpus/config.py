@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
@@ -11,7 +11,11 @@ from dataworth.tasks.corpus.fields import Fields, Form
 from dataworth.tasks.corpus.rejected import OnBadRow
 from dataworth.tasks.corpus.taught import Loss
 
-__all__ = ["CorpusConfig", "QueriesConfig"]
+__all__ = ["COPY_OF", "OWNERS", "CandidatesConfig", "CorpusConfig", "QueriesConfig"]
+
+# Fields that every document has where near copies are found: the sources of all of its copies, and the first of these
+# (nothing of the first itself).
+OWNERS, COPY_OF = "owners", "near_copy_of"
 
 # Tokens of a window where nobody says another number.
 USUAL_WINDOW = 512
@@ -75,6 +79,14 @@ class CorpusConfig(Configuration):
         default_factory=list,
         description="Further fields to keep, to group documents by (text, numbers, booleans); see --sources.by.",
     )
+    near_copies: float | None = Field(
+        None,
+        ge=0.3,
+        le=1,
+        description="Find near copies: documents at least so much of whose sequences of five words are those of an "
+        "earlier one, such as 0.8 (Jaccard, by MinHash). They are listed in near_copies.parquet, and with --sources.by "
+        "owners texts that several sources have are valued as one player of them all.",
+    )
     max_length: int | None = Field(
         None,
         ge=2,
@@ -82,6 +94,11 @@ class CorpusConfig(Configuration):
         description="Tokens of a window; longer documents are cut, for a classifier after the first window; default: "
         f"{USUAL_WINDOW}, or all that the model reads where that is less.",
     )
+
+    @property
+    def kept_fields(self) -> list[str]:
+        """Further fields that the corpus keeps: as named, and those that are made."""
+        return [*self.fields, *([] if self.near_copies is None else (OWNERS, COPY_OF))]
 
     @property
     def names(self) -> Fields:
@@ -114,6 +131,14 @@ class CorpusConfig(Configuration):
                 f"pass {setting('corpus.max_length')} {most} or less"
             )
         return self.max_length or min(USUAL_WINDOW, most)
+
+    @model_validator(mode="after")
+    def _owned(self) -> "CorpusConfig":
+        if self.near_copies is not None and {OWNERS, COPY_OF} & set(self.fields):
+            raise ValueError(
+                f"near copies: the fields {OWNERS} and {COPY_OF} are made: leave them out of {setting('corpus.fields')}"
+            )
+        return self
 
     @field_validator("fields")
     @classmethod

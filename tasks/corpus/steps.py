@@ -18,6 +18,7 @@ from dataworth.storage.withdrawals import Withdrawals
 from dataworth.tasks.corpus.chats import ASSISTANT, asked_tokens
 from dataworth.tasks.corpus.config import CorpusConfig, QueriesConfig
 from dataworth.tasks.corpus.documents import Document, Query
+from dataworth.tasks.corpus.near_copies import NearCopies, near_copies
 from dataworth.tasks.corpus.readers import read_documents, read_queries
 from dataworth.tasks.corpus.rejected import Rejected
 from dataworth.tasks.corpus.taught import Taught
@@ -60,6 +61,7 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
         return replace(text, fields=document.fields)
 
     withdrawn, left_out = Withdrawals(store), []
+    copies = _near_copies(corpus, withdrawn, labelled=loaded.labels is not None)
 
     def kept(document: Document) -> bool:
         if withdrawn.covers(document.id, document.source):
@@ -71,14 +73,14 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
         for document in filter(kept, read_documents(corpus, rejected, labelled=loaded.labels is not None)):
             made = None
             with rejected.told():
-                made = tokenised(document)
+                made = tokenised(document if copies is None else copies.told(document))
             if made is not None:
                 yield checked.one(made)
         rejected.stop()
 
     checked = _Checked(loaded, "documents")
     attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": length}
-    ref = CorpusStore.write(StoreFolders(store).corpora, read(), attributes, corpus.fields, rejected.sentences)
+    ref = CorpusStore.write(StoreFolders(store).corpora, read(), attributes, corpus.kept_fields, rejected.sentences)
     written = CorpusStore.open(ref)
     if rejected.sentences:
         run_logger().warning("%s rows cannot be read and are left out", f"{len(rejected.sentences):,}")
@@ -103,6 +105,20 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
     if without:
         run_logger().warning("%s documents have fewer than 2 tokens: they get no score", without)
     return ref
+
+
+def _near_copies(corpus: CorpusConfig, withdrawn: Withdrawals, *, labelled: bool) -> NearCopies | None:
+    """From a pass of its own over the documents; None: nobody asked."""
+    if corpus.near_copies is None:
+        return None
+    read = read_documents(corpus, Rejected(corpus.on_bad_row), labelled=labelled)
+    there = (each for each in read if not withdrawn.covers(each.id, each.source))
+    found = near_copies(there, corpus.near_copies)
+    copies, shared = sum(first != name for name, first in found.first.items()), len(found.owners)
+    run_logger().info(
+        "%s near copies of other documents; %s texts are of several sources", f"{copies:,}", f"{shared:,}"
+    )
+    return found
 
 
 def prepare_queries(

@@ -22,6 +22,7 @@ from dataworth.tasks.report.page.html import report_html
 from dataworth.tasks.report.page.tables import safe_csv
 from dataworth.tasks.report.record import record
 from dataworth.tasks.report.results.folder import write_record
+from dataworth.tasks.report.results.near_copies import NEAR_COPIES, near_copies_table
 from dataworth.tasks.report.results.summary import Summary
 from dataworth.tasks.report.results.tokens import tokens_table
 from dataworth.tasks.report.results.valuation import ValuationParts, published_values, valuation_summary
@@ -38,6 +39,7 @@ REPLACED_FILES = (
     "document_values.parquet",
     "machine.csv",
     REJECTED_FILE,
+    NEAR_COPIES,
     *CANDIDATES,
 )
 
@@ -71,6 +73,9 @@ def publish_valuation(results: str, parts: ValuationParts, confidence: float) ->
         rejected = CorpusStore.open(parts.corpus).rejected()
         if rejected:
             pd.DataFrame({"reason": rejected}).to_parquet(staging / REJECTED_FILE, index=False)
+        copies = near_copies_table(parts.corpus)
+        if copies is not None:
+            copies.to_parquet(staging / NEAR_COPIES, index=False)
         if gathered.told:
             tokens_table(gathered.told).to_parquet(staging / TOKENS, index=False)
         if gathered.candidates is not None:

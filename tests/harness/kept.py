@@ -122,6 +122,8 @@ class Inputs:
         (self._kept / "template.jinja").write_text(TEMPLATE)
         (self._kept / "other.jinja").write_text(TEMPLATE.replace("says", "said"))
         self._write("fewer.jsonl", rows[:6])
+        again = {**rows[0], "id": "d8", "source": "s1", "name": "n8", "text": f"{rows[0]['text']} again"}
+        self._write("copies.jsonl", [*rows, again])
         settings = SmallModel(positions=MAX_LENGTH, **TRAINING)
         texts = [row["text"] for row in rows]
         train_language_model(texts, self._kept / "trained", settings, lambda *_: None, tokenizer, self._kept / "base")

@@ -41,6 +41,7 @@ COMMON: dict[str, Any] = {
     "gradients": {"dtype": "float32", "batch_tokens": 64},
     "sources": {"game": "additive"},
 }
+COPIES = {**CORPUS, "files": ["in:copies.jsonl"]}
 CHATS = {**CORPUS, "files": ["in:chats.jsonl"], "chat_template": "in:template.jinja", "max_length": 48}
 WITH_BASE = {"model": {"name": "in:model", "base": "in:base"}}
 CLASSES = {"corpus": {**CORPUS, "max_length": 32}, "queries": {"file": "in:classes.jsonl"}}
@@ -57,6 +58,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "points": {**WITH_BASE, "sources": {"game": "additive"}},
     "chats": {"corpus": {**CHATS, "form": "messages"}},
     "pairs": {"corpus": {**CHATS, "form": "pairs"}},
+    "owners": {"corpus": {**COPIES, "near_copies": 1.0}, "sources": {"game": "additive", "by": ["owners"]}},
     "nothing kept": {
         "projection": {"kind": "identity"},
         "curvature": {"kind": "ekfac", "draws": 1},
@@ -152,6 +154,7 @@ VALUE: dict[str, tuple[str, Any]] = {
     "corpus.prompt": ("pairs", "asked"),
     "corpus.completion": ("pairs", "said"),
     "corpus.eos": ("pairs", False),
+    "corpus.near_copies": ("owners", 0.5),
     "queries.file": ("linear", "in:one query.jsonl"),
     "queries.max_new_tokens": ("prompts", 3),
     "projection.kind": ("path", "mask"),
@@ -280,6 +283,7 @@ AUDIT_NOTHING = {
     **{f"corpus.{name}": IN_CONTENTS for name in ("loss", "chat_template", "eos")},
     "corpus.on_bad_row": VALUE_NOTHING["corpus.on_bad_row"],
     "corpus.label": f"of classifiers; {IN_CONTENTS}",
+    "corpus.near_copies": "an audit groups by nothing but the source",
     "corpus.fields": "an audit groups by nothing but the source",
     "queries.max_new_tokens": "decides the queries, which are read anew each time",
     "projection.bases": "methods of an audit make their own",

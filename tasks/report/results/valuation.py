@@ -20,6 +20,7 @@ from dataworth.tasks.coalitions.payout.published import published
 from dataworth.tasks.counterfactual.certificate import Certificate
 from dataworth.tasks.report.account import account_of
 from dataworth.tasks.report.results.candidates import CandidateParts, candidates_said
+from dataworth.tasks.report.results.near_copies import near_copies_sentence
 from dataworth.tasks.report.results.parameters import flat
 from dataworth.tasks.report.results.query_losses import mean_losses, query_losses
 from dataworth.tasks.report.results.summary import Summary, strongest_overlaps, summary
@@ -111,12 +112,14 @@ def valuation_summary(parts: ValuationParts) -> Summary:
     corpus = CorpusStore.open(parts.corpus)
     settings = flat(parts.parameters)
     stores = [each.gradients for each in parts.checkpoints] or [parts.gradients]
+    copies = near_copies_sentence(parts.corpus)
     left_out = f"{corpus.n_rejected:,}, which cannot be read: {REJECTED_FILE}"
     facts = {
         "model": ", ".join(f"{name} ({weights})" for name, weights in _models(parts)),
         "corpus": f"{corpus.n_documents:,} documents, {corpus.n_examples:,} windows, {corpus.n_tokens:,} tokens "
         f"({parts.corpus.fingerprint})",
         **({"rows left out": left_out} if corpus.n_rejected else {}),
+        **({"near copies": copies} if copies else {}),
         "store": ", ".join(each.location for each in stores),
         **({"Prefect flow run": parts.prefect_run} if parts.prefect_run else {}),
         **{key: value for key, value in settings.items() if not key.startswith(("model.name", "store"))},
