@@ -96,9 +96,15 @@ def eigenvalue_sums(
     dtype: torch.dtype,
     factors: Sequence[Kronecker],
 ) -> tuple[LayerCapture, Accumulator[Sequence[Curvature]]]:
-    """EK-FAC in the eigenvectors of KFAC."""
-    capture = gradient_capture(model, projections, dtype)
-    return capture, EigenvalueSums(capture, layer_table(projections), factors)
+    """EK-FAC in the eigenvectors of KFAC, in which the gradients are taken."""
+    rotated = [
+        projection.rotated(factor.output_eigenvectors.T, factor.input_eigenvectors.T).to(
+            model.device, next(model.model.parameters()).dtype
+        )
+        for projection, factor in zip(projections, factors, strict=True)
+    ]
+    capture = gradient_capture(model, rotated, dtype)
+    return capture, EigenvalueSums(capture, layer_table(rotated), factors)
 
 
 def grouped_fisher_sums(

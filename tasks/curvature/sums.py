@@ -178,7 +178,7 @@ class EigenvalueSums:
     (arXiv 2308.03296), equation 20.
 
     Args:
-        capture: of the rows.
+        capture: of the rows, in the factors' eigenvectors.
         layers: the layer table.
         factors: KFAC of each layer, whose eigenvectors are kept.
     """
@@ -187,8 +187,6 @@ class EigenvalueSums:
 
     def __init__(self, capture: Rows, layers: Sequence[Layer], factors: Sequence[Kronecker]) -> None:
         self._capture, self._layers, self._factors = capture, list(layers), list(factors)
-        self._inputs = [torch.from_numpy(factor.input_eigenvectors) for factor in factors]
-        self._outputs = [torch.from_numpy(factor.output_eigenvectors) for factor in factors]
         self.state = {
             str(number): torch.zeros(layer.k_out, layer.k_in, dtype=torch.float64)
             for number, layer in enumerate(layers)
@@ -198,9 +196,7 @@ class EigenvalueSums:
         rows = self._capture.rows()
         for number, layer in enumerate(self._layers):
             block = rows[:, layer.columns].reshape(len(rows), layer.k_out, layer.k_in)
-            inputs = self._inputs[number] = self._inputs[number].to(block)
-            outputs = self._outputs[number] = self._outputs[number].to(block)
-            _add(self.state, str(number), ((outputs.T @ (block @ inputs)).double() ** 2).sum(dim=0))
+            _add(self.state, str(number), (block.double() ** 2).sum(dim=0))
 
     def result(self, n_examples: int) -> list[Kronecker]:
         return [

@@ -19,11 +19,11 @@ class GradientsConfig(Configuration):
         "room.",
     )
     query_error: float = Field(
-        0.1,
+        0.0,
         ge=0,
         lt=1,
         description="Of keep none: what a query's scores may lose, at most and in the root mean square, where fewer "
-        "coordinates a side tell them for less work; 0: nothing.",
+        "coordinates a side tell them for less work, such as 0.1 for many queries or a large corpus; 0: nothing.",
     )
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = Field(
         "float16", description="Data type of the stored rows; int8 has a scale for each row and layer."

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from dataworth.tasks.curvature.kronecker import KroneckerInverse
 from dataworth.tasks.curvature.precondition import Preconditioner
 from dataworth.tasks.projection.logra import LayerProjection
-from dataworth.tasks.projection.sides import BasisSide, IdentitySide, Side, side_rows
+from dataworth.tasks.projection.sides import Side, followed_by
 
 __all__ = ["Cut", "Frame", "Grams"]
 
@@ -58,12 +58,7 @@ class Frame:
         outputs, inputs = self.rotations
         if outputs is None or inputs is None:
             return self.projection
-        one, other = self.projection.output_side, self.projection.input_side
-        return replace(
-            self.projection,
-            output_side=_behind(one, self.projection.n_outputs, outputs),
-            input_side=_behind(other, self.projection.n_inputs, inputs),
-        )
+        return self.projection.rotated(outputs, inputs)
 
     def told(self, rows: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n o i"]:
         """(H + lambda I)^-1 g of each gradient g in these coordinates, float32 in them."""
@@ -202,13 +197,7 @@ def _moved(side: Side, n: int, kept: np.ndarray | None, weights: np.ndarray, rot
     if kept is None:
         return _Moved(side, None, None if rotation is None else rotation.T)
     basis = kept / weights if rotation is None else (kept / weights) @ rotation
-    return _Moved(_behind(side, n, basis), kept * weights, None)
-
-
-def _behind(side: Side, n: int, matrix: np.ndarray) -> BasisSide:
-    """A side, and then a matrix."""
-    moved = torch.from_numpy(np.ascontiguousarray(matrix))
-    return BasisSide((moved if isinstance(side, IdentitySide) else moved @ side_rows(side, n)).float())
+    return _Moved(followed_by(side, n, basis).to(torch.device("cpu"), torch.float32), kept * weights, None)
 
 
 def _weighted(told: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dataworth.storage.layer_table import Layer
 from dataworth.storage.layers import LayerStore
-from dataworth.tasks.projection.sides import IdentitySide, Side, side_matrices, side_rows, stored_side
+from dataworth.tasks.projection.sides import IdentitySide, Side, followed_by, side_matrices, side_rows, stored_side
 from dataworth.tasks.projection.sketch import SparseSketch
 
 __all__ = [
@@ -77,6 +77,20 @@ class LayerProjection:
             input_side=self.input_side.to(device, dtype),
             output_side=self.output_side.to(device, dtype),
             sketch=None if self.sketch is None else self.sketch.to(device, dtype),
+        )
+
+    def rotated(self, outputs: Float[np.ndarray, "j k"], inputs: Float[np.ndarray, "l m"]) -> "LayerProjection":
+        """The same, and then a matrix on each side: tokens are rotated sooner than the gradient they add up to.
+
+        Raises:
+            ValueError: the projection sketches both sides together.
+        """
+        if self.sketch is not None:
+            raise ValueError("a sketch of both sides keeps no product of two spaces")
+        return replace(
+            self,
+            output_side=followed_by(self.output_side, self.n_outputs, outputs),
+            input_side=followed_by(self.input_side, self.n_inputs, inputs),
         )
 
     def projected_activation(self, activation: Float[Tensor, "n t i"]) -> Float[Tensor, "n t k"]:

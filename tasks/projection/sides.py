@@ -13,7 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding, linear, one_hot, pad
 
-__all__ = ["BasisSide", "CoordinateSide", "IdentitySide", "Side", "side_matrices", "side_rows", "stored_side"]
+__all__ = [
+    "BasisSide",
+    "CoordinateSide",
+    "IdentitySide",
+    "Side",
+    "followed_by",
+    "side_matrices",
+    "side_rows",
+    "stored_side",
+]
 
 
 @runtime_checkable
@@ -131,6 +140,12 @@ def side_rows(side: Side, n: int) -> Tensor:
         return side.basis.to(cpu, torch.float64)
     exact = side.to(cpu, torch.float64)
     return exact.projected(torch.eye(n, dtype=torch.float64), trailing_one=False).T.contiguous()
+
+
+def followed_by(side: Side, n: int, matrix: Float[np.ndarray, "j k"]) -> BasisSide:
+    """A side of n dimensions, and then a matrix, in float64 on the CPU."""
+    moved = torch.from_numpy(np.ascontiguousarray(matrix, np.float64))
+    return BasisSide(moved if isinstance(side, IdentitySide) else moved @ side_rows(side, n))
 
 
 def stored_side(matrices: dict[str, np.ndarray], name: str, n: int) -> Any:

@@ -166,6 +166,7 @@ def test_a_killed_fit_goes_on_from_what_it_kept(tmp_path, checkpoints, corpus_fi
 
         monkeypatch.setattr(module, "backward_passes", counted)
         monkeypatch.setattr(fitting, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        monkeypatch.setattr(fitting, "PAUSE_OF_SAVING", 0)
         curvature = CurvatureConfig(kind=kind, draws=2)
         try:
             pipeline = Pipeline(

@@ -149,7 +149,11 @@ def test_corrected_eigenvalues_are_the_sum_of_squares_in_the_basis():
     ]
     batches = np.split(np.arange(7), [3, 3])
     sums = EigenvalueSums(capture := Passed(), layers, factors)
-    found = summed(sums, capture, torch.from_numpy(rows), batches).result(7)
+    rotated = np.empty_like(rows)  # as the capture takes them
+    for layer, factor in zip(layers, factors, strict=True):
+        blocks = rows[:, layer.columns].reshape(7, layer.k_out, layer.k_in)
+        rotated[:, layer.columns] = (factor.output_eigenvectors.T @ blocks @ factor.input_eigenvectors).reshape(7, -1)
+    found = summed(sums, capture, torch.from_numpy(rotated), batches).result(7)
     for layer, factor, entry in zip(layers, factors, found, strict=True):
         q_s, q_a = factor.output_eigenvectors, factor.input_eigenvectors
         blocks = [row[layer.columns].reshape(layer.k_out, layer.k_in) for row in rows]
