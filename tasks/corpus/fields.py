@@ -31,6 +31,7 @@ class Fields:
         kept: further ones.
         form: what a document is made of.
         owner: the source of all documents, whatever their rows say; None: their rows say it.
+        of_folders: further fields of every row of a file, that the names of its folders say.
     """
 
     id: str = "id"
@@ -44,6 +45,7 @@ class Fields:
     kept: tuple[str, ...] = ()
     form: Form = "auto"
     owner: str | None = None
+    of_folders: tuple[str, ...] = ()
 
     def is_any(self, names: Collection[str]) -> bool:
         """Is there what a document is made of?"""
@@ -87,6 +89,7 @@ class Fields:
             raise InputError(missing(names, self.text, where))
         of_text = {"pairs": (self.prompt, self.completion)}.get(form, (getattr(self, form, ""),))
         needed = [*of_text, *(() if self.owner else (self.source,)), *self.kept, *((self.label,) * self.labelled)]
+        needed = [name for name in needed if has_field(names, name) or name not in self.of_folders]
         for name in needed:
             if not has_field(names, name):
                 raise InputError(missing(names, name, where))

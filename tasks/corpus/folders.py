@@ -4,8 +4,10 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from dataworth.storage.errors import InputError
 from dataworth.storage.plain_files import below, open_plain, trusted_folder
@@ -17,9 +19,12 @@ from dataworth.tasks.corpus.parquet import parquet_rows
 from dataworth.tasks.corpus.rejected import Rejected
 from dataworth.tasks.corpus.rows import Row, csv_rows, decoded, json_rows, jsonl, unreadable
 from dataworth.tasks.corpus.values import MAX_TEXT_BYTES, refuse_long
-from dataworth.tasks.visible import visible
+from dataworth.tasks.visible import short, visible
 
 __all__ = ["holds_rows", "rows", "rows_of_folder", "text_of_file", "texts_of_folder"]
+
+# A folder of rows whose field is null.
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def rows(path: Path, fields: Fields, rejected: Rejected, within: Path | None = None) -> Iterator[Row]:
@@ -73,10 +78,29 @@ def holds_rows(root: Path) -> bool:
 
 
 def rows_of_folder(root: Path, fields: Fields, rejected: Rejected) -> Iterator[Row]:
-    """Rows of every file of a folder, files by name, then subfolders by name; see `rows`."""
+    """Rows of every file of a folder, files by name, then subfolders by name; see `rows`.
+
+    What names of subfolders say, as Hive writes them (`year=2024/`), is a field of every row below.
+
+    Raises:
+        InputError: also where a row and its folder say different things.
+    """
     within = trusted_folder(root)
     for path in _files(root):
-        yield from rows(path, fields, rejected, within)
+        said = _said_by_folders(path.relative_to(root))
+        for row, where in rows(path, replace(fields, of_folders=tuple(said)), rejected, within):
+            for name, value in said.items():
+                if str(row.setdefault(name, value)) != value:
+                    raise InputError(
+                        f"{where}, field {short(name)}: is {short(str(row[name]))}, and its folder says {short(value)}"
+                    )
+            yield row, where
+
+
+def _said_by_folders(relative: Path) -> dict[str, str]:
+    """Fields by the folders' names: `name=value`, percent-encoded; without those that are null."""
+    pairs = [part.partition("=") for part in relative.parts[:-1]]
+    return {unquote(name): unquote(value) for name, sign, value in pairs if name and sign and value != HIVE_NULL}
 
 
 def texts_of_folder(root: Path, fields: Fields, rejected: Rejected) -> Iterator[Document]:
@@ -153,6 +177,7 @@ def _text_file(root: Path, path: Path, fields: Fields, within: Path | None) -> D
     where = visible(str(path))
     relative = path.relative_to(root)
     folder = relative.parts[0] if len(relative.parts) > 1 else root.resolve().name
+    folder = _said_by_folders(relative).get("source", folder)
     try:
         identifier = relative.as_posix().encode().decode()
     except UnicodeEncodeError:
