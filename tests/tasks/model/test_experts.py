@@ -97,7 +97,8 @@ def test_products_by_position_add_up(model):
     with GradientCapture(uses, projections, torch.float64, may_idle=True) as capture:
         rows, _ = gradient_rows(*halves(model), capture, *alone)
     directions = torch.randn(2, rows.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    with PositionCapture(uses, projections, directions, LENGTHS[1]) as positions:
+    by_layer = directions.split([each.n_columns for each in projections], dim=1)
+    with PositionCapture(uses, projections, by_layer, LENGTHS[1]) as positions:
         backward_losses(*halves(model), *alone, positions)
     assert torch.allclose(positions.products.sum(dim=0), (rows @ directions.T)[0])
     assert float(positions.products[-1].abs().max()) == 0  # all is of some position
