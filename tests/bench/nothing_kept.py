@@ -69,7 +69,8 @@ class OnTheWay:
         """The directions."""
         projections = whole_space(self.plain)
         frames = [Frame(each, self.damped[each.name]) for each in projections]
-        with GradientCapture([layer.uses for layer in self.plain.layers], [each.rotated for each in frames]) as capture:
+        rotated = [each.rotated.to(torch.device("cpu"), torch.float32) for each in frames]
+        with GradientCapture([layer.uses for layer in self.plain.layers], rotated) as capture:
             ids = self.queries
             rows = gradient_rows(*self.plain.halves, capture, ids, torch.ones_like(ids), ids)[0].numpy()
         self.projections: Sequence[LayerProjection] = projections
