@@ -174,6 +174,11 @@ class ValueConfig(CorpusRunConfig):
                 f"{option}: scores alone are kept, of all layers, as dot: leave {setting('method')}, "
                 f"{setting('scoring.kind')}, {setting('scoring.by_layer')} and {setting('scoring.layers')} out"
             )
+        if self.gradients.query_error and self.curvature.kind not in ("kfac", "ekfac"):
+            raise ValueError(
+                f"{setting('gradients.query_error')}: what is lost is told by a curvature of two sides: pass "
+                f"{setting('curvature.kind')} ekfac, or leave it out"
+            )
         if self.projection.kind == "factgrass":
             raise ValueError(f"{option}: needs both sides of a layer apart: pass another {setting('projection.kind')}")
         if self.model.shard:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dataworth.storage.coalitions import CoalitionStore
 from dataworth.storage.corpus import CorpusStore
+from dataworth.storage.gradients import ALONG
 from dataworth.storage.layers import LayerStore
 from dataworth.storage.locations import Place, StoreFolders
 from dataworth.storage.manifest import is_complete, read_manifest
@@ -100,8 +101,15 @@ def belonging(root: Place, withdrawn: Withdrawals) -> Belongings:
         "scores": scores,
         "values": chosen("values", valued),
         "games": chosen("games", played),
+        "gradients": [path for path in finished_stores(folders.gradients) if _along(path, names | contents)],
     }
     return belongings
+
+
+def _along(path: Location, corpora: set[str]) -> bool:
+    """Rows that are scores, under a curvature that was fitted on one of some corpora."""
+    attributes = dict(read_manifest(path).get("attributes", {}))
+    return ALONG in attributes and attributes.get("corpus") in corpora
 
 
 def _of_corpus(corpus: CorpusStore, withdrawn: Withdrawals, belongings: Belongings) -> CorpusStore | None:

@@ -23,7 +23,7 @@ from dataworth.storage.withdrawals import Withdrawals
 
 __all__ = ["Compaction", "compact"]
 
-KINDS = ("values", "games", "scores", "layers", "corpora")
+KINDS = ("values", "games", "scores", "gradients", "layers", "corpora")
 PARTIAL_SUMS = ".partial-"
 
 
@@ -148,7 +148,7 @@ def _cleaned_and_checked(root: Place, dead: set[bytes]) -> dict[str, int]:
         StoreError: something of a withdrawn document is there.
     """
     folders = StoreFolders(root)
-    for folder in (*(_folder(root, kind) for kind in KINDS), folders.gradients, folders.owners):
+    for folder in (*(_folder(root, kind) for kind in KINDS), folders.owners):
         _remove_unfinished(folder)
     if dead:
         _remove_partial_sums(folders.layers)

@@ -28,6 +28,8 @@ __all__ = ["ALONG", "GradientStore"]
 
 # An attribute: of rows that are no gradients but their products with a number a query, the queries' fingerprint.
 ALONG = "along"
+# Of a shard of such rows, each of which took a pass over a window as any other row did: what a kill loses.
+ROWS_ALONG = 128
 
 
 class GradientStore(Store):
@@ -99,7 +101,8 @@ class GradientStore(Store):
     @property
     def rows_per_shard(self) -> int:
         """Rows of a shard of a new segment."""
-        return rows_per_shard(self.n_columns, STORED[self.dtype].itemsize)
+        most = rows_per_shard(self.n_columns, STORED[self.dtype].itemsize)
+        return most if self.along is None else min(most, ROWS_ALONG)
 
     @property
     def _table(self) -> SegmentTable:

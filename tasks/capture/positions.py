@@ -55,7 +55,8 @@ class ProductCapture(LayerCapture):
 
     def _nothing(self, n_rows: int) -> Tensor:
         first = self._directions[0]
-        return first.new_zeros(n_rows, len(first), dtype=torch.float64)
+        precise = torch.float32 if first.device.type == "mps" else torch.float64  # which that device lacks
+        return first.new_zeros(n_rows, len(first), dtype=precise)
 
     def _arrived(self, number: int, side: SideName, kept: Tensor, projected: Tensor) -> None:
         self._add(number, side, kept, projected, slice(len(kept)))
@@ -64,9 +65,9 @@ class ProductCapture(LayerCapture):
         outputs, inputs = (projected, kept) if side == "output" else (kept, projected)
         found = self._projections[number].gradient_products(outputs, inputs, self._directions[number])
         if isinstance(rows, slice):
-            self.products[rows] += found.double()
+            self.products[rows] += found.to(self.products.dtype)
         else:  # a token may come to several experts, but to each one once
-            self.products.index_add_(0, rows, found.double())
+            self.products.index_add_(0, rows, found.to(self.products.dtype))
 
 
 class PositionCapture(ProductCapture):

@@ -87,14 +87,32 @@ def rows_of_folder(root: Path, fields: Fields, rejected: Rejected) -> Iterator[R
     """
     within = trusted_folder(root)
     for path in _files(root):
-        said = _said_by_folders(path.relative_to(root))
+        wanted = {fields.id, fields.label, *fields.kept, *(() if fields.owner else (fields.source,))}
+        said = {name: value for name, value in _said_by_folders(path.relative_to(root)).items() if name in wanted}
         for row, where in rows(path, replace(fields, of_folders=tuple(said)), rejected, within):
-            for name, value in said.items():
-                if str(row.setdefault(name, value)) != value:
-                    raise InputError(
-                        f"{where}, field {short(name)}: is {short(str(row[name]))}, and its folder says {short(value)}"
-                    )
-            yield row, where
+            is_good = False
+            with rejected.told():
+                _refuse_otherwise(row, said, where)
+                is_good = True
+            if is_good:
+                yield {**said, **{name: value for name, value in row.items() if value is not None}}, where
+
+
+def _refuse_otherwise(row: dict[str, Any], said: dict[str, str], where: str) -> None:
+    """Refuse a row that says something else than its folder."""
+    for name, value in said.items():
+        own = row.get(name)
+        if own is None or value in (own, str(own), json.dumps(own, default=str)) or _is_number(value, own):
+            continue
+        raise InputError(f"{where}, field {short(name)}: is {short(str(own))}, and its folder says {short(value)}")
+
+
+def _is_number(text: str, number: Any) -> bool:
+    """Whether a text is a number, as `01` is 1."""
+    try:
+        return isinstance(number, int | float) and not isinstance(number, bool) and float(text) == float(number)
+    except ValueError:
+        return False
 
 
 def _said_by_folders(relative: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Steps that turn documents and queries into a corpus store."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,6 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
         return replace(text, fields=document.fields)
 
     withdrawn, left_out = Withdrawals(store), []
-    copies = _near_copies(corpus, withdrawn, labelled=loaded.labels is not None)
 
     def kept(document: Document) -> bool:
         if withdrawn.covers(document.id, document.source):
@@ -73,11 +72,24 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
         for document in filter(kept, read_documents(corpus, rejected, labelled=loaded.labels is not None)):
             made = None
             with rejected.told():
-                made = tokenised(document if copies is None else copies.told(document))
+                made = tokenised(document if copies is None else copies.marked(document))
             if made is not None:
                 yield checked.one(made)
         rejected.stop()
 
+    def stays(document: Document) -> bool:
+        """Where rows may be left out: is this one read?"""
+        if withdrawn.covers(document.id, document.source):
+            return False
+        if corpus.on_bad_row == "stop":
+            return True
+        try:
+            tokenised(document)
+        except InputError:
+            return False
+        return True
+
+    copies = _near_copies(corpus, stays, labelled=loaded.labels is not None)
     checked = _Checked(loaded, "documents")
     attributes = {"tokenizer": loaded.tokenizer_fingerprint, "max_length": length}
     ref = CorpusStore.write(StoreFolders(store).corpora, read(), attributes, corpus.kept_fields, rejected.sentences)
@@ -107,13 +119,12 @@ def prepare_corpus(store: str, model: ModelConfig, corpus: CorpusConfig) -> Stor
     return ref
 
 
-def _near_copies(corpus: CorpusConfig, withdrawn: Withdrawals, *, labelled: bool) -> NearCopies | None:
-    """From a pass of its own over the documents; None: nobody asked."""
+def _near_copies(corpus: CorpusConfig, stays: Callable[[Document], bool], *, labelled: bool) -> NearCopies | None:
+    """From a pass of its own over the documents that stay; None: nobody asked."""
     if corpus.near_copies is None:
         return None
     read = read_documents(corpus, Rejected(corpus.on_bad_row), labelled=labelled)
-    there = (each for each in read if not withdrawn.covers(each.id, each.source))
-    found = near_copies(there, corpus.near_copies)
+    found = near_copies(filter(stays, read), corpus.near_copies)
     copies, shared = sum(first != name for name, first in found.first.items()), len(found.owners)
     run_logger().info(
         "%s near copies of other documents; %s texts are of several sources", f"{copies:,}", f"{shared:,}"

@@ -1,6 +1,7 @@
 """Backward passes over examples under the curvature's own labels."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -52,14 +53,28 @@ def curvature_passes(
         uniforms = examples.uniforms(numbers, labels, config.draws, config.seed)
         return drawn_labels(torch.from_numpy(uniforms).to(targets.device))
 
-    try:
+    with told_failures(input_ids.numel()):
         yield from backward_passes(*model.halves, input_ids, attention_mask, labels, labeller, capture)
+
+
+@contextmanager
+def told_failures(n_tokens: int) -> Iterator[None]:
+    """What a pass fails with is one clear sentence.
+
+    Args:
+        n_tokens: of the pass.
+
+    Raises:
+        InputError: a layer cannot be captured, or the model cannot compute the texts.
+        StoreError: the device has not enough memory.
+    """
+    try:
+        yield
     except CaptureError as error:
         raise InputError(str(error)) from error
     except torch.OutOfMemoryError:
         raise StoreError(
-            f"the device has not enough memory for {input_ids.numel()} tokens: lower "
-            f"{setting('gradients.batch_tokens')}"
+            f"the device has not enough memory for {n_tokens} tokens: lower {setting('gradients.batch_tokens')}"
         ) from None
     except DataworthError:
         raise

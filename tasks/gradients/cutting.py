@@ -1,4 +1,4 @@
-"""Few directions of a layer told in fewer coordinates a side, and what that loses.
+"""Few directions of a layer in fewer coordinates a side, and what that loses.
 
 The matrices of all queries share their sides: the leading left and right singular spaces of all of them together, as in
 a Tucker decomposition of two modes (De Lathauwer et al. 2000, HOSVD). Grosse et al. 2023 (arXiv 2308.03296, section
@@ -60,21 +60,26 @@ class Frame:
             return self.projection
         return self.projection.rotated(outputs, inputs)
 
-    def told(self, rows: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n o i"]:
+    def solved(self, rows: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n o i"]:
         """(H + lambda I)^-1 g of each gradient g in these coordinates, float32 in them."""
         blocks, kronecker = rows.astype(np.float32).reshape(len(rows), *self.shape), self._kronecker
         if kronecker is not None:
-            divisors = (kronecker.eigenvalues + kronecker.damping).astype(np.float32)
-            solved: np.ndarray = blocks / divisors
-            return solved
+            directions: np.ndarray = blocks / (kronecker.eigenvalues + kronecker.damping).astype(np.float32)
+            return directions
         return blocks if self.inverse is None else self.inverse.applied(rows).astype(np.float32).reshape(blocks.shape)
 
-    def whole(self, told: Float[np.ndarray, "n o i"]) -> Float[np.ndarray, "n c"]:
+    def whole(self, solved: Float[np.ndarray, "n o i"]) -> Float[np.ndarray, "n c"]:
         """Back in the projected space."""
         outputs, inputs = self.rotations
         if outputs is not None and inputs is not None:
-            told = _between(told, outputs.T, inputs.T)
-        return told.reshape(len(told), -1)
+            solved = _between(solved, outputs.T, inputs.T)
+        return solved.reshape(len(solved), -1)
+
+    def squares(self, solved: Float[np.ndarray, "n o i"]) -> Float[np.ndarray, " n"]:
+        """Squared lengths of directions, weighted, float64."""
+        weighted = _weighted(solved, *self.weights)
+        lengths: np.ndarray = np.einsum("noi,noi->n", weighted, weighted, dtype=np.float64)
+        return lengths
 
     @property
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
@@ -97,9 +102,15 @@ class Grams:
         self._outputs, self._inputs = (torch.zeros(size, size) for size in frame.shape)
         self._weights = frame.weights
 
-    def add(self, told: Float[np.ndarray, "n o i"]) -> None:
-        """Some queries' directions in the frame."""
-        weighted = torch.from_numpy(_weighted(told, *self._weights))
+    def add(self, solved: Float[np.ndarray, "n o i"], squares: Float[np.ndarray, " n"]) -> None:
+        """Some queries' directions in the frame, each divided by its length, so that all count alike.
+
+        Args:
+            solved: their part in this layer.
+            squares: of the lengths, over all layers, weighted.
+        """
+        lengths = np.sqrt(np.where(squares > 0, squares, 1.0)).astype(np.float32)
+        weighted = torch.from_numpy(_weighted(solved, *self._weights) / lengths[:, None, None])
         flat = weighted.transpose(0, 1).flatten(1)
         self._outputs += flat @ flat.T
         flat = weighted.flatten(0, 1)
@@ -138,7 +149,7 @@ class _Moved(NamedTuple):
 
 @dataclass(frozen=True)
 class Cut:
-    """A layer's projection in which all queries' directions are told, and how they are moved there.
+    """A layer's projection in which all queries' directions are, and how they are moved there.
 
     Args:
         projection: that gradients go through.
@@ -178,19 +189,20 @@ class Cut:
         )
         return cls(replace(projection, output_side=outputs.side, input_side=inputs.side), frame, outputs, inputs)
 
-    def directions(self, told: Float[np.ndarray, "n o i"]) -> tuple[Float[np.ndarray, "n c"], np.ndarray, np.ndarray]:
-        """Some queries' directions here; (n,) squares of what they are weighted, and of what is left of it."""
+    def directions(
+        self, solved: Float[np.ndarray, "n o i"]
+    ) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, " n"]]:
+        """Some queries' directions here, and the squares of what is left of their weighted lengths."""
         outputs, inputs = self.frame.weights
-        weighted = _weighted(told, outputs, inputs)
-        kept = _between(told, self.outputs.cut, self.inputs.cut)
+        kept = _between(solved, self.outputs.cut, self.inputs.cut)
         left = _weighted(
             kept,
             np.ones(1) if self.outputs.cut is not None else outputs,
             np.ones(1) if self.inputs.cut is not None else inputs,
         )
-        squares = (np.einsum("noi,noi->n", each, each, dtype=np.float64) for each in (weighted, left))
+        squares = np.einsum("noi,noi->n", left, left, dtype=np.float64)
         moved = _between(kept, self.outputs.back, self.inputs.back)
-        return moved.reshape(len(moved), -1), *squares
+        return moved.reshape(len(moved), -1), squares
 
 
 def _moved(side: Side, n: int, kept: np.ndarray | None, weights: np.ndarray, rotation: np.ndarray | None) -> _Moved:
@@ -200,13 +212,13 @@ def _moved(side: Side, n: int, kept: np.ndarray | None, weights: np.ndarray, rot
     return _Moved(followed_by(side, n, basis).to(torch.device("cpu"), torch.float32), kept * weights, None)
 
 
-def _weighted(told: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-    weighted: np.ndarray = told * outputs.astype(told.dtype)[:, None] * inputs.astype(told.dtype)
+def _weighted(solved: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    weighted: np.ndarray = solved * outputs.astype(solved.dtype)[:, None] * inputs.astype(solved.dtype)
     return weighted
 
 
-def _between(told: np.ndarray, outputs: np.ndarray | None, inputs: np.ndarray | None) -> np.ndarray:
+def _between(solved: np.ndarray, outputs: np.ndarray | None, inputs: np.ndarray | None) -> np.ndarray:
     """outputs @ each @ inputs^T."""
     if outputs is not None:
-        told = outputs.astype(told.dtype) @ told
-    return told if inputs is None else told @ inputs.T.astype(told.dtype)
+        solved = outputs.astype(solved.dtype) @ solved
+    return solved if inputs is None else solved @ inputs.T.astype(solved.dtype)

@@ -17,6 +17,7 @@ from dataworth.storage.spelling import setting
 from dataworth.tasks.capture.passes import gradient_rows
 from dataworth.tasks.corpus.batches import batches_by_length, corpus_batch
 from dataworth.tasks.curvature.config import DampingConfig
+from dataworth.tasks.curvature.passes import told_failures
 from dataworth.tasks.curvature.stored import damped_inverses
 from dataworth.tasks.gradients.config import GradientsConfig
 from dataworth.tasks.gradients.cutting import Cut, Frame, Grams
@@ -32,13 +33,16 @@ from dataworth.tasks.projection.logra import (
     projection_matrices,
     stored_projections,
 )
+from dataworth.tasks.visible import short
 
 __all__ = ["make_directions", "row_attributes", "row_layers"]
 
 ALGORITHM = 1
 KIND = "directions"
-# Of a pass over queries.
+# Of a pass over queries where nobody says another number.
 BATCH_TOKENS = 4096
+# To cut queries so far that none loses more than is allowed, before none is cut.
+TRIES = 4
 
 
 def make_directions(
@@ -83,9 +87,15 @@ def make_directions(
     }
 
     def build(root: Location, name: str) -> None:
+        projections = stored_projections(LayerStore.open(bases))
+        if any(each.sketch is not None for each in projections):
+            raise InputError(
+                f"{setting('projection.bases')}: nothing is kept of gradients whose sides are sketched together: pass "
+                f"other bases, or {setting('gradients.keep')} rows"
+            )
         inverses = damped_inverses(curvature, damping_config)
-        frames = [Frame(each, inverses.get(each.name)) for each in stored_projections(LayerStore.open(bases))]
-        passes = _Passes(loaded, asked, frames)
+        frames = [Frame(each, inverses.get(each.name)) for each in projections]
+        passes = _Passes(loaded, asked, frames, gradients.batch_tokens)
         if gradients.query_error:
             projections, directions, errors = _cut(passes, gradients.query_error)
         else:
@@ -115,15 +125,25 @@ def _say(made: LayerStore) -> None:
 class _Passes:
     """The queries, to pass over as often as needed."""
 
-    def __init__(self, loaded: LoadedModel, queries: CorpusStore, frames: Sequence[Frame]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, queries: CorpusStore, frames: Sequence[Frame], batch_tokens: int | None
+    ) -> None:
         self._loaded, self._queries, self.frames = loaded, queries, list(frames)
-        self.n_queries = queries.n_examples
+        self.n_queries, self._batch_tokens = queries.n_examples, batch_tokens or BATCH_TOKENS
         rotated = [frame.rotated for frame in frames]
         self.columns = [layer.columns for layer in layer_table(rotated)]
         self._projections = [each.to(loaded.device, loaded.model.dtype) for each in rotated]
         self._held: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def rows(self, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def solved(self, what: str) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        """Numbers of some queries, and their directions in each layer's frame."""
+        for numbers, rows in self._rows(what):
+            yield (
+                numbers,
+                [frame.solved(rows[:, own]) for frame, own in zip(self.frames, self.columns, strict=True)],
+            )
+
+    def _rows(self, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Numbers of some queries and their (n, n_columns) gradients in the frames; few queries are held."""
         if self._held:
             yield from self._held
@@ -134,13 +154,21 @@ class _Passes:
             gradient_capture(self._loaded, self._projections) as capture,
             progress(what, self.n_queries, "query") as bar,
         ):
-            for numbers in batches_by_length(lengths, BATCH_TOKENS, reading.batching, capture.most_rows):
+            for numbers in batches_by_length(lengths, self._batch_tokens, reading.batching, capture.most_rows):
                 inputs = corpus_batch(self._queries, numbers, device, reading.pad_token)
-                rows = gradient_rows(*self._loaded.halves, capture, *inputs)[0].float().cpu().numpy()
+                with told_failures(int(inputs[0].numel())):
+                    rows = gradient_rows(*self._loaded.halves, capture, *inputs)[0].float().cpu().numpy()
+                self._refuse_infinite(numbers, rows)
                 if self.n_queries <= capture.most_rows:
                     self._held.append((numbers, rows))
                 yield numbers, rows
                 bar.advance(len(numbers))
+
+    def _refuse_infinite(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(bad):
+            name = self._queries.column("document_id")[int(numbers[bad[0]])].as_py()
+            raise InputError(f"the gradient of query {short(name)} is not finite")
 
 
 def _empty(n_queries: int, sizes: Sequence[int]) -> list[np.ndarray]:
@@ -160,30 +188,37 @@ def _empty(n_queries: int, sizes: Sequence[int]) -> list[np.ndarray]:
 
 def _whole(passes: _Passes) -> list[np.ndarray]:
     directions = _empty(passes.n_queries, [columns.stop - columns.start for columns in passes.columns])
-    for numbers, rows in passes.rows("queries"):
-        for matrix, frame, columns in zip(directions, passes.frames, passes.columns, strict=True):
-            matrix[numbers] = frame.whole(frame.told(rows[:, columns]))
+    for numbers, solved in passes.solved("queries"):
+        for matrix, frame, own in zip(directions, passes.frames, solved, strict=True):
+            matrix[numbers] = frame.whole(own)
     return directions
 
 
 def _cut(passes: _Passes, error: float) -> tuple[list[LayerProjection], list[np.ndarray], np.ndarray]:
-    """Projections, directions, and of each query what the cut loses."""
-    grams = [Grams(frame) for frame in passes.frames]
-    for _, rows in passes.rows("sides of the queries"):
-        for gram, frame, columns in zip(grams, passes.frames, passes.columns, strict=True):
-            gram.add(frame.told(rows[:, columns]))
-    cuts = [Cut.of(frame, gram.leading(error)) for frame, gram in zip(passes.frames, grams, strict=True)]
-    del grams
-    projections = [cut.projection for cut in cuts]
-    directions = _empty(passes.n_queries, [each.n_columns for each in projections])
-    whole, left = np.zeros(passes.n_queries), np.zeros(passes.n_queries)
-    for numbers, rows in passes.rows("queries"):
-        for matrix, cut, columns in zip(directions, cuts, passes.columns, strict=True):
-            matrix[numbers], of_whole, of_left = cut.directions(cut.frame.told(rows[:, columns]))
-            whole[numbers] += of_whole
-            left[numbers] += of_left
-    lost = np.divide(whole - left, whole, out=np.zeros(len(whole)), where=whole > 0)
-    return projections, directions, np.sqrt(np.maximum(lost, 0.0))
+    """Projections, directions, and of each query what the cut loses: no more than is allowed of any."""
+    frames, squares = passes.frames, np.zeros(passes.n_queries)
+    for numbers, solved in passes.solved("lengths of the queries"):
+        squares[numbers] = sum(frame.squares(own) for frame, own in zip(frames, solved, strict=True))
+    grams = [Grams(frame) for frame in frames]
+    for numbers, solved in passes.solved("sides of the queries"):
+        for gram, own in zip(grams, solved, strict=True):
+            gram.add(own, squares[numbers])
+    allowed = error
+    for _ in range(TRIES):
+        cuts = [Cut.of(frame, gram.leading(allowed)) for frame, gram in zip(frames, grams, strict=True)]
+        projections = [cut.projection for cut in cuts]
+        directions = _empty(passes.n_queries, [each.n_columns for each in projections])
+        left = np.zeros(passes.n_queries)
+        for numbers, solved in passes.solved("queries"):
+            for matrix, cut, own in zip(directions, cuts, solved, strict=True):
+                matrix[numbers], of_left = cut.directions(own)
+                left[numbers] += of_left
+        lost = np.divide(squares - left, squares, out=np.zeros(len(squares)), where=squares > 0)
+        errors = np.sqrt(np.maximum(lost, 0.0))
+        if errors.max(initial=0.0) <= error:
+            return projections, directions, errors
+        allowed /= 2  # the sides are shared, and one of many queries may lie elsewhere than the others
+    return [frame.projection for frame in frames], _whole(passes), np.zeros(passes.n_queries)
 
 
 def row_layers(bases: LayerStore) -> list[Layer]:
@@ -193,6 +228,8 @@ def row_layers(bases: LayerStore) -> list[Layer]:
 
 
 def row_attributes(bases: LayerStore) -> dict[str, Any]:
-    """What else is said of such rows: `along`, of which queries they are the scores."""
+    """What else is said of such rows: `along`, of which queries they are the scores, and whose curvature is in them."""
     attributes = bases.attributes
-    return {ALONG: attributes["queries"]} if attributes.get("kind") == KIND else {}
+    if attributes.get("kind") != KIND:
+        return {}
+    return {ALONG: attributes["queries"], "corpus": attributes["corpus"]}

@@ -138,7 +138,13 @@ class _Indexer:
     def __init__(self, loaded: LoadedModel, bases: LayerStore, corpus: CorpusStore, config: GradientsConfig) -> None:
         self._loaded, self._corpus, self._config = loaded, corpus, config
         self._projections = [entry.to(loaded.device, loaded.model.dtype) for entry in stored_projections(bases)]
-        self._directions = stored_directions(bases, loaded.device)
+        try:
+            self._directions = stored_directions(bases, loaded.device)
+        except torch.OutOfMemoryError:
+            raise StoreError(
+                "the device has not enough memory for the directions of all queries: ask fewer at a time, or allow a "
+                f"larger {setting('gradients.query_error')}"
+            ) from None
         self._n_columns = sum(layer.n_columns for layer in row_layers(bases))
         self._windows_of: dict[str, np.ndarray] = {}
         measured = config.batch_tokens or measured_batch_tokens(self._trial, *self._longest())

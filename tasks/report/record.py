@@ -9,6 +9,7 @@ from typing import Any
 from dataworth.storage.coalitions import CoalitionStore
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.gradients import GradientStore
+from dataworth.storage.layers import LayerStore
 from dataworth.storage.ref import StoreRef, fingerprint
 from dataworth.storage.schema import CAUSES
 from dataworth.tasks.report.results.parameters import of_the_valuation
@@ -112,7 +113,10 @@ def _checkpoint(parts: CheckpointParts) -> dict[str, Any]:
 
 
 def _counts(parts: ValuationParts, gathered: Summary) -> dict[str, int]:
-    corpus, gradients = CorpusStore.open(parts.corpus), GradientStore.open(parts.gradients)
+    corpus = CorpusStore.open(parts.corpus)
+    gradients: GradientStore | LayerStore = GradientStore.open(parts.gradients)
+    if isinstance(gradients, GradientStore) and gradients.along is not None and parts.curvature is not None:
+        gradients = LayerStore.open(parts.curvature)  # the rows are scores
     return {
         "n_documents": corpus.n_documents,
         "n_examples": corpus.n_examples,
@@ -120,7 +124,7 @@ def _counts(parts: ValuationParts, gathered: Summary) -> dict[str, int]:
         "n_queries": len(gathered.queries),
         "n_sources": len(gathered.sources),
         "n_layers": len(gradients.layers),
-        "n_columns": gradients.n_columns,
+        "n_columns": sum(layer.n_columns for layer in gradients.layers),
     }
 
 

@@ -57,6 +57,8 @@ class Teller:
         with PositionCapture(*self._captured, self._rows(directions), int(batch[0].shape[1])) as capture:
             backward_losses(*self.model.halves, *batch, capture)
             found = capture.products
+        if self.queries is not None:
+            found = found @ torch.from_numpy(directions.T.astype(np.float64)).to(found)
         return _at_targets(found, predicts=self.model.n_classes is None).cpu().numpy()
 
     def of_answer(
@@ -110,9 +112,9 @@ class Teller:
 
     def _rows(self, directions: np.ndarray) -> Sequence[Tensor]:
         """A matrix a layer."""
-        moved = torch.from_numpy(np.ascontiguousarray(directions, np.float32)).to(self.model.device)
         if self.queries is not None:
-            return [moved @ each for each in self.queries]
+            return self.queries
+        moved = torch.from_numpy(np.ascontiguousarray(directions, np.float32)).to(self.model.device)
         return moved.split([projection.n_columns for projection in self.projections], dim=1)
 
 

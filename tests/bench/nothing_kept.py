@@ -75,21 +75,23 @@ class OnTheWay:
             rows = gradient_rows(*self.plain.halves, capture, ids, torch.ones_like(ids), ids)[0].numpy()
         self.projections: Sequence[LayerProjection] = projections
         self.directions: list[Tensor] = []
-        cut_projections, whole, left = [], 0.0, 0.0
-        for frame, layer in zip(frames, layer_table(projections), strict=True):
-            told = frame.told(rows[:, layer.columns])
-            if not self.error:
-                self.directions.append(torch.from_numpy(frame.whole(told)))
-                continue
+        solved = [
+            frame.solved(rows[:, own.columns]) for frame, own in zip(frames, layer_table(projections), strict=True)
+        ]
+        if not self.error:
+            self.directions = [torch.from_numpy(frame.whole(own)) for frame, own in zip(frames, solved, strict=True)]
+            return
+        cut_projections, left = [], 0.0
+        squares = sum(frame.squares(own) for frame, own in zip(frames, solved, strict=True))
+        for frame, own in zip(frames, solved, strict=True):
             gram = Grams(frame)
-            gram.add(told)
+            gram.add(own, squares)
             cut = Cut.of(frame, gram.leading(self.error))
-            moved, of_whole, of_left = cut.directions(told)
-            whole, left = whole + of_whole.sum(), left + of_left.sum()
+            moved, of_left = cut.directions(own)
+            left = left + of_left
             self.directions.append(torch.from_numpy(moved))
             cut_projections.append(cut.projection)
-        if self.error:
-            self.projections, self.lost = cut_projections, float(np.sqrt(max(0.0, 1 - left / whole)))
+        self.projections, self.lost = cut_projections, float(np.sqrt(max(0.0, 1 - (left / squares).min())))
 
     def scores(self, batches: Sequence[Tensor]) -> np.ndarray:
         """(q, n) of all windows."""

@@ -71,6 +71,7 @@ REFUSED = {
     "lengths": ({"scoring": {"kind": "cosine"}}, "scores alone are kept"),
     "layers": ({"scoring": {"by_layer": True}}, "scores alone are kept"),
     "a sketch": ({"projection": {"kind": "factgrass"}, "curvature": {"kind": "fisher"}}, "both sides of a layer apart"),
+    "an unknown loss": ({"curvature": {"kind": "fisher"}, "gradients": {"query_error": 0.1}}, "of two sides"),
     "a game of gradients": ({"sources": {"game": "newton"}, "model": {"base": "base"}}, "is made of gradients"),
 }
 

@@ -60,3 +60,26 @@ def test_a_row_that_says_otherwise_is_refused(tmp_path):
     (folder / "x.jsonl").write_text(json.dumps({"id": "1", "text": "one two", "source": "b"}))
     with pytest.raises(InputError, match="line 1, field 'source': is 'b', and its folder says 'a'"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "own"),
+    [("year=01", 1), ("year=true", True), ("year=2024", None), ("run=3", "other"), ("year=1.50", 1.5)],
+)
+def test_what_is_the_same_or_not_asked_for_is_no_contradiction(tmp_path, folder, own):
+    (tmp_path / folder).mkdir()
+    name = folder.partition("=")[0]
+    row = {"id": "1", "text": "one two", "source": "a", "year": 7, name: own}
+    (tmp_path / folder / "x.jsonl").write_text(json.dumps(row))
+    (found,) = read(tmp_path, fields=["year"])
+    assert found.source == "a"
+
+
+def test_contradictions_may_be_skipped_and_a_given_source_counts(tmp_path):
+    folder = tmp_path / "source=a"
+    folder.mkdir()
+    rows = [{"id": "1", "text": "one two", "source": "b"}, {"id": "2", "text": "three", "source": "a"}]
+    (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [each.id for each in read(tmp_path, on_bad_row="skip")] == ["2"]
+    config = CorpusConfig(files=[f"given={tmp_path}"])
+    assert [each.source for each in read_documents(config)] == ["given", "given"]

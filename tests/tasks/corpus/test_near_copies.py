@@ -50,14 +50,14 @@ def test_copies_are_found_and_others_are_not():
     copies = {name: first for name, first in found.first.items() if name != first}
     assert copies == {"exact": "d3", "near": "d5", "of the near": "d5", "own": "d7", "spaced": "d9"}
     assert found.owners == {
-        **dict.fromkeys(("d3", "exact"), "a & b"),
-        **dict.fromkeys(("d5", "near", "of the near"), "a & c"),
-        **dict.fromkeys(("d9", "spaced"), "a & d"),
+        **dict.fromkeys(("d3", "exact"), "a + b"),
+        **dict.fromkeys(("d5", "near", "of the near"), "a + c"),
+        **dict.fromkeys(("d9", "spaced"), "a + d"),
     }
-    told = found.told(documents(("near", "c", "x"))[0])
-    assert told.fields == {OWNERS: "a & c", COPY_OF: "d5"}
-    assert found.told(documents(("d5", "a", "x"))[0]).fields == {OWNERS: "a & c", COPY_OF: ""}
-    assert found.told(documents(("d1", "a", "x"))[0]).fields == {OWNERS: "a", COPY_OF: ""}
+    told = found.marked(documents(("near", "c", "x"))[0])
+    assert told.fields == {OWNERS: "a + c", COPY_OF: "d5"}
+    assert found.marked(documents(("d5", "a", "x"))[0]).fields == {OWNERS: "a + c", COPY_OF: ""}
+    assert found.marked(documents(("d1", "a", "x"))[0]).fields == {OWNERS: "a", COPY_OF: ""}
 
 
 @pytest.mark.parametrize("similarity", [0.7, 0.8, 1.0])
@@ -83,9 +83,29 @@ def test_texts_without_spaces_and_conversations():
     assert {name: first for name, first in found.first.items() if name != first} == {"y": "x", "same chat": "chat"}
 
 
-def test_a_source_that_has_the_name_of_two_is_refused():
-    with pytest.raises(InputError, match="a source is called 'a & b'"):
-        near_copies(documents(("1", "a", text(1)), ("2", "b", text(1)), ("3", "a & b", text(2))), 0.8)
+def test_what_tells_two_conversations_apart():
+    asked = {"role": "user", "content": "go"}
+    calls = [
+        [asked, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": text(n, 40)}}]}]
+        for n in (1, 2)
+    ]
+    system = {"role": "system", "content": text(3, 300)}
+    spoken = [[system, {"role": "user", "content": text(n, 40)}] for n in (4, 5)]
+    chats = [
+        Document(id=f"{n}", source=f"s{n}", text="", where="", chat=Chat(turns, 0, None, {}))
+        for n, turns in enumerate([*calls, *spoken])
+    ]
+    assert not near_copies(chats, 0.8).first
+
+
+def test_texts_of_other_classes_are_no_copies():
+    same = [Document(id=f"{n}", source=f"s{n}", text=text(1), where="", label=f"L{n}") for n in range(2)]
+    assert not near_copies(same, 0.8).first
+
+
+def test_a_source_whose_name_could_be_two_is_refused():
+    with pytest.raises(InputError, match=r"the source 'x \+ y' holds"):
+        near_copies(documents(("1", "a", text(1)), ("2", "b", text(1)), ("3", "x + y", text(2))), 0.8)
 
 
 def test_own_fields_of_those_names_are_refused():
@@ -117,9 +137,9 @@ def test_shared_texts_are_one_player(model, tmp_path):
     assert by_source.to_dict() == pytest.approx(before.to_dict(), rel=1e-6)
     owned = table[table["grouping"] == "owners"].set_index("source")["value"]
     scores = made.documents[made.documents["query_id"] == ALL_QUERIES].set_index("document_id")["score"]
-    expected = {"a & b": scores["one"] + scores["two"], "a": scores["three"], "b": scores["four"]}
+    expected = {"a + b": scores["one"] + scores["two"], "a": scores["three"], "b": scores["four"]}
     assert owned.to_dict() == pytest.approx(expected, rel=1e-5)
     listed = pd.read_parquet(made.folder / "near_copies.parquet")
     assert listed.to_dict("records") == [
-        {"document_id": "two", "source": "b", "near_copy_of": "one", "owners": "a & b"}
+        {"document_id": "two", "source": "b", "near_copy_of": "one", "owners": "a + b"}
     ]
