@@ -93,6 +93,7 @@ def test_a_withdrawn_source_is_in_no_later_valuation_and_compacting_removes_its_
         "scores": 1,
         "values": 1,
         "games": 0,
+        "gradients": 0,
     }
     assert removed.rows > 0
     assert len(removed.texts) == 4
