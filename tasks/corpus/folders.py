@@ -95,7 +95,7 @@ def rows_of_folder(root: Path, fields: Fields, rejected: Rejected) -> Iterator[R
                 _refuse_otherwise(row, said, where)
                 is_good = True
             if is_good:
-                yield {**said, **{name: value for name, value in row.items() if value is not None}}, where
+                yield row | {name: value for name, value in said.items() if row.get(name) is None}, where
 
 
 def _refuse_otherwise(row: dict[str, Any], said: dict[str, str], where: str) -> None:
