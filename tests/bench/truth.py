@@ -1,8 +1,8 @@
 """A truth that tells methods apart: eight sources whose sizes do not follow their worth, every coalition trained.
 
-Three settings, two counterfactuals, three seeds (see tests/reference/unequal.py and coalition_trainings.py). What was
-measured is kept in tests/bench/trainings; where its fingerprint fits nothing is trained again but everybody's model,
-which estimates are made from. What is trained meanwhile lies in $DATAWORTH_BENCH (default: ~/.dataworth/bench).
+Three settings, two counterfactuals, three seeds or four (see tests/reference/unequal.py and coalition_trainings.py).
+What was measured is kept in tests/bench/trainings; where its fingerprint fits nothing is trained again but everybody's
+model, which estimates are made from. What is trained meanwhile lies in $DATAWORTH_BENCH (default: ~/.dataworth/bench).
 """
 
 import os
@@ -28,11 +28,11 @@ from tests.reference.coalition_trainings import (
     BASE,
     BATCH,
     COUNTERFACTUALS,
-    SEEDS,
     SETTINGS,
     Cell,
     Problem,
     problem,
+    seeds_of,
     trainings,
 )
 from tests.reference.noise_floor import rank_ceiling, share_error, share_floor
@@ -58,13 +58,14 @@ def rows() -> Iterator[dict[str, Any]]:
     """One row a table and method, then trainings as a budget."""
     folder = Path(os.environ.get("DATAWORTH_BENCH") or home() / "bench")
     for name, tables in TABLES.items():
-        cells = [Cell(*table, seed) for table in tables for seed in SEEDS]
+        cells = [Cell(*table, seed) for table in tables for seed in seeds_of(table[0])]
         kept = trainings(name, cells, folder, KEPT / f"{name}.npz", PROCESSES)
         made = problem(name, kept.corpus, folder)
         for setting in dict.fromkeys(setting for setting, _ in tables):
-            games = [_games(made, Cell(setting, "epochs", seed)) for seed in SEEDS]
+            seeds = seeds_of(setting)
+            games = [_games(made, Cell(setting, "epochs", seed)) for seed in seeds]
             estimated = [{key: play() for key, play in each.named().items() if key != "by size"} for each in games]
-            for seed, each, found in zip(SEEDS, games, estimated, strict=True):
+            for seed, each, found in zip(seeds, games, estimated, strict=True):
                 cell = Cell(setting, "epochs", seed)
                 found["ledger"] = _ledger(each, cell, made)
                 found |= _default(made, cell)
@@ -73,7 +74,7 @@ def rows() -> Iterator[dict[str, Any]]:
                 losses = kept.losses[table]
                 where = {"corpus": name, "setting": setting, "counterfactual": counterfactual}
                 whole = [] if setting == "LoRA" else games  # adapters' factors are not merged
-                cells = [Cell(setting, counterfactual, seed) for seed in SEEDS]
+                cells = [Cell(setting, counterfactual, seed) for seed in seeds]
                 merged = [partial(merged_tables, made, cell, each) for cell, each in zip(cells, whole, strict=False)]
                 for utilities, found, of_trainings in zip(-losses.astype(np.float64), estimated, merged, strict=False):
                     found["merged"] = merged_values(utilities, of_trainings(len(SOURCES) + 1))
