@@ -32,7 +32,7 @@ class PayoutConfig(Configuration):
 class SourcesConfig(Configuration):
     """The game over sources and what is reported of it."""
 
-    game: Literal["auto", "additive", "interaction", "newton", "path", "retrain", "merged", "ledger"] = Field(
+    game: Literal["auto", "additive", "interaction", "newton", "path", "retrain", "merged", "ledger", "dose"] = Field(
         "auto",
         description="auto: merged for a language model whose --model.base and --training are given, newton for a "
         "classifier with a base, else additive; "
@@ -104,8 +104,8 @@ class SourcesConfig(Configuration):
     )
     document_values: bool = Field(
         False,
-        description="In path, also what every document is worth: they add up to their source's value. Takes as long as "
-        "fitting the curvature.",
+        description="In path and dose, also what every document is worth: they add up to their source's value. In path "
+        "it takes as long as fitting the curvature.",
     )
     projection_seeds: int = Field(
         1,

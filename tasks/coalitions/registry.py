@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
+from typing import Literal
 
 __all__ = ["FALLBACK", "GAMES", "Entry"]
 
@@ -87,5 +84,15 @@ GAMES: Mapping[str, Entry] = {
         "trainings",
         shares_total=True,
         is_semivalue=False,
+    ),
+    "dose": Entry(
+        f"{GAMES_ROOM}.dose:DoseGame",
+        "by training --model.base in part, three times or seven, as --training says, and going back through each: what "
+        "everybody adds while the doses of all grow together from nothing; adds up to all that was taught, immune to "
+        "splitting, for small models",
+        "trainings",
+        shares_total=True,
+        is_semivalue=False,
+        values_documents=True,
     ),
 }

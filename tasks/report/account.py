@@ -16,6 +16,7 @@ BLIND = 12.0
 # Who tells shares of what training took off; of the other games they are predicted.
 TELLERS = {
     "ledger": "the ledger of one training has it",
+    "dose": "the training in growing doses of everybody has it",
     "merged": "models merged from trainings on one source each have it",
     "additive": "the gradients of base and model divide it",
 }
@@ -157,7 +158,7 @@ class Account:
             said += f". Unscaled they add up to {number(self.values / self.scaled_by / self.n_queries)}"
         else:
             said += f". They account for {percent(self.values / self.shared)} of it"
-        if self.counterfactual == "epochs" and self.game not in ("ledger", "additive"):
+        if self.counterfactual == "epochs" and self.game not in ("ledger", "dose", "additive"):
             said += ". Without a source the others would have been read as often as now, in fewer steps"
         return f"{said}."
 

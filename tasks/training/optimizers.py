@@ -2,8 +2,12 @@
 
 Parameters, moments and gradients are vectors of all trained weights one after another. An adjoint of a quantity x is
 the derivative of some outcomes with respect to x, one row an outcome.
+
+A step may be made in part: a dose a of it goes a times as far, and its moments and decays keep what they would keep
+after a steps. A clock counts the doses; at 1 each, it counts steps, and everything is as torch has it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["SGD", "Adam", "Clipping", "Optimizer", "State"]
+__all__ = ["SGD", "Adam", "Clipping", "OfPace", "Optimizer", "Pace", "State"]
 
 Vector = Float[Tensor, " p"]
 Rows = Float[Tensor, "q p"]
+Outcomes = Float[Tensor, " q"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,34 @@ class State:
     moments: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How far a step goes.
+
+    Args:
+        rate: of learning.
+        clock: doses made, this one included.
+        dose: of the step; 1: all of it.
+    """
+
+    rate: float
+    clock: float
+    dose: float = 1.0
+
+
+@dataclass(frozen=True)
+class OfPace:
+    """Derivatives of some outcomes by the pace of a step, each held as independent of the others.
+
+    Args:
+        rate, clock, dose: (q,) each.
+    """
+
+    rate: Outcomes
+    clock: Outcomes
+    dose: Outcomes
+
+
 class Optimizer(Protocol):
     """One step, and what follows from it for what went in."""
 
@@ -37,27 +70,33 @@ class Optimizer(Protocol):
     def n_moments(self) -> int:
         """Vectors that it keeps between steps; all begin at 0."""
 
-    def step(self, before: State, gradient: Vector, rate: float, number: int) -> State:
+    def step(self, before: State, gradient: Vector, pace: Pace) -> State:
         """The state after a step.
 
         Args:
             before: the step.
             gradient: of its loss.
-            rate: of learning.
-            number: of the step, from 1.
+            pace: of the step.
         """
 
     def adjoint(
-        self, before: State, gradient: Vector, rate: float, number: int, after: State, floor: float = 0.0
+        self, before: State, gradient: Vector, pace: Pace, after: State, floor: float = 0.0
     ) -> tuple[State, Rows]:
         """Adjoints of the state before a step and of its gradient, both held as independent of each other.
 
         Args:
-            before, gradient, rate, number: of the step.
+            before, gradient, pace: of the step.
             after: adjoints of the state after it.
             floor: added to second moments, as a part of their mean: where a gradient is nearly nothing, a step that is
                 divided by its size is a matter of its sign, and the derivative, which is large there, holds for
                 nothing that changes it. 0: the derivative as it is.
+        """
+
+    def of_pace(self, before: State, gradient: Vector, pace: Pace, after: State, floor: float = 0.0) -> OfPace:
+        """Derivatives by the pace, the state before and the gradient held.
+
+        Args:
+            before, gradient, pace, after, floor: see `adjoint`.
         """
 
 
@@ -74,17 +113,36 @@ class SGD:
     weight_decay: float = 0.0
     n_moments: int = 1
 
-    def step(self, before: State, gradient: Vector, rate: float, number: int) -> State:
-        (moment,) = before.moments
-        moment = self.momentum * moment + gradient + self.weight_decay * before.weights
-        return State(before.weights - rate * moment, (moment,))
+    def step(self, before: State, gradient: Vector, pace: Pace) -> State:
+        kept, taken = self._kept(pace.dose)
+        moment = kept * before.moments[0] + taken * (gradient + self.weight_decay * before.weights)
+        return State(before.weights - pace.rate * pace.dose * moment, (moment,))
 
     def adjoint(
-        self, before: State, gradient: Vector, rate: float, number: int, after: State, floor: float = 0.0
+        self, before: State, gradient: Vector, pace: Pace, after: State, floor: float = 0.0
     ) -> tuple[State, Rows]:
-        moment = after.moments[0] - rate * after.weights
-        weights = after.weights + self.weight_decay * moment
-        return State(weights, (self.momentum * moment,)), moment
+        kept, taken = self._kept(pace.dose)
+        moment = after.moments[0] - pace.rate * pace.dose * after.weights
+        weights = after.weights + self.weight_decay * taken * moment
+        return State(weights, (kept * moment,)), taken * moment
+
+    def of_pace(self, before: State, gradient: Vector, pace: Pace, after: State, floor: float = 0.0) -> OfPace:
+        kept, taken = self._kept(pace.dose)
+        added = gradient + self.weight_decay * before.weights
+        moment = kept * before.moments[0] + taken * added
+        along = after.weights @ moment
+        of_dose = -pace.rate * along
+        if self.momentum > 0.0:
+            changed = math.log(self.momentum) * kept * (before.moments[0] - added / (1.0 - self.momentum))
+            of_dose = of_dose + (after.moments[0] - pace.rate * pace.dose * after.weights) @ changed
+        return OfPace(-pace.dose * along, torch.zeros_like(along), of_dose)
+
+    def _kept(self, dose: float) -> tuple[float, float]:
+        """What a dose keeps of the moment, and takes of the gradient."""
+        if self.momentum == 0.0:
+            return 0.0, 1.0
+        kept = self.momentum**dose
+        return kept, (1.0 - kept) / (1.0 - self.momentum)
 
 
 @dataclass(frozen=True)
@@ -104,41 +162,68 @@ class Adam:
     decays_loss: bool = False
     n_moments: int = 2
 
-    def step(self, before: State, gradient: Vector, rate: float, number: int) -> State:
-        first, second = self._moments(before, gradient)
-        kept = 1.0 if self.decays_loss else 1.0 - rate * self.weight_decay
-        direction = first / self._corrected(0, number) / ((second / self._corrected(1, number)).sqrt() + self.eps)
-        return State(kept * before.weights - rate * direction, (first, second))
+    def step(self, before: State, gradient: Vector, pace: Pace) -> State:
+        first, second = self._moments(before, gradient, pace)
+        one, two = self._corrections(pace)
+        direction = first / one / ((second / two).sqrt() + self.eps)
+        kept = 1.0 - pace.rate * pace.dose * self._decay
+        return State(kept * before.weights - pace.rate * pace.dose * direction, (first, second))
 
     def adjoint(
-        self, before: State, gradient: Vector, rate: float, number: int, after: State, floor: float = 0.0
+        self, before: State, gradient: Vector, pace: Pace, after: State, floor: float = 0.0
     ) -> tuple[State, Rows]:
-        first, second = self._moments(before, gradient)
-        one, two = self._corrected(0, number), self._corrected(1, number)
+        (of_first, of_second), _ = self._of_moments(before, gradient, pace, after, floor)
+        kept = [beta**pace.dose for beta in self.betas]
+        added = self._added(before, gradient)
+        of_gradient = (1.0 - kept[0]) * of_first + (1.0 - kept[1]) * 2.0 * added * of_second
+        weights = (1.0 - pace.rate * pace.dose * self._decay) * after.weights
+        if self.decays_loss:
+            weights = weights + self.weight_decay * of_gradient
+        return State(weights, (kept[0] * of_first, kept[1] * of_second)), of_gradient
+
+    def of_pace(self, before: State, gradient: Vector, pace: Pace, after: State, floor: float = 0.0) -> OfPace:
+        of_moments, (direction, root) = self._of_moments(before, gradient, pace, after, floor)
+        moved = after.weights @ (direction + self._decay * before.weights)
+        added, of_dose = self._added(before, gradient), -pace.rate * moved
+        for beta, moment, taken, of_moment in zip(
+            self.betas, before.moments, (added, added.square()), of_moments, strict=True
+        ):
+            of_dose = of_dose + of_moment @ (math.log(beta) * beta**pace.dose * (moment - taken))
+        one, two = self._corrections(pace)
+        of_one, of_two = (-(beta**pace.clock) * math.log(beta) for beta in self.betas)
+        turned = direction * (root * (of_two / (2.0 * two)) / (root + self.eps) - of_one / one)
+        return OfPace(-pace.dose * moved, -pace.rate * pace.dose * (after.weights @ turned), of_dose)
+
+    @property
+    def _decay(self) -> float:
+        """Of the weights, by a step of rate 1."""
+        return 0.0 if self.decays_loss else self.weight_decay
+
+    def _of_moments(
+        self, before: State, gradient: Vector, pace: Pace, after: State, floor: float
+    ) -> tuple[tuple[Rows, Rows], tuple[Vector, Vector]]:
+        """Adjoints of the moments after the step, what comes by the weights included; direction and root of it."""
+        first, second = self._moments(before, gradient, pace)
+        one, two = self._corrections(pace)
         root = (second / two + floor * (second / two).mean()).sqrt()
-        scale = root + self.eps
-        of_first = after.moments[0] - after.weights * (rate / one / scale)
-        slope = rate * first / one / scale.square() / (2.0 * two * root)
+        scale, reach = root + self.eps, pace.rate * pace.dose
+        of_first = after.moments[0] - after.weights * (reach / one / scale)
+        slope = reach * first / one / scale.square() / (2.0 * two * root)
         # A weight that no gradient has ever reached does not move, however its second moment might.
         of_second = after.moments[1] + after.weights * torch.where(root > 0, slope, 0.0)
-        added = gradient + self.weight_decay * before.weights if self.decays_loss else gradient
-        of_gradient = (1.0 - self.betas[0]) * of_first + (1.0 - self.betas[1]) * 2.0 * added * of_second
-        if self.decays_loss:
-            weights = after.weights + self.weight_decay * of_gradient
-        else:
-            weights = (1.0 - rate * self.weight_decay) * after.weights
-        return State(weights, (self.betas[0] * of_first, self.betas[1] * of_second)), of_gradient
+        return (of_first, of_second), (first / one / scale, root)
 
-    def _moments(self, before: State, gradient: Vector) -> tuple[Vector, Vector]:
-        added = gradient + self.weight_decay * before.weights if self.decays_loss else gradient
-        first, second = before.moments
-        return (
-            self.betas[0] * first + (1.0 - self.betas[0]) * added,
-            self.betas[1] * second + (1.0 - self.betas[1]) * added.square(),
-        )
+    def _added(self, before: State, gradient: Vector) -> Vector:
+        return gradient + self.weight_decay * before.weights if self.decays_loss else gradient
 
-    def _corrected(self, moment: int, number: int) -> float:
-        return 1.0 - self.betas[moment] ** number
+    def _moments(self, before: State, gradient: Vector, pace: Pace) -> tuple[Vector, Vector]:
+        added = self._added(before, gradient)
+        (first, second), kept = before.moments, [beta**pace.dose for beta in self.betas]
+        return kept[0] * first + (1.0 - kept[0]) * added, kept[1] * second + (1.0 - kept[1]) * added.square()
+
+    def _corrections(self, pace: Pace) -> tuple[float, float]:
+        """Of the moments, which begin at 0."""
+        return 1.0 - self.betas[0] ** pace.clock, 1.0 - self.betas[1] ** pace.clock
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from dataworth.storage.corpus import CorpusStore
 from dataworth.storage.errors import InputError
@@ -42,13 +43,16 @@ class CheckpointReads:
         return Outputs(logits.flatten(0, 1), next_tokens(labels).flatten(), owners.repeat_interleave(labels.shape[1]))
 
 
-def recipe_of(loaded: LoadedModel, corpus: CorpusStore, training: TrainingConfig) -> Recipe:
-    """The training of a base on all of a corpus, as `retraining.train` carries it out.
+def recipe_of(
+    loaded: LoadedModel, corpus: CorpusStore, training: TrainingConfig, windows: Int[np.ndarray, " w"] | None = None
+) -> Recipe:
+    """The training of a base on a corpus, as `retraining.train` carries it out.
 
     Args:
         loaded: where it begins.
         corpus: that it is trained on.
         training: how.
+        windows: of the corpus that are trained on; None: all.
 
     Raises:
         InputError: the weights are spread over several processes, or not in a type of numbers that can be trained.
@@ -56,15 +60,14 @@ def recipe_of(loaded: LoadedModel, corpus: CorpusStore, training: TrainingConfig
     if loaded.sharded:
         raise InputError(f"{setting('model.shard')}: a model spread over several processes cannot be trained again yet")
     lengths, targets = corpus.windows["n_tokens"], window_targets(corpus)
-    batches = [np.array(batch) for batch in shuffled_batches(lengths.tolist(), training)]
-    steps = [
-        Step(
-            tuple(batch[part] for part in batch_parts(lengths[batch], loaded.reading.batching)),
-            rate,
-            float(max(1, targets[batch].sum())),
-        )
-        for batch, rate in zip(batches, learning_rates(len(batches), training.learning_rate), strict=True)
-    ]
+    chosen = np.arange(len(lengths)) if windows is None else windows
+    batches = [chosen[batch] for batch in shuffled_batches(lengths[chosen].tolist(), training)]
+    steps = []
+    for batch, rate in zip(batches, learning_rates(len(batches), training.learning_rate), strict=True):
+        parts = tuple(batch[part] for part in batch_parts(lengths[batch], loaded.reading.batching))
+        n_targets = int(targets[batch].sum())
+        portions = targets[np.concatenate(parts)] / n_targets if n_targets else None
+        steps.append(Step(parts, rate, float(max(1, n_targets)), portions))
     trained = {id(weight) for weight in trained_weights(loaded.model)}
     return Recipe(
         model=loaded.model,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,9 +25,9 @@ from torch.nn.functional import cross_entropy
 
 from dataworth.tasks.capture.losses import IGNORED
 from dataworth.tasks.corpus.examples import Examples
-from dataworth.tasks.training.optimizers import Clipping, Optimizer, State
+from dataworth.tasks.training.optimizers import Clipping, OfPace, Optimizer, Pace, State
 
-__all__ = ["Call", "Outputs", "Recipe", "Replay", "Step"]
+__all__ = ["Call", "Outputs", "Recipe", "Replay", "Step", "Told"]
 
 Call = Callable[..., Any]
 # Of second moments, as a part of their mean. Chosen on the character model of tests/reference/lessons.py: exact
@@ -70,11 +70,18 @@ class Step:
         parts: numbers of its examples, by what is computed at once: several where gradients are accumulated.
         rate: of learning.
         divisor: of the sum of the examples' losses.
+        portions: of the step that are each example's, in the order of the parts, adding up to 1; None: equal ones.
     """
 
     parts: tuple[np.ndarray, ...]
     rate: float
     divisor: float
+    portions: Float[np.ndarray, " b"] | None = None
+
+    @property
+    def numbers(self) -> Int[np.ndarray, " b"]:
+        """Of its examples."""
+        return np.concatenate(self.parts)
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,21 @@ class Recipe:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Told:
+    """What adjoints of the state after a step tell of it.
+
+    Args:
+        number: of the step.
+        of_examples: (q, b) derivatives by the weights of its examples' losses.
+        of_pace: derivatives by its pace.
+    """
+
+    number: int
+    of_examples: Tensor
+    of_pace: OfPace
+
+
 class Replay:
     """A training carried out, and gone through again backwards.
 
@@ -111,6 +133,7 @@ class Replay:
             need, states are computed again, from ever shorter stretches, and queries are gone through some at a time.
         dtype: of weights and moments; None: the model's, or float32 where that has fewer digits.
         exact: derivatives as they are, not steadied.
+        dose: of every step (see dataworth.tasks.training.optimizers).
         on_step: called after every step, forwards and backwards.
     """
 
@@ -121,9 +144,10 @@ class Replay:
         dtype: torch.dtype | None = None,
         *,
         exact: bool = False,
+        dose: float = 1.0,
         on_step: Callable[[], object] = lambda: None,
     ) -> None:
-        self.recipe, self._exact, self._on_step = recipe, exact, on_step
+        self.recipe, self.dose, self._exact, self._on_step = recipe, dose, exact, on_step
         named = dict(recipe.model.named_parameters())
         self._shapes = {name: named[name].shape for name in recipe.trained}
         dtype = dtype or torch.promote_types(named[recipe.trained[0]].dtype, torch.float32)
@@ -164,17 +188,27 @@ class Replay:
             queries: that the trained model is asked.
         """
         found = torch.zeros(queries.n_examples, self.recipe.examples.n_examples, dtype=torch.float64)
-        for chunk in torch.arange(queries.n_examples).split(self._at_once):
-            adjoint = self._asked(queries, chunk.numpy())
-            with _mode(self.recipe.model, trains=True):
-                for number, before in self._backwards(0, len(self.recipe.steps), self._start, self._room):
-                    adjoint = self._step_back(number, before, adjoint, found[chunk[0] : chunk[-1] + 1])
-                    self._on_step()
+        for chunk, told in self.told(queries):
+            found[chunk].index_add_(1, torch.from_numpy(self.recipe.steps[told.number].numbers), told.of_examples)
         return found.numpy()
 
     def passes(self, n_queries: int) -> int:
         """How often the training is gone through for queries, there and back."""
         return 1 + -(-n_queries // self._at_once)
+
+    def told(self, queries: Examples) -> Iterator[tuple[slice, Told]]:
+        """What every step tells of some of the queries, from the last step to the first; then of the next queries.
+
+        Args:
+            queries: that the trained model is asked.
+        """
+        for chunk in torch.arange(queries.n_examples).split(self._at_once):
+            adjoint = self._asked(queries, chunk.numpy())
+            with _mode(self.recipe.model, trains=True):
+                for number, before in self._backwards(0, len(self.recipe.steps), self._start, self._room):
+                    adjoint, told = self._step_back(number, before, adjoint)
+                    yield slice(int(chunk[0]), int(chunk[-1]) + 1), told
+                    self._on_step()
 
     def _asked(self, queries: Examples, numbers: np.ndarray) -> State:
         """Adjoints of the state at the end, for some queries: in float64, as they are made of large differences."""
@@ -198,9 +232,11 @@ class Replay:
 
     def _stepped(self, number: int, state: State) -> State:
         gradient = self._gradient(number, state.weights)
-        return self.recipe.optimizer.step(
-            state, self.recipe.clipping(gradient), self.recipe.steps[number].rate, number + 1
-        )
+        return self.recipe.optimizer.step(state, self.recipe.clipping(gradient), self._pace(number))
+
+    def _pace(self, number: int) -> Pace:
+        """Of a step."""
+        return Pace(self.recipe.steps[number].rate, self.dose * (number + 1), self.dose)
 
     def _gradient(self, number: int, weights: Tensor) -> Tensor:
         """Of a step's loss, at weights."""
@@ -240,26 +276,26 @@ class Replay:
                 state = self._stepped(number, state)
             number += 1
 
-    def _step_back(self, number: int, before: State, after: State, found: Tensor) -> State:
-        """Adjoints of the state before a step; what the step's examples did is added to `found`."""
-        step, recipe = self.recipe.steps[number], self.recipe
-        of_part = _Hessian if self._exact else _GaussNewton
+    def _step_back(self, number: int, before: State, after: State) -> tuple[State, Told]:
+        """Adjoints of the state before a step, and what they tell of its examples and its pace."""
+        step, recipe, pace = self.recipe.steps[number], self.recipe, self._pace(number)
+        of_part, floor = (_Hessian, 0.0) if self._exact else (_GaussNewton, FLOOR)
         with self._same_noise(number), sdpa_kernel(SDPBackend.MATH):
             parts = [of_part(self._call, recipe, part, before.weights, step.divisor) for part in step.parts]
         gradient = torch.stack([part.gradient for part in parts]).sum(dim=0).double()
         precise = State(before.weights.double(), tuple(moment.double() for moment in before.moments))
-        adjoint, of_clipped = recipe.optimizer.adjoint(
-            precise, recipe.clipping(gradient), step.rate, number + 1, after, 0.0 if self._exact else FLOOR
-        )
-        weights = adjoint.weights
-        for numbers, part in zip(step.parts, parts, strict=True):
-            places = torch.from_numpy(numbers)
-            for row, outer in enumerate(recipe.clipping.adjoint(gradient, of_clipped)):
-                further, of_examples = part.along(outer.to(before.weights.dtype))
-                weights[row] += further
-                found[row].index_add_(0, places, of_examples.double().cpu())
+        clipped = recipe.clipping(gradient)
+        adjoint, of_clipped = recipe.optimizer.adjoint(precise, clipped, pace, after, floor)
+        of_pace = recipe.optimizer.of_pace(precise, clipped, pace, after, floor)
+        weights, of_examples = adjoint.weights, []
+        outers = recipe.clipping.adjoint(gradient, of_clipped).to(before.weights.dtype)
+        for part in parts:
+            along = [part.along(outer) for outer in outers]
+            weights += torch.stack([further for further, _ in along])
+            of_examples.append(torch.stack([each for _, each in along]))
+        told = Told(number, torch.cat(of_examples, dim=1).double().cpu(), of_pace)
         back = State(weights, adjoint.moments)
-        return back if self._exact else _no_longer(back, after)
+        return (back if self._exact else _no_longer(back, after)), told
 
     def _call(self, weights: Tensor) -> Call:
         """The model with other trained weights."""

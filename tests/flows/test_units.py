@@ -143,6 +143,33 @@ def test_the_ledger_shares_the_whole_of_what_was_taught(trained):
     assert "as the ledger of one training has it" in account.sentences()[1]
 
 
+def test_doses_share_the_whole_and_a_split_changes_nothing(trained):
+    folder, rows = trained
+    model = {"base": str(folder / "base"), "device": "cpu"}
+    split = [{**row, "source": "s1b"} if row["id"] in ("d1", "d7") else row for row in rows]
+    sources = {"game": "dose", "fallback": False, "document_values": True}
+    made, apart = (
+        dataworth.value(str(folder), None, each, QUERIES, model=model, sources=sources, **SETTINGS)
+        for each in (rows, split)
+    )
+    account, notes = made.account, read_record(str(made.folder))["game"]
+    assert account.kind == "share"
+    assert "as the training in growing doses of everybody has it" in account.sentences()[1]
+    assert abs(notes["missed by the doses"]) < 0.1
+    fall = notes["v(all)"] - notes["v(none)"]
+    assert account.values == pytest.approx(fall * (1 - notes["missed by the doses"]), rel=1e-6)
+    whole, parts = (
+        each.sources[each.sources["query_id"] == ALL_QUERIES].set_index("source")["value"] for each in (made, apart)
+    )
+    assert parts["s1"] + parts["s1b"] == pytest.approx(whole["s1"], rel=1e-6)
+    assert parts["s2"] == pytest.approx(whole["s2"], rel=1e-6)
+    table = pd.read_parquet(made.folder / "document_values.parquet")
+    pd.testing.assert_series_equal(
+        table.groupby("source")["value"].sum(), whole, check_names=False, check_like=True, rtol=1e-5
+    )
+    assert len(table) == len(rows)
+
+
 def test_scores_without_a_unit_are_called_so(trained):
     folder, rows = trained
     made = dataworth.value(str(folder), None, rows, QUERIES, scoring={"kind": "cosine"}, **SETTINGS)
