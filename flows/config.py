@@ -159,11 +159,25 @@ class ValueConfig(CorpusRunConfig):
         self._replayable()
         if trained and self.sources.projection_seeds > 1:
             raise ValueError(f"the game {game} has no projection: leave --sources.projection_seeds out")
+        if self.sources.checkpoints:
+            self._on_the_way()
         if trained and not self.model.has_base:
             raise ValueError(f"the game {game} begins every training from the base: pass --model.base")
         if trained and len(self.model.name) > 1:
             raise ValueError(f"the game {game} is played from --model.base, not from checkpoints: pass one --model")
         return self
+
+    def _on_the_way(self) -> None:
+        option = setting("sources.checkpoints")
+        if not self.model.has_base:
+            raise ValueError(f"{option}: the way begins at the base: pass {setting('model.base')}")
+        if len(self.model.name) > 1:
+            raise ValueError(f"{option}: the way ends at one model: pass one {setting('model.name')}")
+        if self.sources.projection_seeds > 1 or self._narrowed:
+            raise ValueError(
+                f"{option}: the way is of all sources and weights, without a projection: leave "
+                f"{setting('sources.projection_seeds')} and what narrows {setting('scoring')} out"
+            )
 
     def _keepable(self) -> None:
         option = f"{setting('gradients.keep')} none"
@@ -280,6 +294,8 @@ class ValueConfig(CorpusRunConfig):
     def _sources(self, classifies: bool) -> SourcesConfig:
         if self.sources.game != "auto":
             return self.sources
+        if self.sources.checkpoints:
+            return self.sources.model_copy(update={"game": "ledger"})
         playable = self.model.has_base and not self._narrowed
         game = "additive"
         has_gradients = self.projection.kind != "factgrass" and self.gradients.keep == "rows"

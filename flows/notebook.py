@@ -34,7 +34,7 @@ from dataworth.storage.ref import StoreRef
 from dataworth.storage.spelling import as_field, spelled
 from dataworth.storage.zarr_arrays import array_at
 from dataworth.tasks.model.alike import refuse_other_tokenizers
-from dataworth.tasks.model.config import folders_of
+from dataworth.tasks.model.config import folders_of, with_folders
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.report.account import Account
 from dataworth.tasks.report.results.folder import read_account, read_candidates, read_tokens
@@ -301,7 +301,7 @@ def _given(place: _Place, model: Any, tokenizer: Any, documents: Any, options: M
     corpus = options.get("corpus", {})
     given = {"model": _merged({"name": _checkpoints(place, model, tokenizer)}, options.get("model", {}))}
     given["corpus"] = _merged({"files": _files(place, documents, "documents")}, corpus)
-    return {**options, **given, "store": place.store}
+    return with_folders({**options, **given, "store": place.store})
 
 
 def _candidates(place: _Place, options: Mapping[str, Any]) -> dict[str, Any]:

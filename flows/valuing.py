@@ -154,7 +154,7 @@ def _game_parts(config: ValueConfig, made: Made, grouping: str, steps: Steps) ->
         curvature=curvature,
     )
     if made_of == "trainings" or config.sources.trainings:
-        parts = parts.model_copy(update={"training": config.recipe})
+        parts = parts.model_copy(update={"training": config.recipe, "checkpoints": _checkpoints(config)})
     if made_of != "sums":
         return parts
     sums = steps.fit_source_sums(
@@ -170,6 +170,12 @@ def _game_parts(config: ValueConfig, made: Made, grouping: str, steps: Steps) ->
     )
     factors = steps.fit_query_factors(store, config.model.only, made.queries, prepared.bases, curvature)
     return parts.model_copy(update={"sums": sums, "factors": factors})
+
+
+def _checkpoints(config: ValueConfig) -> tuple[str, ...]:
+    """Fingerprints of the weights of the checkpoints between base and model: their folders may hold others tomorrow."""
+    model = config.model.only
+    return tuple(load(model.model_copy(update={"name": name})).fingerprint for name in config.sources.checkpoints)
 
 
 def _base(model: ModelConfig, is_needed: bool) -> str | None:

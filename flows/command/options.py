@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from dataworth.storage.errors import InputError
 from dataworth.storage.plain_files import open_plain
 from dataworth.storage.spelling import SHORT, as_option
-from dataworth.tasks.model.config import folders_of
+from dataworth.tasks.model.config import with_folders
 
 __all__ = ["ConfiguredCommand", "command_here", "command_line", "configuration", "options", "validated"]
 
@@ -239,13 +239,7 @@ def configuration(kind: type[Config], given: Mapping[str, Any]) -> Config:
                 raise InputError(f"{given['config_file']}, field {group!r}: expected a group of values, got {inner!r}")
             target = inner
         target[leaf] = list(value) if isinstance(value, tuple) else value
-    model = content.get("model")
-    chosen = model.get("name") if isinstance(model, dict) else None
-    names = [chosen] if isinstance(chosen, str) else chosen
-    if isinstance(model, dict) and isinstance(names, list) and all(isinstance(each, str) for each in names):
-        folders = [folder for each in names for folder in folders_of(each)]
-        model["name"] = chosen if folders == names else folders
-    return validated(kind, content)
+    return validated(kind, with_folders(content))
 
 
 def validated(kind: type[Config], content: Mapping[str, Any]) -> Config:

@@ -1,17 +1,18 @@
 """Parameters of valuing sources."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.registry import FALLBACK, GAMES
-from dataworth.tasks.configuration import Configuration
+from dataworth.tasks.configuration import Configuration, Names
 from dataworth.tasks.corpus.groups import SOURCE, grouping_fields
 
 __all__ = ["PayoutConfig", "PayoutRule", "SourcesConfig"]
 
 PayoutRule = Literal["proportional", "floor", "tokens"]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class PayoutConfig(Configuration):
@@ -79,6 +80,12 @@ class SourcesConfig(Configuration):
         description="In ledger, steps of the training between two looks at the queries: more cost less time, and miss "
         "more of what was taught.",
     )
+    checkpoints: Annotated[list[Name], Names.MODEL] = Field(
+        default_factory=list,
+        description="Checkpoints that the training left between --model.base and --model, in their order: in ledger, "
+        "nothing is trained then, and what each source taught is told from the ways between them. On a command line, "
+        "run/checkpoint-* is all such folders, by their numbers.",
+    )
     tolerance: float = Field(
         0.05,
         gt=0,
@@ -129,6 +136,11 @@ class SourcesConfig(Configuration):
         told = {"game": "additive", "by": self.by[:1], "confidence": self.confidence, "payout": self.payout}
         return usual.model_copy(update=told)
 
+    @field_validator("checkpoints", mode="before", json_schema_input_type=list[Name] | Name)
+    @classmethod
+    def _single(cls, checkpoints: Any) -> Any:
+        return [checkpoints] if isinstance(checkpoints, str) else checkpoints
+
     @field_validator("by")
     @classmethod
     def _groupings(cls, by: list[str]) -> list[str]:
@@ -148,6 +160,14 @@ class SourcesConfig(Configuration):
         if self.trainings and self.document_values:
             raise ValueError(
                 f"{setting('sources.trainings')}: values of documents are not corrected: leave one of both out"
+            )
+        if self.checkpoints and self.game not in ("ledger", "auto"):
+            raise ValueError(
+                f"{setting('sources.checkpoints')}: are of the game ledger: leave them or {setting('sources.game')} out"
+            )
+        if self.checkpoints and self.ledger_every != 1:
+            raise ValueError(
+                f"{setting('sources.checkpoints')}: no steps are made: leave {setting('sources.ledger_every')} out"
             )
         if 0 < self.trainings < 3:
             raise ValueError(f"{setting('sources.trainings')}: everybody and a pair of coalitions are 3 at least")

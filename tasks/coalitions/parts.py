@@ -26,6 +26,7 @@ class GameParts(BaseModel):
         corpus, gradients: the documents, and theirs.
         curvature: by which the sums were made.
         training: of the games that train, which need neither sums nor factors.
+        checkpoints: fingerprints of the weights of those between base and model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -42,6 +43,12 @@ class GameParts(BaseModel):
     gradients: StoreRef
     curvature: CurvatureConfig
     training: TrainingConfig | None = None
+    checkpoints: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What results were always kept under, and checkpoints where there are some."""
+        return self.model_dump(mode="json", exclude=set() if self.checkpoints else {"checkpoints"})
 
     @field_serializer("model", when_used="json")
     def _identity(self, model: ModelConfig) -> dict[str, Any]:

@@ -77,11 +77,11 @@ def value_sources(
     parts = {
         "values": ALGORITHM,
         "scores": scores.fingerprint,
-        **sources.model_dump(exclude={"by", "payout", "projection_seeds"}),
+        **sources.model_dump(exclude={"by", "payout", "projection_seeds", "checkpoints"}),
         "budget": sources.most_coalitions,
     }
     if game is not None:
-        parts["game parts"] = game.model_dump(mode="json")
+        parts["game parts"] = game.identity
 
     def build(root: Location, name: str) -> None:
         opened = ScoreStore.open(scores)
@@ -176,7 +176,7 @@ def game_fingerprint(game: GameParts, sources: SourcesConfig, scores: str) -> st
     parts: dict[str, Any] = {"game": UTILITIES, "sources": sources.model_dump(include={"game", "utility", "pull"})}
     if sources.game == "merged":
         parts["merging"] = MERGING
-    return fingerprint(parts | game.model_dump(mode="json") | {"scores": scores})
+    return fingerprint(parts | game.identity | {"scores": scores})
 
 
 def _played(material: Material, scores: StoreRef) -> Valuation:

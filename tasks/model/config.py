@@ -3,6 +3,7 @@
 import glob
 import os.path
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from dataworth.tasks.configuration import Configuration, Names
 from dataworth.tasks.model.adapter_folders import is_adapter, put_on
 
-__all__ = ["ModelConfig", "ModelsConfig", "folders_of"]
+__all__ = ["ModelConfig", "ModelsConfig", "folders_of", "with_folders"]
 
 
 Name = Annotated[str, Field(min_length=1)]
@@ -145,6 +146,19 @@ def folders_of(name: str) -> list[str]:
         return [name]
     found = [each for each in glob.glob(name) if os.path.isdir(each)]
     return sorted(found, key=_by_number) or [name]
+
+
+def with_folders(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the folders of patterns of checkpoints in their places."""
+    found = dict(content)
+    for room, field in (("model", "name"), ("sources", "checkpoints")):
+        group = found.get(room)
+        chosen = group.get(field) if isinstance(group, dict) else None
+        names = [chosen] if isinstance(chosen, str) else chosen
+        if isinstance(group, dict) and isinstance(names, list) and all(isinstance(each, str) for each in names):
+            folders = [folder for each in names for folder in folders_of(each)]
+            found[room] = {**group, field: chosen if folders == names else folders}
+    return found
 
 
 def _by_number(name: str) -> tuple[str, int, str]:

@@ -39,6 +39,7 @@ from dataworth.tasks.model.weights import refuse_large_settings, refuse_many_lay
 __all__ = [
     "LoadedModel",
     "base_weights",
+    "checkpoint_weights",
     "fingerprint_of",
     "load",
     "model_fingerprint",
@@ -146,17 +147,33 @@ def base_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]
     if config.base is None:
         raise InputError(f"{setting('model.base')}: not given, so that nothing is known of where training began")
     if is_adapter(config.name):  # what they are put on stays; of two matrices, one begins as zero
-        state = _pretrained(config, torch.device("cpu"))[0].state_dict()
-        own = {name: _of_state(state, name) for name in names}
         begun = {name: "lora_B" not in name.split(".") for name in names}
-        return {name: tensor.detach().float() * begun[name] for name, tensor in own.items() if tensor is not None}
-    state = _pretrained(config.model_copy(update={"name": config.base}), torch.device("cpu"))[0].state_dict()
-    found = {name: _of_state(state, name) for name in names}
-    missing = [name for name in names if found[name] is None]
+        return {name: tensor * begun[name] for name, tensor in _weights(config, names).items()}
+    found = _weights(config.model_copy(update={"name": config.base}), names)
+    missing = [name for name in names if name not in found]
     if missing:
         raise InputError(
             f"{setting('model.base')} {config.base}: has no parameter {missing[0]}, so it is no base of {config.name}"
         )
+    return found
+
+
+def checkpoint_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]:
+    """Parameters of a checkpoint, float32 on the CPU, by name.
+
+    Raises:
+        InputError: it lacks one of them.
+    """
+    found = _weights(config, names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(f"{config.name}: has no parameter {missing[0]}, so it is no checkpoint of the same training")
+    return found
+
+
+def _weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]:
+    state = _pretrained(config, torch.device("cpu"))[0].state_dict()
+    found = {name: _of_state(state, name) for name in names}
     return {name: tensor.detach().float() for name, tensor in found.items() if tensor is not None}
 
 

@@ -18,7 +18,7 @@ from dataworth.tasks.training.ledger import Credits, Ledger
 from dataworth.tasks.training.retraining import trained_weights
 from dataworth.tasks.training.small_model import CLIPPED, learning_rates, shuffled_batches
 
-__all__ = ["ledger_of"]
+__all__ = ["ledger_of", "summed_losses"]
 
 
 def ledger_of(
@@ -56,7 +56,9 @@ def ledger_of(
 
     def losses() -> Iterator[Tensor]:
         for query in range(queries.n_examples):
-            yield sum(_losses(loaded, queries, np.array([query]), np.ones(1)), torch.zeros((), device=loaded.device))
+            yield sum(
+                summed_losses(loaded, queries, np.array([query]), np.ones(1)), torch.zeros((), device=loaded.device)
+            )
 
     def measured() -> Float[np.ndarray, " q"]:
         return query_losses(loaded, queries)
@@ -71,7 +73,7 @@ def ledger_of(
                 optimizer.zero_grad(set_to_none=True)
                 for player in np.unique(owners):
                     own = numbers[owners == player]
-                    for part in _losses(loaded, corpus, own, corpus.windows["n_tokens"][own]):
+                    for part in summed_losses(loaded, corpus, own, corpus.windows["n_tokens"][own]):
                         ledger.backward(part / n_targets, int(player))
                 torch.nn.utils.clip_grad_norm_(trained, CLIPPED)
                 optimizer.param_groups[0]["lr"] = rates[step]
@@ -85,8 +87,17 @@ def ledger_of(
     return ledger.credits()
 
 
-def _losses(loaded: LoadedModel, corpus: CorpusStore, numbers: np.ndarray, lengths: np.ndarray) -> Iterator[Tensor]:
-    """Losses of some windows, nats summed over their targets, in batches that give each text's own gradient."""
+def summed_losses(
+    loaded: LoadedModel, corpus: CorpusStore, numbers: np.ndarray, lengths: np.ndarray
+) -> Iterator[Tensor]:
+    """Losses of some windows, nats summed over their targets, in batches that give each text's own gradient.
+
+    Args:
+        loaded: the model.
+        corpus: of the windows.
+        numbers: theirs.
+        lengths: (w,) tokens of each.
+    """
     for part in batches_by_length(lengths, int(lengths.sum() + lengths.max() * len(lengths)), loaded.reading.batching):
         ids, mask, labels = corpus_batch(corpus, numbers[part], loaded.device, loaded.reading.pad_token)
         logits = loaded.model(input_ids=ids, attention_mask=mask).logits

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from dataworth.storage.errors import InputError
 from dataworth.storage.spelling import setting
 from dataworth.tasks.coalitions.games.one_training import Credited, OneTraining, Trained
 from dataworth.tasks.coalitions.games.source_game import Material
 from dataworth.tasks.model.loading import LoadedModel
+from dataworth.tasks.training.checkpoint_ledger import ledger_of_checkpoints
 from dataworth.tasks.training.training_with_ledger import ledger_of
 
 __all__ = ["LedgerGame"]
@@ -25,9 +28,12 @@ class LedgerGame(OneTraining):
         )
 
     def divided(self, trained: Trained, material: Material, on_step: Callable[[int, int], None]) -> Credited:
-        """Train once."""
+        """Train once; where there are checkpoints of the training, not at all."""
         base, n_players = trained.base, len(trained.names)
-        _refuse_too_large(base, n_players)
+        if material.sources.checkpoints:
+            _refuse_too_large(base, n_players, copies=1)
+            return _on_the_way(trained, material, on_step)
+        _refuse_too_large(base, n_players, copies=3)
         ledger = ledger_of(
             base, trained.corpus, trained.windows, trained.players, n_players, trained.queries, trained.training,
             material.sources.ledger_every, on_step,
@@ -40,15 +46,36 @@ class LedgerGame(OneTraining):
         return Credited(ledger.values.T, ledger.measured[0], ledger.measured[-1], ledger.missed, facts)
 
 
-def _refuse_too_large(base: LoadedModel, n_players: int) -> None:
-    """Three copies of the weights a player, in float32, must fit into memory beside the training.
+def _on_the_way(trained: Trained, material: Material, on_step: Callable[[int, int], None]) -> Credited:
+    """By the checkpoints of the training, which is not carried out; what they tell is scaled to what was measured."""
+    model = material.needed.model
+    between = [model.model_copy(update={"name": name}) for name in material.sources.checkpoints]
+    ledger = ledger_of_checkpoints(
+        [*between, model], trained.corpus, trained.windows, trained.players, len(trained.names), trained.queries,
+        trained.training, on_step,
+    )  # fmt: skip
+    taken, told = float(ledger.fall.sum()), float(ledger.values.sum())
+    facts = {
+        "estimator": f"the way through {len(between)} checkpoints",
+        "missed half-way": ledger.missed,
+    }
+    values = ledger.values.T
+    # Of values that cancel each other, what is left over would be scaled.
+    if taken > 0 and told > np.abs(ledger.values.sum(axis=1)).sum() / 2:
+        facts["scaled by"] = taken / told
+        values = values * (taken / told)
+    return Credited(values, ledger.measured[0], ledger.measured[-1], ledger.missed, facts)
+
+
+def _refuse_too_large(base: LoadedModel, n_players: int, copies: int) -> None:
+    """Some copies of the weights a player, in float32, must fit into memory beside the training.
 
     Raises:
         InputError: they do not.
     """
     if base.device.type != "cpu":  # whose memory is asked for as it is used, and refused by a sentence
         return
-    needed = 4 * (3 * n_players + 6) * sum(weight.numel() for weight in base.model.parameters())
+    needed = 4 * (copies * n_players + 6) * sum(weight.numel() for weight in base.model.parameters())
     free = base.free_memory
     if needed > free:
         raise InputError(
