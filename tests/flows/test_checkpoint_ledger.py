@@ -1,6 +1,7 @@
 """What checkpoints that a training left tell of who taught what: the flow, against the definition written out."""
 
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_values_are_those_of_the_definition(run, tmp_path):
     expected, gone = np.zeros((3, 2)), np.zeros(2)
     loaded.model.requires_grad_(True)
     try:
-        for before, after in zip(states, states[1:], strict=False):
+        for before, after in pairwise(states):
             put((before + after) / 2)
             way = after - before
             sums = torch.stack([gradient(corpus, np.flatnonzero(sources == name)) for name in ("s0", "s1", "s2")])

@@ -88,6 +88,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "interaction": {"sources": {"game": "interaction", **GAME}, **WITH_BASE},
     "falling back": {"sources": {"game": "newton", "fallback": True}, **WITH_BASE},
     "ledger": {"sources": {"game": "ledger", "fallback": False}, "training": TRAINING, **WITH_BASE},
+    "on the way": {"sources": {"checkpoints": ["in:other"], "fallback": False}, **WITH_BASE},
     "merged": {"sources": {"game": "merged", "fallback": False}, "training": TRAINING, **WITH_BASE},
     "retrain": {"sources": {"game": "retrain", "fallback": False}, "training": TRAINING, **WITH_BASE},
     "candidates": {"candidates": {"files": ["in:fewer.jsonl"], "epochs": 1}, "training": TRAINING, **WITH_BASE},
@@ -193,6 +194,7 @@ VALUE: dict[str, tuple[str, Any]] = {
     "sources.tolerance": ("sampled", 1.0),
     "sources.trainings": ("linear", 5),
     "sources.ledger_every": ("ledger", 2),
+    "sources.checkpoints": ("on the way", ["in:other", "in:base"]),
     "sources.seed": ("sampled", 3),
     "sources.fallback": ("falling back", False),
     "sources.by": ("path", ["publisher>source"]),
@@ -367,7 +369,10 @@ CHANGES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "weights of the base": (lambda inputs: inputs.weights("base"), ("linear", "retrain", "evaluated", "path", "audit")),
     "weights of the classifier": (lambda inputs: inputs.weights("classifier"), ("classifier, auto",)),
     "weights of the classifier's base": (lambda inputs: inputs.weights("classifier base"), ("classifier, auto",)),
-    "weights of a second checkpoint": (lambda inputs: inputs.weights("other"), ("checkpoints", "checkpoints, path")),
+    "weights of a second checkpoint": (
+        lambda inputs: inputs.weights("other"),
+        ("checkpoints", "checkpoints, path", "on the way"),
+    ),
     "weights of the adapter": (_adapter, ("adapter",)),
     "activation": (
         _config("model", hidden_act="gelu"),

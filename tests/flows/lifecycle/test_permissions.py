@@ -45,13 +45,14 @@ def whole(root: Path) -> dict[str, dict]:
     """Configurations in which every field that names something names what is permitted."""
     inputs, results = str(root / "inputs"), str(root / "results")
     shared = {
-        "model": {"name": [f"{inputs}/model", "permitted/model"], "base": f"{inputs}/base", "tokenizer": f"{inputs}/t"},
+        "model": {"name": [f"{inputs}/model"], "base": f"{inputs}/base", "tokenizer": f"{inputs}/t"},
         "corpus": {
             "files": [f"{inputs}/a.jsonl", "hf:permitted/documents:train"],
             "chat_template": f"{inputs}/chat.jinja",
         },
         "queries": {"file": f"{inputs}/queries.jsonl"},
         "candidates": {"files": [f"{inputs}/new.jsonl"]},
+        "sources": {"checkpoints": [f"{inputs}/checkpoint-1", "permitted/model"]},
         "projection": {"bases": f"{inputs}/bases"},
         "store": f"{results}/store",
         "results": f"{results}/out",
