@@ -76,6 +76,9 @@ def ledger_of_checkpoints(
         measured[0] = query_losses(loaded, queries)
         for interval in range(len(points)):
             way.to(0.5, interval)
+            if not way.difference.any():  # a checkpoint given twice, or the model among them
+                measured[interval + 1] = measured[interval]
+                continue
             sums, root = _sums(loaded, weights, corpus, windows, players, n_players, batches, one_more)
             moved = sums.div_(root).neg_()
             together, gone = moved.sum(dim=0), way.difference

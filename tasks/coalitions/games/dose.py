@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dataworth.tasks.coalitions.games.one_training import Credited, OneTraining, Trained
+from dataworth.tasks.coalitions.games.one_training import Credited, OneTraining, Trained, too_much_missed
 from dataworth.tasks.coalitions.games.source_game import Material
 from dataworth.tasks.corpus.examples import CorpusExamples
 from dataworth.tasks.training.dose import doses
@@ -18,7 +18,6 @@ class DoseGame(OneTraining):
     """By few trainings in part, gone through backwards: of sources, and of every document."""
 
     name = "dose"
-    remedy = "as the training is rough: a lower rate or more tokens a step make it smoother"
 
     def divided(self, trained: Trained, material: Material, on_step: Callable[[int, int], None]) -> Credited:
         """Train in part, three times or seven, and in whole."""
@@ -32,7 +31,8 @@ class DoseGame(OneTraining):
             "missed by the doses": found.missed,
         }
         documents = _rows(trained, taken.sum(axis=0)) if material.sources.document_values else None
-        return Credited(values, found.before, found.after, found.missed, facts, documents)
+        rough = "as the training is rough: a lower rate or more tokens a step make it smoother"
+        return Credited(values, found.before, found.after, facts, too_much_missed(found.missed, rough), documents)
 
 
 def _rows(trained: Trained, of_windows: np.ndarray) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.reach import RetrainedCheck
 from dataworth.tasks.training.retraining import as_it_was, window_players
 
-__all__ = ["Credited", "OneTraining", "Trained"]
+__all__ = ["Credited", "OneTraining", "Trained", "too_much_missed"]
 
 # Part of what was measured that may go unaccounted for.
 MAX_MISSED = 0.1
@@ -60,16 +60,16 @@ class Credited:
     Args:
         values: (q, s) nats that each player took off each query.
         before, after: (q,) nats of each query, measured before the training and after it.
-        missed: part of what was measured that is not accounted for.
         facts: printed beside the values.
+        reason: why they are not to be trusted; empty where they are.
         documents: rows of DOCUMENT_VALUES (dataworth.storage.schema), where they are asked for.
     """
 
     values: Float[np.ndarray, "q s"]
     before: Float[np.ndarray, " q"]
     after: Float[np.ndarray, " q"]
-    missed: float
     facts: dict[str, Any]
+    reason: str = ""
     documents: list[dict[str, Any]] | None = None
 
 
@@ -79,20 +79,16 @@ class AccountedCheck:
 
     Args:
         retrained: of the training.
-        missed: part of what was measured that they do not account for.
-        remedy: of too much.
+        of_books: why they are not to be trusted; empty where they are.
     """
 
     retrained: RetrainedCheck
-    missed: float
-    remedy: str
+    of_books: str
 
     @property
     def reason(self) -> str:
         """Why it is not reliable; empty where it is."""
-        if self.retrained.reason or abs(self.missed) <= MAX_MISSED:
-            return self.retrained.reason
-        return f"{abs(self.missed):.0%} of what was measured is not accounted for, {self.remedy}"
+        return self.retrained.reason or self.of_books
 
     @property
     def reliable(self) -> bool:
@@ -107,12 +103,22 @@ class AccountedCheck:
         return self.retrained.sentences()
 
 
+def too_much_missed(missed: float, remedy: str) -> str:
+    """Why books are not to be trusted; empty where they are.
+
+    Args:
+        missed: part of what was measured that they do not account for.
+        remedy: of too much.
+    """
+    if abs(missed) <= MAX_MISSED:
+        return ""
+    return f"{abs(missed):.0%} of what was measured is not accounted for, {remedy}"
+
+
 class OneTraining(SourceGame):
     """Shares of what one training taught; a split changes nothing, copies in it share."""
 
-    # Of the game; what is said where much of it is missed.
     name: str
-    remedy: str
 
     def __init__(self, material: Material) -> None:
         super().__init__()
@@ -154,7 +160,7 @@ class OneTraining(SourceGame):
         """Does the training lead to the model, and is what it taught accounted for?"""
         before, after = self._credited.before.sum(), self._credited.after.sum()
         retrained = RetrainedCheck(float(self._model.sum()), float(after), float(before))
-        return AccountedCheck(retrained, self._credited.missed, self.remedy)
+        return AccountedCheck(retrained, self._credited.reason)
 
     def valuation(self) -> Valuation:
         """What each source was credited with."""
