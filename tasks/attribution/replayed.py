@@ -13,7 +13,8 @@ from jaxtyping import Float
 from dataworth.tasks.attribution.attributor import Attributor
 from dataworth.tasks.corpus.examples import Examples
 from dataworth.tasks.model.plain import Model
-from dataworth.tasks.training.replay import Recipe, Replay
+from dataworth.tasks.training.recipes import Recipe
+from dataworth.tasks.training.replay import Replay
 
 __all__ = ["RecipeOf", "ReplayedTraining"]
 

@@ -16,7 +16,7 @@ from dataworth.storage.ref import fingerprint
 from dataworth.tasks.corpus.examples import Examples, TensorExamples
 from dataworth.tasks.model.plain import Model, PlainModel
 from dataworth.tasks.training.optimizers import SGD, Clipping
-from dataworth.tasks.training.replay import Call, Outputs, Recipe, Step
+from dataworth.tasks.training.recipes import Call, Outputs, Recipe, Step
 
 __all__ = ["DigitsProblem", "digits"]
 

@@ -21,8 +21,7 @@ from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.model.plain import Model
 from dataworth.tasks.training.config import TrainingConfig
-from dataworth.tasks.training.recipes import recipe_of
-from dataworth.tasks.training.replay import Recipe
+from dataworth.tasks.training.recipes import Recipe, recipe_of
 from dataworth.tasks.training.retraining import losses_after_training
 
 __all__ = ["CheckpointProblem", "NamedProblem", "Problem", "ProblemPlace", "ReplayableProblem"]

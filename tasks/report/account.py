@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataworth.storage.spelling import setting
+from dataworth.tasks.report.evidence import evidence
 from dataworth.tasks.report.numbers import number, percent
 
 __all__ = ["OLD", "Account", "account_of"]
@@ -42,6 +43,7 @@ class Account:
         game: that told the values.
         scaled_by: what the values were multiplied by, so that they add up to what was taught; None: by nothing.
         counterfactual: what becomes of the steps of a training without a source; empty where nothing is trained again.
+        evidence: how far shares told in the same way were off where they were measured; empty where they never were.
     """
 
     kind: str
@@ -60,6 +62,7 @@ class Account:
     game: str = ""
     scaled_by: float | None = None
     counterfactual: str = ""
+    evidence: str = ""
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> "Account":
@@ -110,8 +113,8 @@ class Account:
         return "nats a query" if self.scores_in_nats else "score a query"
 
     def sentences(self) -> list[str]:
-        """The first lines of every page: what was taught in all, and what the values are of it."""
-        return [self._taught(), self._said(), *([self.verdict] if self.verdict else [])]
+        """The first lines of every page: what was taught in all, what the values are of it, how sure that is."""
+        return [self._taught(), self._said(), *filter(None, (self.verdict, self.evidence))]
 
     def _taught(self) -> str:
         if self.model is None:
@@ -217,6 +220,9 @@ def account_of(
         game=str(first.get("game", "")),
         scaled_by=notes.get("scaled by"),
         counterfactual=str(notes.get("counterfactual", "")),
+        evidence=evidence(
+            str(first.get("kind")), str(first.get("game")), notes, not any(loss.of_class for loss in losses.values())
+        ),
     )
 
 

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 
 from dataworth.tasks.corpus.examples import Examples
-from dataworth.tasks.training.replay import Recipe, Replay, Step
+from dataworth.tasks.training.recipes import Recipe, Step
+from dataworth.tasks.training.replay import Replay
 
 __all__ = ["FEW", "MANY", "Doses", "Nodes", "doses", "of_doses"]
 

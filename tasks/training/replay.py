@@ -10,103 +10,31 @@ have a floor: the first steps of Adam go by signs, and without it their few docu
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 
 from dataworth.tasks.capture.losses import IGNORED
 from dataworth.tasks.corpus.examples import Examples
-from dataworth.tasks.training.optimizers import Clipping, OfPace, Optimizer, Pace, State
+from dataworth.tasks.training.optimizers import OfPace, Pace, State
+from dataworth.tasks.training.recipes import Call, Recipe
 
-__all__ = ["Call", "Outputs", "Recipe", "Replay", "Step", "Told"]
+__all__ = ["Replay", "Told"]
 
-Call = Callable[..., Any]
 # Of second moments, as a part of their mean. Chosen on the character model of tests/reference/lessons.py: exact
 # derivatives of one training have a linear datamodeling score of 0.03 there (six queries), steadied ones 0.43 without
 # a floor, 0.45 with this one and 0.44 with ten times as much.
 FLOOR = 0.1
 # Of one entry of one query's adjoints in float64, with what is computed from it at a time.
 ADJOINT_BYTES = 24
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a model says of some examples, target by target; the loss of each is its cross-entropy.
-
-    Args:
-        logits: (p, v).
-        targets: (p,) of them; IGNORED where there is no loss.
-        owners: (p,) place among the examples of the one each target is of.
-    """
-
-    logits: Tensor
-    targets: Tensor
-    owners: Tensor
-
-    def losses(self) -> Float[Tensor, " p"]:
-        """(p,) nats."""
-        precise = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
-        return cross_entropy(precise, self.targets, ignore_index=IGNORED, reduction="none")
-
-
-# What a model says, under a call of it, of some of the examples, by number.
-Reads = Callable[[Call, Examples, np.ndarray], Outputs]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of a training.
-
-    Args:
-        parts: numbers of its examples, by what is computed at once: several where gradients are accumulated.
-        rate: of learning.
-        divisor: of the sum of the examples' losses.
-        portions: of the step that are each example's, in the order of the parts, adding up to 1; None: equal ones.
-    """
-
-    parts: tuple[np.ndarray, ...]
-    rate: float
-    divisor: float
-    portions: Float[np.ndarray, " b"] | None = None
-
-    @property
-    def numbers(self) -> Int[np.ndarray, " b"]:
-        """Of its examples."""
-        return np.concatenate(self.parts)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A training that can be carried out again.
-
-    Args:
-        model: where it begins; its weights are left as they are.
-        trained: names of the weights that are trained, shared ones once.
-        steps: in their order.
-        examples: that it trains on.
-        reads: what the model says of them, and of others that it is asked about.
-        optimizer: of the steps.
-        clipping: of their gradients.
-        seed: of dropout.
-    """
-
-    model: nn.Module
-    trained: tuple[str, ...]
-    steps: Sequence[Step]
-    examples: Examples
-    reads: Reads
-    optimizer: Optimizer
-    clipping: Clipping
-    seed: int = 0
 
 
 @dataclass(frozen=True)

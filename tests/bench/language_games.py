@@ -29,6 +29,7 @@ from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.projection.config import ProjectionConfig
 from dataworth.tasks.projection.steps import make_bases
+from dataworth.tasks.training.checkpoint_ledger import ledger_of_checkpoints
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.ledger import Credits
 from dataworth.tasks.training.retraining import as_it_was
@@ -127,6 +128,17 @@ class LanguageGames:
         if adapted is not None:
             adapted.unload()  # type: ignore[operator]  # of peft
         return made
+
+    def checkpoint_ledger(self, checkpoints: Sequence[Path], training: TrainingConfig) -> Credits:
+        """What each source took off each query, by checkpoints between base and model."""
+        corpus = CorpusStore.open(self.corpus)
+        names = corpus.column("source").to_pylist()
+        owners = np.array([self.sources.index(name) for name in names])[corpus.windows["document"]]
+        points = [self.model.model_copy(update={"name": str(folder)}) for folder in checkpoints]
+        windows, n_players = np.arange(len(owners)), len(self.sources)
+        return ledger_of_checkpoints(
+            [*points, self.model], corpus, windows, owners, n_players, self.documents, training
+        )
 
     def named(self) -> dict[str, Callable[[], np.ndarray]]:
         """The games of the table."""

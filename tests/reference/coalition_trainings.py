@@ -7,9 +7,10 @@ documents that two coalitions have in common come in the same order in both, so 
 copy without its original is trained on as the original would be: the same documents in the same order.
 """
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -149,8 +150,13 @@ class Problem:
         torch.manual_seed(cell.seed)
         return LlamaForCausalLM(LlamaConfig.from_pretrained(self.base))
 
-    def trained(self, cell: Cell, mask: Bool[np.ndarray, " s"]) -> torch.nn.Module:
-        """The model of a coalition."""
+    def trained(
+        self,
+        cell: Cell,
+        mask: Bool[np.ndarray, " s"],
+        on_step: Callable[[torch.nn.Module, int, int], None] = lambda *_: None,
+    ) -> torch.nn.Module:
+        """The model of a coalition; `on_step` is called with the model, the steps made, and all of them."""
         model, batches = self.start(cell).train(), self.batches(cell, mask)
 
         def loss_of(step: int) -> torch.Tensor:
@@ -158,7 +164,9 @@ class Problem:
             return _losses(model, rows, rows, "mean")
 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        train_steps(trained, len(batches), loss_of, SETTINGS[cell.setting])
+        train_steps(
+            trained, len(batches), loss_of, SETTINGS[cell.setting], lambda step, steps, _: on_step(model, step, steps)
+        )
         return model.eval()
 
     @torch.no_grad()
@@ -173,10 +181,28 @@ class Problem:
         folder = self.folder / "models" / f"{cell.setting}-{cell.seed}"
         if not (folder / "model.safetensors").is_file():
             for model, place in ((self.start(cell), folder / "base"), (self.trained(cell, MASKS[EVERYBODY]), folder)):
-                merged = model.merge_and_unload() if cell.setting == "LoRA" else model
-                merged.save_pretrained(place)
-                self.tokenizer.save_pretrained(place)
+                self._save(cell, model, place)
         return folder
+
+    def on_the_way(self, cell: Cell, n_checkpoints: int) -> list[Path]:
+        """Folders of checkpoints of everybody's training at even distances, LoRA merged."""
+        n_steps = len(self.batches(cell, MASKS[EVERYBODY]))
+        marks = [round(n_steps * number / (n_checkpoints + 1)) for number in range(1, n_checkpoints + 1)]
+        folders = {mark: self.checkpoint(cell) / f"checkpoint-{mark}" for mark in marks}
+        missing = {mark for mark, folder in folders.items() if not (folder / "model.safetensors").is_file()}
+
+        def keep(model: torch.nn.Module, step: int, _: int) -> None:
+            if step in missing:
+                self._save(cell, copy.deepcopy(model), folders[step])
+
+        if missing:
+            self.trained(cell, MASKS[EVERYBODY], keep)
+        return list(folders.values())
+
+    def _save(self, cell: Cell, model: torch.nn.Module, place: Path) -> None:
+        merged = model.merge_and_unload() if cell.setting == "LoRA" else model
+        merged.save_pretrained(place)
+        self.tokenizer.save_pretrained(place)
 
 
 def _losses(

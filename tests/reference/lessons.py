@@ -22,8 +22,7 @@ from dataworth.tasks.model.halves import whole
 from dataworth.tasks.model.layers import tracked_layers
 from dataworth.tasks.model.reading import Reading
 from dataworth.tasks.training.optimizers import Adam, Clipping
-from dataworth.tasks.training.recipes import CheckpointReads
-from dataworth.tasks.training.replay import Recipe, Step
+from dataworth.tasks.training.recipes import CheckpointReads, Recipe, Step
 from dataworth.tasks.training.small_model import CLIPPED, SmallModel, learning_rates, train_steps
 
 __all__ = ["CharacterModel", "Characters", "character_lesson", "character_recipe", "digits_lesson"]

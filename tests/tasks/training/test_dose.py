@@ -10,7 +10,8 @@ from torch.func import functional_call
 
 from dataworth.tasks.training.dose import FEW, MANY, doses, of_doses
 from dataworth.tasks.training.optimizers import SGD, Adam
-from dataworth.tasks.training.replay import Replay, Step
+from dataworth.tasks.training.recipes import Step
+from dataworth.tasks.training.replay import Replay
 from tests.tasks.training.test_replay import BATCH, EPOCHS, SMOOTH, N, by_torch, language_model, network, recipe_of
 
 PORTIONS = np.array([0.1, 0.4, 0.2, 0.3])

@@ -15,7 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from dataworth.tasks.capture.losses import IGNORED, next_tokens
 from dataworth.tasks.training import replay as replay_module
 from dataworth.tasks.training.optimizers import SGD, Adam, Clipping
-from dataworth.tasks.training.replay import Outputs, Recipe, Replay, Step, _GaussNewton
+from dataworth.tasks.training.recipes import Outputs, Recipe, Step
+from dataworth.tasks.training.replay import Replay, _GaussNewton
 
 N, WIDTH, CLASSES, EPOCHS, BATCH = 12, 5, 3, 4, 4
 VOCABULARY, LENGTH = 17, 7
