@@ -231,7 +231,7 @@ def _trainings(
     """The same one whatever the game: those of the game retrain are known to the others, and theirs to it."""
     if parts is None or parts.training is None:
         return None
-    alone = parts.model_copy(update={"sums": {}, "factors": None})
+    alone = parts.model_copy(update={"sums": {}, "factors": None, "checkpoints": ()})
     retrain = sources.model_copy(update={"game": "retrain", "utility": "auto", "pull": None})
     name = game_fingerprint(alone, retrain, scores.fingerprint)
     return UtilityStore.create(StoreFolders(store).games, name, _attributes(scores, players))

@@ -148,9 +148,9 @@ def base_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]
         raise InputError(f"{setting('model.base')}: not given, so that nothing is known of where training began")
     if is_adapter(config.name):  # what they are put on stays; of two matrices, one begins as zero
         begun = {name: "lora_B" not in name.split(".") for name in names}
-        return {name: tensor * begun[name] for name, tensor in _weights(config, names, None).items()}
-    lacks = f"{setting('model.base')} {config.base}: has no parameter {{}}, so it is no base of {config.name}"
-    return _weights(config.model_copy(update={"name": config.base}), names, lacks)
+        return {name: tensor * begun[name] for name, tensor in _weights(config, names).items()}
+    found = _weights(config.model_copy(update={"name": config.base}), names)
+    return _complete(found, names, f"{setting('model.base')} {config.base}", f"base of {config.name}")
 
 
 def checkpoint_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]:
@@ -159,17 +159,20 @@ def checkpoint_weights(config: ModelConfig, names: Sequence[str]) -> dict[str, T
     Raises:
         InputError: it lacks one of them.
     """
-    return _weights(config, names, f"{config.name}: has no parameter {{}}, so it is no checkpoint of this training")
+    return _complete(_weights(config, names), names, config.name, "checkpoint of this training")
 
 
-def _weights(config: ModelConfig, names: Sequence[str], lacks: str | None) -> dict[str, Tensor]:
-    """As `checkpoint_weights`; what is missing is left out where no sentence says so."""
+def _weights(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]:
     state = _pretrained(config, torch.device("cpu"))[0].state_dict()
     found = {name: _of_state(state, name) for name in names}
-    for name, tensor in found.items():
-        if tensor is None and lacks is not None:
-            raise InputError(lacks.format(name))
     return {name: tensor.detach().float() for name, tensor in found.items() if tensor is not None}
+
+
+def _complete(found: dict[str, Tensor], names: Sequence[str], which: str, what: str) -> dict[str, Tensor]:
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(f"{which}: has no parameter {missing[0]}, so it is no {what}")
+    return found
 
 
 def _of_state(state: dict[str, Tensor], name: str) -> Tensor | None:

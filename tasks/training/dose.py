@@ -135,9 +135,9 @@ def of_doses(replay: Replay, queries: Examples) -> Float[np.ndarray, "q n"]:
         step, portion = steps[told.number], portions[told.number]
         if told.number == len(steps) - 1:
             of_clock[chunk] = 0.0
-        of_clock[chunk] += told.of_pace.clock.numpy()
-        of_dose[chunk, told.number] = told.of_pace.dose.numpy() + of_clock[chunk]
-        of_rate[chunk, told.number] = told.of_pace.rate.numpy() * slopes[told.number]
+        of_clock[chunk] += told.of_pace.clock.cpu().numpy()
+        of_dose[chunk, told.number] = told.of_pace.dose.cpu().numpy() + of_clock[chunk]
+        of_rate[chunk, told.number] = told.of_pace.rate.cpu().numpy() * slopes[told.number]
         # The gradient is a mean: more of one example is less of the others.
         of_gradient = told.of_examples.numpy()
         of_gradient = (of_gradient - portion * of_gradient.sum(axis=1, keepdims=True)) / dose

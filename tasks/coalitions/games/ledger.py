@@ -29,9 +29,9 @@ class LedgerGame(OneTraining):
         """Train once; where there are checkpoints of the training, not at all."""
         base, n_players = trained.base, len(trained.names)
         if material.sources.checkpoints:
-            _refuse_too_large(base, n_players, copies=1)
+            _refuse_too_large(base, n_players + 14)
             return _on_the_way(trained, material, on_step)
-        _refuse_too_large(base, n_players, copies=3)
+        _refuse_too_large(base, 3 * n_players + 6)
         ledger = ledger_of(
             base, trained.corpus, trained.windows, trained.players, n_players, trained.queries, trained.training,
             material.sources.ledger_every, on_step,
@@ -72,18 +72,18 @@ def _on_the_way(trained: Trained, material: Material, on_step: Callable[[int, in
     return Credited(ledger.values.T * (taken / told), ledger.measured[0], ledger.measured[-1], facts)
 
 
-def _refuse_too_large(base: LoadedModel, n_players: int, copies: int) -> None:
-    """Some copies of the weights a player, in float32, must fit into memory beside the training.
+def _refuse_too_large(base: LoadedModel, copies: int) -> None:
+    """So many copies of the weights, in float32, must fit into memory beside the model.
 
     Raises:
         InputError: they do not.
     """
     if base.device.type != "cpu":  # whose memory is asked for as it is used, and refused by a sentence
         return
-    needed = 4 * (copies * n_players + 6) * sum(weight.numel() for weight in base.model.parameters())
+    needed = 4 * copies * sum(weight.numel() for weight in base.model.parameters())
     free = base.free_memory
     if needed > free:
         raise InputError(
-            f"the game {LedgerGame.name}: books of {n_players:,} sources need about {needed / 1e9:.0f} GB of memory, "
+            f"the game {LedgerGame.name}: books of the sources need about {needed / 1e9:.0f} GB of memory, "
             f"and {free / 1e9:.0f} GB are free: value coarser sources ({setting('sources.by')})"
         )
