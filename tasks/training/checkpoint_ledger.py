@@ -10,7 +10,6 @@ repaired.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import LoadedModel, base_weights, checkpoint_weights, load
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.ledger import Credits
-from dataworth.tasks.training.retraining import as_it_was, trained_weights
+from dataworth.tasks.training.retraining import as_it_was, wanting_gradients
 from dataworth.tasks.training.small_model import shuffled_batches
 from dataworth.tasks.training.training_with_ledger import summed_losses
 
@@ -70,7 +69,7 @@ def ledger_of_checkpoints(
 
     values, others = np.zeros((n_players, n_queries)), np.zeros(n_queries)
     measured, accounted = np.zeros((len(points) + 1, n_queries)), np.zeros((len(points), n_queries))
-    with as_it_was(loaded), _trained(loaded.model) as weights:
+    with as_it_was(loaded), wanting_gradients(loaded.model) as weights:
         way = _Way(loaded, weights, points)
         way.to(0.0, 0)
         measured[0] = query_losses(loaded, queries)
@@ -136,21 +135,6 @@ class _Way:
 
 def _parts(weights: dict[str, nn.Parameter], flat: Tensor) -> tuple[Tensor, ...]:
     return flat.split([weight.numel() for weight in weights.values()])
-
-
-@contextmanager
-def _trained(model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
-    """The weights that are trained, by name; they want gradients in the block."""
-    chosen = {id(weight) for weight in trained_weights(model)}
-    named = {name: weight for name, weight in model.named_parameters() if id(weight) in chosen}
-    wants = {name: weight.requires_grad for name, weight in named.items()}
-    for weight in named.values():
-        weight.requires_grad_(True)
-    try:
-        yield named
-    finally:
-        for name, weight in named.items():
-            weight.requires_grad_(wants[name])
 
 
 def _gradient(weights: dict[str, nn.Parameter], losses: Iterator[Tensor]) -> Float[Tensor, " p"]:

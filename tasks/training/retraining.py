@@ -38,6 +38,7 @@ __all__ = [
     "packed_difference",
     "train",
     "trained_weights",
+    "wanting_gradients",
     "window_players",
 ]
 
@@ -134,17 +135,12 @@ def train(loaded: LoadedModel, corpus: CorpusStore, windows: np.ndarray, trainin
         logits, targets = zip(*(predicted(numbers[part]) for part in parts), strict=True)
         return cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=IGNORED)
 
-    wants = [(weight, weight.requires_grad) for weight in model.parameters()]
-    trained = trained_weights(model)
-    for weight in trained:
-        weight.requires_grad_(True)
-    model.train()
-    try:
-        return train_steps(trained, len(batches), loss_of, training)
-    finally:
-        model.eval()
-        for weight, wanted in wants:
-            weight.requires_grad_(wanted)
+    with wanting_gradients(model) as weights:
+        model.train()
+        try:
+            return train_steps(weights.values(), len(batches), loss_of, training)
+        finally:
+            model.eval()
 
 
 def batch_parts(lengths: Int[np.ndarray, " b"], batching: Batching) -> list[np.ndarray]:
@@ -177,6 +173,21 @@ def trained_weights(model: nn.Module) -> list[nn.Parameter]:
     """Of the weights those that want a gradient; where none does, those of adapters; without these, all."""
     chosen = [weight for weight in model.parameters() if weight.requires_grad] or list(adapter_weights(model).values())
     return chosen or [weight for weight in model.parameters() if weight.is_floating_point()]
+
+
+@contextmanager
+def wanting_gradients(model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
+    """`trained_weights` by name, which want gradients in the block and as before after it."""
+    chosen = {id(weight) for weight in trained_weights(model)}
+    named = {name: weight for name, weight in model.named_parameters() if id(weight) in chosen}
+    wants = {name: weight.requires_grad for name, weight in named.items()}
+    for weight in named.values():
+        weight.requires_grad_(True)
+    try:
+        yield named
+    finally:
+        for name, weight in named.items():
+            weight.requires_grad_(wants[name])
 
 
 def floating_weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -15,7 +15,7 @@ from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.loading import LoadedModel
 from dataworth.tasks.training.config import TrainingConfig
 from dataworth.tasks.training.ledger import Credits, Ledger
-from dataworth.tasks.training.retraining import trained_weights
+from dataworth.tasks.training.retraining import wanting_gradients
 from dataworth.tasks.training.small_model import CLIPPED, learning_rates, shuffled_batches
 
 __all__ = ["ledger_of", "summed_losses"]
@@ -46,44 +46,39 @@ def ledger_of(
     """
     batches = shuffled_batches(corpus.windows["n_tokens"][windows].tolist(), training)
     model = loaded.model
-    wants = [(weight, weight.requires_grad) for weight in model.parameters()]
-    trained = trained_weights(model)
-    for weight in trained:
-        weight.requires_grad_(True)
     torch.manual_seed(training.seed)
-    optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
     rates = learning_rates(len(batches), training.learning_rate)
 
     def losses() -> Iterator[Tensor]:
         for query in range(queries.n_examples):
-            yield sum(
-                summed_losses(loaded, queries, np.array([query]), np.ones(1)), torch.zeros((), device=loaded.device)
-            )
+            own = summed_losses(loaded, queries, np.array([query]), np.ones(1))
+            yield sum(own, torch.zeros((), device=loaded.device))
 
     def measured() -> Float[np.ndarray, " q"]:
         return query_losses(loaded, queries)
 
-    ledger = Ledger(model, optimizer, losses, every=every, players=range(n_players), measured=measured)
-    try:
-        with ledger:
-            for step, batch in enumerate(batches):
-                model.train()
-                numbers, owners = windows[batch], players[batch]
-                n_targets = max(1, int(window_targets(corpus)[numbers].sum()))
-                optimizer.zero_grad(set_to_none=True)
-                for player in np.unique(owners):
-                    own = numbers[owners == player]
-                    for part in summed_losses(loaded, corpus, own, corpus.windows["n_tokens"][own]):
-                        ledger.backward(part / n_targets, int(player))
-                torch.nn.utils.clip_grad_norm_(trained, CLIPPED)
-                optimizer.param_groups[0]["lr"] = rates[step]
-                optimizer.step()
-                on_step(step + 1, len(batches))
-    finally:
-        optimizer.zero_grad(set_to_none=True)
-        model.eval()
-        for weight, wanted in wants:
-            weight.requires_grad_(wanted)
+    with wanting_gradients(model) as weights:
+        trained = list(weights.values())
+        optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
+        ledger = Ledger(model, optimizer, losses, every=every, players=range(n_players), measured=measured)
+        try:
+            with ledger:
+                for step, batch in enumerate(batches):
+                    model.train()
+                    numbers, owners = windows[batch], players[batch]
+                    n_targets = max(1, int(window_targets(corpus)[numbers].sum()))
+                    optimizer.zero_grad(set_to_none=True)
+                    for player in np.unique(owners):
+                        own = numbers[owners == player]
+                        for part in summed_losses(loaded, corpus, own, corpus.windows["n_tokens"][own]):
+                            ledger.backward(part / n_targets, int(player))
+                    torch.nn.utils.clip_grad_norm_(trained, CLIPPED)
+                    optimizer.param_groups[0]["lr"] = rates[step]
+                    optimizer.step()
+                    on_step(step + 1, len(batches))
+        finally:
+            optimizer.zero_grad(set_to_none=True)
+            model.eval()
     return ledger.credits()
 
 
