@@ -6,7 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dataworth
 from dataworth.storage.corpus import CorpusStore
@@ -15,6 +17,7 @@ from dataworth.storage.ref import StoreRef
 from dataworth.storage.schema import ALL_QUERIES
 from dataworth.tasks.capture.losses import example_losses
 from dataworth.tasks.corpus.batches import corpus_batch
+from dataworth.tasks.corpus.measured_losses import query_losses
 from dataworth.tasks.model.config import ModelConfig
 from dataworth.tasks.model.loading import load
 from dataworth.tasks.report.results.folder import read_record
@@ -70,18 +73,19 @@ def valued(run, store, sources=None, rows=ROWS, **options):
     )
 
 
+def stores_of(made):
+    places = [read_record(str(made.folder))["stores"][name] for name in ("corpus", "queries")]
+    refs = [StoreRef(kind="corpus", location=place, fingerprint=place.rsplit("/", 1)[-1]) for place in places]
+    return [CorpusStore.open(ref) for ref in refs]
+
+
 def whole(made):
     return made.sources[made.sources["query_id"] == ALL_QUERIES].set_index("source")["value"]
 
 
 def test_values_are_those_of_the_definition(run, tmp_path):
     made = valued(run, tmp_path)
-    record = read_record(str(made.folder))
-    places = {name: record["stores"][name] for name in ("corpus", "queries")}
-    corpus, queries = (
-        CorpusStore.open(StoreRef(kind="corpus", location=place, fingerprint=place.rsplit("/", 1)[-1]))
-        for place in places.values()
-    )
+    corpus, queries = stores_of(made)
     loaded = load(ModelConfig(name=str(run / "model"), device="cpu"))
     names = [name for name, _ in loaded.model.named_parameters()]
     folders = [run / "model" / "base", run / "checkpoint-9", run / "checkpoint-100", run / "model"]
@@ -128,7 +132,7 @@ def test_values_are_those_of_the_definition(run, tmp_path):
     found = ledger_of_checkpoints(points, corpus, windows, players, 3, queries, TRAINING)
     np.testing.assert_allclose(found.values, expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_allclose(found.accounted.sum(axis=0), gone, rtol=1e-3)
-    notes = record["game"]
+    notes = read_record(str(made.folder))["game"]
     values = whole(made)
     assert notes["estimator"] == "the way through 2 checkpoints"
     for number, name in enumerate(("s0", "s1", "s2")):
@@ -178,3 +182,42 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path):
     train_language_model(TEXTS, tmp_path / "wide", wide, lambda *_: None)
     with pytest.raises(InputError, match="has another shape than in the model"):
         valued(run, tmp_path / "store", sources={"checkpoints": [str(tmp_path / "wide")]})
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")  # peft asks transformers by the old name
+def test_adapters_on_the_way(run, tmp_path):
+    """Of adapters the matrices are moved, from where they add nothing."""
+    base = AutoModelForCausalLM.from_pretrained(run / "model" / "base")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model" / "base")
+    torch.manual_seed(0)
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    stepping = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad], lr=1e-2)
+    ids = [tokenizer(text, return_tensors="pt")["input_ids"][:, :24] for text in TEXTS]
+    for step in range(1, 31):
+        stepping.zero_grad()
+        sum(adapted(input_ids=each, labels=each).loss for each in ids).backward()
+        stepping.step()
+        if step in (10, 20, 30):
+            adapted.save_pretrained(tmp_path / f"checkpoint-{step}")
+            tokenizer.save_pretrained(tmp_path / f"checkpoint-{step}")
+    made = dataworth.value(
+        str(tmp_path / "checkpoint-30"),
+        None,
+        ROWS,
+        QUERIES,
+        store=tmp_path / "store",
+        model={"device": "cpu"},
+        sources={"checkpoints": [str(tmp_path / "checkpoint-10"), str(tmp_path / "checkpoint-20")], "fallback": False},
+        **SETTINGS,
+    )
+    assert "scaled by" in read_record(str(made.folder))["game"]
+    assert made.account.kind == "share"
+    assert whole(made).sum() == pytest.approx(made.account.total, rel=1e-3)
+    corpus, queries = stores_of(made)
+    folders = [tmp_path / f"checkpoint-{step}" for step in (10, 20, 30)]
+    points = [ModelConfig(name=str(folder), base=str(run / "model" / "base"), device="cpu") for folder in folders]
+    windows = np.arange(corpus.n_examples)
+    found = ledger_of_checkpoints(points, corpus, windows, windows % 3, 3, queries, TRAINING)
+    for number, point in enumerate(points, 1):
+        np.testing.assert_allclose(found.measured[number], query_losses(load(point), queries), rtol=1e-5)
+    np.testing.assert_allclose(found.measured[0], query_losses(load(points[0], 1.0), queries), rtol=1e-5)
