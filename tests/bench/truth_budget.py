@@ -49,7 +49,7 @@ def budget_rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows of a number of trainings each: by merged models, of each seed; by surrogates and by none, of their mean."""
     for number in [number for number in TRAININGS if merged and number > N_PLAYERS]:
-        by_seed = zip(-losses.astype(np.float64), merged, strict=True)
+        by_seed = zip(-losses.astype(np.float64), merged, strict=False)  # there may be more seeds than models
         found = [merged_budget(utilities, number, tables_of(number)) for utilities, tables_of in by_seed]
         mean = {name: round(float(np.mean([each[name] for each in found])), 3) for name in found[0]}
         yield {"method": f"{number} trainings", "game": "each seed", "surrogates": "merged models", **mean}

@@ -131,7 +131,7 @@ def tokens_of(corpus):
 
 def test_seeds_agree_on_every_table_that_is_kept(kept):
     for table, losses in kept.losses.items():
-        seeds = seeds_of(table.split(",")[0])
+        seeds = seeds_of(*table.split(", "))
         assert losses.shape == (len(seeds), len(MASKS), len(kept.corpus.queries))
         assert losses.dtype == np.float32
         row = truth_row(losses, groups_of(kept.corpus))
