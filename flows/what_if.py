@@ -36,6 +36,9 @@ from dataworth.tasks.report.results.folder import read_record
 
 __all__ = ["Valued", "valued", "what_if"]
 
+# Of a game, kept beside its values; what an average of values names its checkpoints is no setting.
+SETTINGS = SourcesConfig.model_fields.keys() - {"checkpoints"}
+
 
 class _Known:
     """Utilities of coalitions that a valuation kept; nothing is added."""
@@ -197,7 +200,7 @@ def _read(store: CoalitionStore, weights: str) -> Valued:
         names=rows["source"].to_list(),
         shares=rows["share"].to_numpy(np.float64, na_value=np.nan),
         sums=sums[rows["source"]].to_numpy(np.float64),
-        sources=SourcesConfig.model_validate({k: attributes[k] for k in SourcesConfig.model_fields if k in attributes}),
+        sources=SourcesConfig.model_validate({k: attributes[k] for k in SETTINGS if k in attributes}),
         parts=None if parts is None else GameParts.model_validate(parts),
         scores=attributes["scores"],
         notes=attributes["notes"],

@@ -133,7 +133,7 @@ class OneTraining(SourceGame):
         of_windows = window_players(corpus, players.grouping, players.names)
         windows = np.flatnonzero(of_windows >= 0)
         trained = Trained(base, corpus, queries, windows, of_windows[windows], players.names, parts.training)
-        with as_it_was(base), progress("training", 0, "step") as bar:
+        with as_it_was(base), progress(self.name, 0, "step") as bar:
 
             def on_step(step: int, steps: int) -> None:
                 bar.expect(steps)
