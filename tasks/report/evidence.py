@@ -45,8 +45,8 @@ def evidence(kind: str, game: str, notes: Mapping[str, Any], of_language: bool) 
         return ""
     return (
         f"On the bench's two corpora {_both(told.by_package)} of shares told in this way were with the wrong source "
-        f"where questions are of one source's subject, and {_both(told.together)} of all questions together; of "
-        f"shares by tokens {_both(TOKENS.by_package)} and {_both(TOKENS.together)}."
+        f"where questions are of one source's subject, {_both(told.together)} of all questions together (of shares by "
+        f"tokens {_both(TOKENS.by_package)}, {_both(TOKENS.together)})."
     )
 
 
