@@ -175,7 +175,9 @@ def _game_parts(config: ValueConfig, made: Made, grouping: str, steps: Steps) ->
 def _checkpoints(config: ValueConfig) -> tuple[str, ...]:
     """Fingerprints of the weights of the checkpoints between base and model: their folders may hold others tomorrow."""
     model = config.model.only
-    return tuple(load(model.model_copy(update={"name": name})).fingerprint for name in config.sources.checkpoints)
+    spelled = {"tokenizer": model.tokenizer or model.name}  # which a training often keeps with the model alone
+    named = [model.model_copy(update={"name": name, **spelled}) for name in config.sources.checkpoints]
+    return tuple(load(each).fingerprint for each in named)
 
 
 def _base(model: ModelConfig, is_needed: bool) -> str | None:

@@ -43,14 +43,14 @@ def weights_of(folder):
 
 
 def saved(folder, like, weights):
-    shutil.copytree(like, folder, ignore=shutil.ignore_patterns("base", "model.safetensors"))
+    shutil.copytree(like, folder, ignore=shutil.ignore_patterns("base", "model.safetensors", "*token*"))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A folder with a model, its base inside, and two checkpoints beside the straight way between them."""
+    """A folder with a model, its base inside, and two checkpoints, without tokenizers, near the way between them."""
     folder = tmp_path_factory.mktemp("run")
     train_language_model(TEXTS, folder / "model", SmallModel(**SIZE, **TRAINING.model_dump()), lambda *_: None)
     base, model = weights_of(folder / "model" / "base"), weights_of(folder / "model")

@@ -67,6 +67,8 @@ def _on_the_way(trained: Trained, material: Material, on_step: Callable[[int, in
     # Of values that cancel each other, what is left over would be scaled.
     if taken <= 0 or told <= np.abs(ledger.values.sum(axis=1)).sum() / 2:
         reason = "what the ways between the checkpoints tell of the sources cancels out"
+        if taken <= 0:
+            reason = "training took nothing off the queries that could be shared"
         return Credited(ledger.values.T, ledger.measured[0], ledger.measured[-1], facts, reason)
     facts["scaled by"] = taken / told
     return Credited(ledger.values.T * (taken / told), ledger.measured[0], ledger.measured[-1], facts)
